@@ -1,0 +1,79 @@
+# make venv    .venv with Flame in it
+# make run     start an embedded cluster, run flmping in it, show its sessions, stop it
+# make test    everything CI runs
+# make bench   Flame against Ray, Dask and ProcessPoolExecutor
+# make lint    only the static checks of `make test`
+# make format  rewrite the sources in the project's format
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# The newest of the usual names that is Python 3.11 or later; override with `make PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$p"; break; fi; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+INSTALLED := $(VENV)/.stamp-installed
+DEVELOPED := $(VENV)/.stamp-dev
+FOREIGN := .venv-foreign/.stamp-installed
+PYTEST_ARGS ?=
+
+.PHONY: help venv run test bench lint format proto dev foreign clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+venv: $(INSTALLED)
+dev: $(DEVELOPED)
+foreign: $(FOREIGN)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found; name one with make PYTHON=/path/to/python" >&2; exit 1; }
+	@rm -f $(INSTALLED) $(DEVELOPED)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "error: $(PYTHON) can't make virtual environments; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+
+$(INSTALLED): pyproject.toml src/flame/_version.py | $(BIN)/python
+	@echo "installing flame-engine into $(VENV)"
+	@$(PIP) --editable ".[certs,speed]"
+	@touch $@
+
+$(DEVELOPED): pyproject.toml $(INSTALLED)
+	@echo "installing the development tools into $(VENV)"
+	@$(PIP) --editable ".[certs,speed,dev]"
+	@touch $@
+
+# The unmodified client of the reference system, in an environment of its own: conformance tests run it as a process.
+$(FOREIGN):
+	@echo "installing flamepy 0.6.0 into .venv-foreign"
+	@test -x .venv-foreign/bin/python || $(PYTHON) -m venv .venv-foreign
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-foreign/bin/python -m pip install --quiet "flamepy==0.6.0"
+	@touch $@
+
+run: $(INSTALLED)
+	@BIN=$(BIN) sh tools/run_demo.sh
+
+proto: $(DEVELOPED)
+	@$(BIN)/python tools/generate_proto.py
+
+lint: $(DEVELOPED)
+	$(BIN)/python tools/generate_proto.py --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
+
+format: $(DEVELOPED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(DEVELOPED) $(FOREIGN) lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(DEVELOPED)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .venv-foreign .pytest_cache .ruff_cache .hypothesis
