@@ -1,0 +1,72 @@
+"""Application documents: what `flmctl register` and `update` read, and `flmctl view -o yaml` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from flame.config.cluster import SHIMS
+from flame.config.document import Section, parse_documents
+from flame.model.specs import DEFAULT_DELAY_RELEASE, DEFAULT_MAX_INSTANCES, ApplicationSchema, ApplicationSpec
+
+
+class ApplicationDocument(NamedTuple):
+    """One application to be registered."""
+
+    name: str
+    spec: ApplicationSpec
+
+
+def parse_applications(file: Path, text: str) -> list[ApplicationDocument]:
+    """All applications of a file with one or more YAML documents. Raises InvalidConfigError; then none is returned."""
+    applications: dict[str, ApplicationDocument] = {}
+    for section in parse_documents(file, text):
+        application = _application(section)
+        if application.name in applications:
+            raise section.error("", f"the file names the application {application.name!r} twice")
+        applications[application.name] = application
+    return list(applications.values())
+
+
+def _application(root: Section) -> ApplicationDocument:
+    metadata = root.section_or_empty("metadata")
+    name = metadata.required("name")
+    spec = root.section_or_empty("spec")
+    document = ApplicationDocument(
+        name,
+        ApplicationSpec(
+            shim=SHIMS[spec.choice("shim", tuple(SHIMS), "host")],
+            description=spec.text("description"),
+            labels=spec.texts("labels"),
+            image=spec.text("image"),
+            command=spec.text("command"),
+            arguments=spec.texts("arguments"),
+            environments=spec.mapping("environments"),
+            working_directory=spec.text("working_directory"),
+            max_instances=spec.integer("max_instances", DEFAULT_MAX_INSTANCES, maximum=2**32 - 1),
+            delay_release=spec.integer("delay_release", DEFAULT_DELAY_RELEASE, maximum=2**63 - 1),
+            schema=_schema(spec.section("schema")),
+            url=spec.text("url"),
+            installer=spec.text("installer"),
+            start_timeout_ms=spec.integer("start_timeout_ms", 0, maximum=2**32 - 1),
+        ),
+    )
+    root.finish()
+    return document
+
+
+def _schema(section: Section | None) -> ApplicationSchema | None:
+    if section is None:
+        return None
+    texts: dict[str, str | None] = {}
+    for part in ("input", "output", "common_data"):
+        text = section.text(part)
+        if text is not None:
+            try:
+                json.loads(text)
+            except ValueError as error:
+                raise section.error(part, f"is not JSON text: {error}") from None
+        texts[part] = text
+    schema = ApplicationSchema(**texts)
+    return None if schema == ApplicationSchema() else schema

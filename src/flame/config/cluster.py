@@ -1,0 +1,287 @@
+"""The settings of a cluster: `flame-cluster.yaml`, one file for session manager, executor managers and cache.
+
+All keys of the reference's file are accepted. Those that have no meaning here are reported by `read_cluster` as notes
+(`flmadm check` prints them); unknown ones are errors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from flame.config.document import Note, Section, parse_documents, read_text
+from flame.model.resources import Resources
+from flame.model.specs import UNIT
+from flame.model.states import Shim
+
+DEFAULT_ENDPOINT = "http://127.0.0.1:8080"
+DEFAULT_CACHE_ENDPOINT = "http://127.0.0.1:9090"
+DEFAULT_POLICIES = ("priority", "drf")
+KNOWN_POLICIES = ("priority", "drf", "shim")
+DEFAULT_MAX_PAYLOAD = 64 * 1024 * 1024
+MAX_PAYLOAD = 1024**3  # a frame's length is 32 bits and its body is protobuf, which ends at 2 GiB
+SHIMS = {"host": Shim.HOST, "wasm": Shim.WASM, "rest": Shim.REST, "stdio": Shim.STDIO, "container": Shim.CONTAINER}
+
+
+class TlsConfig(msgspec.Struct, frozen=True):
+    """PEM files: the own certificate and its key, and the authority that the other side's certificate is checked with.
+
+    Servers have all three; a client may have the authority only.
+    """
+
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    ca_file: Path | None = None
+
+
+class ExecutorLimits(msgspec.Struct, frozen=True):
+    max_executors: int | None = None
+
+
+class ExecutorsSection(msgspec.Struct, frozen=True):
+    """How a node runs instances. `capacity` None = what the machine has."""
+
+    shim: Shim = Shim.HOST
+    limits: ExecutorLimits = ExecutorLimits()
+    capacity: Resources | None = None
+
+
+class LimitsSection(msgspec.Struct, frozen=True):
+    """`max_payload` in bytes, of one task's input or output."""
+
+    max_sessions: int | None = None
+    max_executors: int = 128
+    max_payload: int = DEFAULT_MAX_PAYLOAD
+
+
+class SessionRecovery(msgspec.Struct, frozen=True):
+    """`retry_limits`: failed attempts to bind an executor before the session is paused."""
+
+    retry_limits: int = 5
+
+
+class RecoverySection(msgspec.Struct, frozen=True):
+    session: SessionRecovery = SessionRecovery()
+
+
+class ClusterSection(msgspec.Struct, frozen=True):
+    """`endpoint` names host and port P; `storage` is `none`, `sqlite://FILE` or `fs://FOLDER` with absolute paths."""
+
+    name: str = "flame"
+    endpoint: str = DEFAULT_ENDPOINT
+    resreq: Resources = UNIT
+    policies: tuple[str, ...] = DEFAULT_POLICIES
+    storage: str = "sqlite://flame.db"
+    schedule_interval: int = 100
+    executors: ExecutorsSection = ExecutorsSection()
+    limits: LimitsSection = LimitsSection()
+    recovery: RecoverySection = RecoverySection()
+    tls: TlsConfig | None = None
+    insecure: bool = False
+
+    @property
+    def host(self) -> str:
+        """The host of the endpoint, without brackets."""
+        return urlsplit(self.endpoint).hostname or "127.0.0.1"
+
+    @property
+    def port(self) -> int:
+        """Port P of the endpoint."""
+        return urlsplit(self.endpoint).port or 8080
+
+
+class EvictionSection(msgspec.Struct, frozen=True):
+    """`max_memory` in bytes."""
+
+    policy: str = "lru"
+    max_memory: int = 1024**3
+    max_objects: int | None = None
+
+
+class CacheSection(msgspec.Struct, frozen=True):
+    """The object cache."""
+
+    endpoint: str = DEFAULT_CACHE_ENDPOINT
+    network_interface: str = "eth0"
+    storage: Path | None = None
+    eviction: EvictionSection = EvictionSection()
+    tls: TlsConfig | None = None
+
+
+class ClusterConfig(msgspec.Struct, frozen=True):
+    """Everything of one `flame-cluster.yaml`."""
+
+    cluster: ClusterSection = ClusterSection()
+    cache: CacheSection | None = None
+
+
+def default_cluster_file() -> Path:
+    """`~/.flame/flame-cluster.yaml` of the user who runs this now."""
+    return Path.home() / ".flame" / "flame-cluster.yaml"
+
+
+def load_cluster(path: Path | None = None) -> ClusterConfig:
+    """The settings in `path`, or in the default file, or the built-in ones when that does not exist.
+
+    Raises InvalidConfigError with file, line, key, value and the nearest known key.
+    """
+    return read_cluster(path)[0]
+
+
+def read_cluster(path: Path | None = None) -> tuple[ClusterConfig, list[Note]]:
+    """Like `load_cluster`, with the notes about settings that are accepted and have no effect."""
+    file = path if path is not None else default_cluster_file()
+    if path is None and not file.exists():
+        storage = f"sqlite://{file.parent / 'flame.db'}"
+        return ClusterConfig(cluster=ClusterSection(storage=storage)), []
+    documents = parse_documents(file, read_text(file))
+    root = documents[0] if documents else Section(file, "", None, [])
+    if len(documents) > 1:
+        raise documents[1].error("", "a cluster file has one document only")
+    if "cluster" not in root:
+        raise root.error("", "cluster is required", "write a section cluster: with name and endpoint")
+    cluster = _cluster(root.section_or_empty("cluster"))
+    cache = root.section("cache")
+    config = ClusterConfig(cluster=cluster, cache=_cache(cache) if cache is not None else None)
+    root.finish()
+    return config, root.notes
+
+
+def _cluster(section: Section) -> ClusterSection:
+    name = section.required("name")
+    endpoint = read_url(section, "endpoint", ("http", "https"), section.required("endpoint"))
+    tls = _server_tls(section)
+    if (endpoint.split(":", 1)[0] == "https") != (tls is not None):
+        if tls is None:
+            raise section.error("endpoint", "is https but there is no cluster.tls", "add cluster.tls or write http://")
+        raise section.error("endpoint", "is http but there is cluster.tls", "write https://, clients decide by it")
+    policies = section.texts("policies", DEFAULT_POLICIES)
+    for policy in policies:
+        if policy not in KNOWN_POLICIES:
+            raise section.error(
+                "policies", f"unknown policy {policy!r}", f"the known ones are {', '.join(KNOWN_POLICIES)}"
+            )
+    interval = section.integer("schedule_interval", 100)
+    section.note("schedule_interval", "has no effect: the scheduler acts on events, not at intervals")
+    _pprof(section)
+    return ClusterSection(
+        name=name,
+        endpoint=endpoint,
+        resreq=section.resources("resreq") or UNIT,
+        policies=policies,
+        storage=_storage(section),
+        schedule_interval=interval,
+        executors=_executors(section.section_or_empty("executors")),
+        limits=_limits(section.section_or_empty("limits")),
+        recovery=_recovery(section.section_or_empty("recovery")),
+        tls=tls,
+        insecure=section.flag("insecure"),
+    )
+
+
+def _executors(section: Section) -> ExecutorsSection:
+    shim = SHIMS[section.choice("shim", tuple(SHIMS), "host")]
+    limits = section.section_or_empty("limits")
+    most = limits.integer("max_executors", minimum=1)
+    limits.note("max_executors", "has no effect: the capacity of a node limits its executors")
+    return ExecutorsSection(
+        shim=shim, limits=ExecutorLimits(max_executors=most), capacity=section.resources("capacity")
+    )
+
+
+def _limits(section: Section) -> LimitsSection:
+    return LimitsSection(
+        max_sessions=section.integer("max_sessions", minimum=1),
+        max_executors=section.integer("max_executors", 128, minimum=1),
+        max_payload=_max_payload(section),
+    )
+
+
+def _max_payload(section: Section) -> int:
+    value = section.size("max_payload", DEFAULT_MAX_PAYLOAD)
+    if not 0 < value <= MAX_PAYLOAD:
+        raise section.error("max_payload", f"{value} is out of range", "it may be up to 1Gi")
+    return value
+
+
+def _recovery(section: Section) -> RecoverySection:
+    session = section.section_or_empty("session")
+    return RecoverySection(session=SessionRecovery(retry_limits=session.integer("retry_limits", 5)))
+
+
+def _storage(section: Section) -> str:
+    text = section.text("storage", "sqlite://flame.db")
+    if text == "none":
+        return text
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in ("sqlite", "fs", "file"):
+        raise section.error("storage", f"unknown storage {text!r}", "write none, sqlite://FILE or fs://FOLDER")
+    if not rest:
+        raise section.error("storage", f"{text!r} names no path", "write none, sqlite://FILE or fs://FOLDER")
+    return f"{scheme}://{section.resolve('storage', rest)}"
+
+
+def _server_tls(section: Section) -> TlsConfig | None:
+    tls = section.section("tls")
+    if tls is None:
+        return None
+    files = {key: tls.file_path(key) for key in ("cert_file", "key_file", "ca_file")}
+    for key, file in files.items():
+        if file is None:
+            raise tls.error(
+                "", f"{key} is required", "every listener shows a certificate and checks that of its clients"
+            )
+    return TlsConfig(**files)
+
+
+def _cache(section: Section) -> CacheSection:
+    _pprof(section)
+    tls = section.section("tls")
+    eviction = section.section_or_empty("eviction")
+    return CacheSection(
+        endpoint=read_url(
+            section, "endpoint", ("http", "https", "grpc", "grpcs"), section.text("endpoint", DEFAULT_CACHE_ENDPOINT)
+        ),
+        network_interface=section.text("network_interface", "eth0"),
+        storage=section.file_path("storage"),
+        eviction=EvictionSection(
+            policy=eviction.choice("policy", ("lru", "none"), "lru"),
+            max_memory=eviction.size("max_memory", 1024**3),
+            max_objects=eviction.integer("max_objects", minimum=1),
+        ),
+        tls=read_client_tls(tls) if tls is not None else None,
+    )
+
+
+def _pprof(section: Section) -> None:
+    pprof = section.section("pprof")
+    if pprof is not None:
+        pprof.integer("port", minimum=1, maximum=65535)
+        section.note("pprof", "has no effect: there is no profiler to serve")
+
+
+def read_client_tls(section: Section) -> TlsConfig:
+    """The tls section of a client: the authority, and a certificate with its key or neither."""
+    files = {key: section.file_path(key) for key in ("cert_file", "key_file", "ca_file")}
+    if (files["cert_file"] is None) != (files["key_file"] is None):
+        raise section.error("", "cert_file and key_file belong together")
+    return TlsConfig(**files)
+
+
+def read_url(section: Section, key: str, schemes: tuple[str, ...], text: str) -> str:
+    """An address with a known scheme, a host and perhaps a port; returned as it was written."""
+    try:
+        parts = urlsplit(text)
+        if parts.port == 0:
+            raise ValueError("port 0")
+    except ValueError as error:
+        raise section.error(key, f"invalid address {text!r}: {error}") from None
+    if parts.scheme not in schemes or not parts.hostname:
+        raise section.error(key, f"invalid address {text!r}", f"write {schemes[0]}://HOST:PORT ({', '.join(schemes)})")
+    if parts.path not in ("", "/") or parts.query or parts.username:
+        raise section.error(
+            key, f"invalid address {text!r}", "an address has a scheme, a host and a port, nothing else"
+        )
+    return text.rstrip("/")
