@@ -1,0 +1,29 @@
+"""The link: frames between clients, session manager, executor managers and instances."""
+
+from flame.link.address import Address, parse, tcp, unix
+from flame.link.connection import HIGH_WATER, Link
+from flame.link.dialing import connect
+from flame.link.errors import from_wire, to_wire
+from flame.link.frames import DEFAULT_MAX_PAYLOAD, FRAME_SLACK, MORE, Frame, Kind
+from flame.link.peer import PeerInfo
+from flame.link.server import LinkServer, serve
+
+__all__ = [
+    "DEFAULT_MAX_PAYLOAD",
+    "FRAME_SLACK",
+    "HIGH_WATER",
+    "MORE",
+    "Address",
+    "Frame",
+    "Kind",
+    "Link",
+    "LinkServer",
+    "PeerInfo",
+    "connect",
+    "from_wire",
+    "parse",
+    "serve",
+    "tcp",
+    "to_wire",
+    "unix",
+]

@@ -26,6 +26,7 @@ class Kind(IntEnum):
     CALL = 6
     REPLY = 7
     HANGUP = 8
+    TAKEN = 9
     ATTACH = 16
     ATTACHED = 17
     SUBMIT = 18
@@ -45,6 +46,11 @@ class Kind(IntEnum):
     ENTERED = 49
     LEAVE = 50
     LEFT = 51
+
+
+# Kinds below this one are the link's own: whoever uses a link never sees them in `on_frames`.
+FIRST_KIND = 16
+KNOWN_KINDS = frozenset(int(kind) for kind in Kind)
 
 
 class Frame(NamedTuple):

@@ -20,6 +20,7 @@ class FrameKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CALL: _ClassVar[FrameKind]
     REPLY: _ClassVar[FrameKind]
     HANGUP: _ClassVar[FrameKind]
+    TAKEN: _ClassVar[FrameKind]
     ATTACH: _ClassVar[FrameKind]
     ATTACHED: _ClassVar[FrameKind]
     SUBMIT: _ClassVar[FrameKind]
@@ -48,6 +49,7 @@ PONG: FrameKind
 CALL: FrameKind
 REPLY: FrameKind
 HANGUP: FrameKind
+TAKEN: FrameKind
 ATTACH: FrameKind
 ATTACHED: FrameKind
 SUBMIT: FrameKind
@@ -181,6 +183,12 @@ class Reply(_message.Message):
     response: bytes
     error: Error
     def __init__(self, response: _Optional[bytes] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class Taken(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
 
 class Range(_message.Message):
     __slots__ = ("first", "last")
