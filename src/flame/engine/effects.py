@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
+from flame.engine.records import Finish
 from flame.model.errors import FlameError
 from flame.model.specs import RecordedEvent
-from flame.model.states import SessionState, TaskState
+from flame.model.states import SessionState
 
 
 class RecordKind(IntEnum):
@@ -68,16 +69,6 @@ class Accepted(Effect):
     error: FlameError | None = None
 
 
-class Finish(msgspec.Struct, gc=False):
-    """A task that ended without an executor's word: cancelled, timed out, retries used up, session closed."""
-
-    task_id: int
-    state: TaskState
-    code: int
-    message: str
-    retryable: bool = False
-
-
 class Deliver(Effect):
     """Results for one client of a session. Either the whole body of record `seq` (task_ids None), or only these
     tasks of it, or (seq 0) tasks that the engine itself ended, in `finished`."""
@@ -106,7 +97,7 @@ class SessionChanged(Effect):
     pending_reason: str = ""
 
 
-# --- to nodes (at once) ------------------------------------------------------------------------------------------------
+# --- to nodes (at once) -----------------------------------------------------------------------------------------
 
 
 class StartExecutor(Effect):
@@ -169,7 +160,7 @@ class DropNode(Effect):
     reason: str
 
 
-# --- housekeeping ------------------------------------------------------------------------------------------------------
+# --- housekeeping ------------------------------------------------------------------------------------------------
 
 
 class Forget(Effect):

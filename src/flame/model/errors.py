@@ -70,7 +70,9 @@ class FlameError(Exception):
     remedy: str
     retryable: bool
 
-    def __init__(self, code: FlameErrorCode | int, message: str, *, remedy: str = "", retryable: bool | None = None) -> None:
+    def __init__(
+        self, code: FlameErrorCode | int, message: str, *, remedy: str = "", retryable: bool | None = None
+    ) -> None:
         super().__init__(message)
         self.code = FlameErrorCode(code)
         self.message = message
@@ -85,7 +87,7 @@ class FlameError(Exception):
         return (error_of, (int(self.code), self.message, self.remedy, self.retryable))
 
 
-class _Fixed(FlameError):
+class _FixedError(FlameError):
     """An error whose class determines its code."""
 
     code = FlameErrorCode.INTERNAL
@@ -94,104 +96,104 @@ class _Fixed(FlameError):
         super().__init__(type(self).code, message, remedy=remedy, retryable=retryable)
 
 
-class InvalidConfigError(_Fixed):
+class InvalidConfigError(_FixedError):
     """A setting, a configuration file or an address is wrong."""
 
     code = FlameErrorCode.INVALID_CONFIG
 
 
-class InvalidStateError(_Fixed):
+class InvalidStateError(_FixedError):
     """The object exists but its state forbids the request (a closed session, a running task)."""
 
     code = FlameErrorCode.INVALID_STATE
 
 
-class InvalidArgumentError(_Fixed):
+class InvalidArgumentError(_FixedError):
     """A value in the request is malformed or out of range."""
 
     code = FlameErrorCode.INVALID_ARGUMENT
 
 
-class InternalError(_Fixed):
+class InternalError(_FixedError):
     """A fault of Flame itself."""
 
     code = FlameErrorCode.INTERNAL
 
 
-class AlreadyExistsError(_Fixed):
+class AlreadyExistsError(_FixedError):
     """An object of that name exists."""
 
     code = FlameErrorCode.ALREADY_EXISTS
 
 
-class NotFoundError(_Fixed):
+class NotFoundError(_FixedError):
     """No object of that name exists."""
 
     code = FlameErrorCode.NOT_FOUND
 
 
-class PermissionDeniedError(_Fixed):
+class PermissionDeniedError(_FixedError):
     """The caller is known but its role or session does not allow the request."""
 
     code = FlameErrorCode.PERMISSION_DENIED
 
 
-class UnauthenticatedError(_Fixed):
+class UnauthenticatedError(_FixedError):
     """The caller showed no valid certificate or token."""
 
     code = FlameErrorCode.UNAUTHENTICATED
 
 
-class TooLargeError(_Fixed):
+class TooLargeError(_FixedError):
     """A payload or a message is over the limit that its text names."""
 
     code = FlameErrorCode.TOO_LARGE
 
 
-class ExhaustedError(_Fixed):
+class ExhaustedError(_FixedError):
     """A quota or a queue is full; later requests may succeed."""
 
     code = FlameErrorCode.EXHAUSTED
 
 
-class UnavailableError(_Fixed):
+class UnavailableError(_FixedError):
     """The peer can't be reached or is shutting down."""
 
     code = FlameErrorCode.UNAVAILABLE
 
 
-class TimedOutError(_Fixed, TimeoutError):
+class TimedOutError(_FixedError, TimeoutError):
     """The time that the caller allowed is over."""
 
     code = FlameErrorCode.TIMED_OUT
 
 
-class TaskCancelledError(_Fixed):
+class TaskCancelledError(_FixedError):
     """The task was cancelled, or its session was closed before it ran."""
 
     code = FlameErrorCode.CANCELLED
 
 
-class ReadOnlyError(_Fixed):
+class ReadOnlyError(_FixedError):
     """The journal can't be written (disk full or failing); nothing new is accepted until it can."""
 
     code = FlameErrorCode.READ_ONLY
 
 
-class ProtocolError(_Fixed):
+class ProtocolError(_FixedError):
     """The peer sent something that the contract does not allow."""
 
     code = FlameErrorCode.PROTOCOL
 
 
-class TaskFailedError(_Fixed):
+class TaskFailedError(_FixedError):
     """The service raised or returned a failure for this task. `traceback` holds the remote one when it is known."""
 
     code = FlameErrorCode.TASK_FAILED
     traceback: str = ""
 
 
-_CLASSES: dict[FlameErrorCode, type[_Fixed]] = {kind.code: kind for kind in _Fixed.__subclasses__()}
+_CLASSES: dict[FlameErrorCode, type[_FixedError]] = {kind.code: kind for kind in _FixedError.__subclasses__()}
 
 
 def error_of(code: int, message: str, remedy: str = "", retryable: bool | None = None) -> FlameError:

@@ -43,7 +43,9 @@ def parse_size(text: str) -> int:
     """Bytes from text such as `512m`, `2Gi`, `1GB`; suffixes are powers of 1024. Raises InvalidArgumentError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or (match[2] == "" and match[3].lower() not in ("", "b")):
-        raise InvalidArgumentError(f"invalid size {text!r}", remedy="write a number with k, m, g, t or p, such as 512m or 2Gi")
+        raise InvalidArgumentError(
+            f"invalid size {text!r}", remedy="write a number with k, m, g, t or p, such as 512m or 2Gi"
+        )
     value = int(match[1]) * 1024 ** _UNITS[match[2].lower()]
     if value > _MAX:
         raise InvalidArgumentError(f"size {text!r} is over 2^63-1 bytes")
@@ -65,9 +67,13 @@ def parse_resources(text: str) -> Resources:
         key, separator, value = (piece.strip() for piece in part.partition("="))
         name = {"mem": "memory"}.get(key.lower(), key.lower())
         if not separator or not value or "=" in value:
-            raise InvalidArgumentError(f"invalid resource {part.strip()!r} in {text!r}", remedy="write cpu=N,mem=SIZE,gpu=N")
+            raise InvalidArgumentError(
+                f"invalid resource {part.strip()!r} in {text!r}", remedy="write cpu=N,mem=SIZE,gpu=N"
+            )
         if name not in ("cpu", "memory", "gpu"):
-            raise InvalidArgumentError(f"unknown resource {key!r} in {text!r}", remedy="the known ones are cpu, mem and gpu")
+            raise InvalidArgumentError(
+                f"unknown resource {key!r} in {text!r}", remedy="the known ones are cpu, mem and gpu"
+            )
         if name in values:
             raise InvalidArgumentError(f"resource {key!r} stands twice in {text!r}")
         if name == "memory":
@@ -75,5 +81,7 @@ def parse_resources(text: str) -> Resources:
         elif value.isascii() and value.isdigit() and int(value) <= _MAX:
             values[name] = int(value)
         else:
-            raise InvalidArgumentError(f"invalid number {value!r} for {key} in {text!r}", remedy="write a whole number, 0 or more")
+            raise InvalidArgumentError(
+                f"invalid number {value!r} for {key} in {text!r}", remedy="write a whole number, 0 or more"
+            )
     return Resources(**values)

@@ -40,7 +40,7 @@ class ApplicationSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TaskOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the tasks of one submission are treated. `timeout_ms` 0 = none; `max_retries` None = the session's default."""
+    """How tasks of one submission are treated. `timeout_ms` 0 = none; `max_retries` None = the session's default."""
 
     timeout_ms: int = 0
     max_retries: int | None = None

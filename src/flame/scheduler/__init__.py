@@ -1,0 +1,1 @@
+"""Plans: a snapshot in, decisions out."""

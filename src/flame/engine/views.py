@@ -1,0 +1,310 @@
+"""What can be read from the engine: snapshots for listings, for foreign clients and for explaining."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from flame.engine.records import Finish
+from flame.engine.sessions import PENDING, Session
+from flame.model.errors import NotFoundError
+from flame.model.resources import Resources
+from flame.model.specs import ApplicationSpec, RecordedEvent, SessionSpec
+from flame.model.states import (
+    ApplicationState,
+    EventCode,
+    ExecutorState,
+    NodeState,
+    SessionState,
+    Shim,
+    TaskState,
+)
+
+if TYPE_CHECKING:
+    from flame.engine.engine import Engine
+    from flame.engine.executors import Executor
+
+
+class ApplicationView(msgspec.Struct, gc=False):
+    name: str
+    spec: ApplicationSpec
+    state: ApplicationState
+    created: int
+    version: int
+
+
+class SessionView(msgspec.Struct, gc=False):
+    id: str
+    spec: SessionSpec
+    resreq: Resources  # resolved
+    state: SessionState
+    created: int
+    completed: int | None
+    pending: int  # not on an instance, or sent ahead to one
+    running: int
+    succeed: int
+    failed: int
+    cancelled: int
+    executors: int
+    events: Sequence[RecordedEvent]
+    pending_reason: str
+
+
+class TaskView(msgspec.Struct, gc=False):
+    """One task. Its input is column `input_index` of the Submit body `input_seq`; its result, when it has one, is in
+    the Results body `output_seq`; `finish` is set instead when the engine itself ended it."""
+
+    session_id: str
+    task_id: int
+    state: TaskState
+    created: int
+    completed: int | None
+    attempt: int  # the one that runs or was the last, 0 while it never ran
+    executor_id: str
+    input_seq: int
+    input_index: int
+    output_seq: int
+    finish: Finish | None
+
+
+class ExecutorView(msgspec.Struct, gc=False):
+    id: str
+    channel: int
+    node: str
+    session_id: str
+    application: str
+    resreq: Resources
+    shim: Shim
+    state: ExecutorState
+    since: int
+    outstanding: int
+    pid: int
+
+
+class NodeView(msgspec.Struct, gc=False):
+    name: str
+    hostname: str
+    state: NodeState
+    capacity: Resources
+    allocated: Resources
+    arch: str
+    os: str
+    addresses: Sequence[tuple[str, str]]
+    last_heartbeat: int
+
+
+class ExplainView(msgspec.Struct, gc=False):
+    summary: str
+    reasons: Sequence[tuple[str, str, str, str, int]]  # (rule, object, message, remedy, since)
+    story: Sequence[RecordedEvent]
+
+
+def _find(engine: Engine, session_id: str) -> Session:
+    session = engine.sessions.get(session_id)
+    if session is None:
+        raise NotFoundError(session_id)
+    return session
+
+
+def application(engine: Engine, name: str) -> ApplicationView:
+    found = engine.applications.get(name)
+    if found is None:
+        raise NotFoundError(f"application <{name}> not found")
+    return ApplicationView(found.name, found.spec, found.state, found.created, found.version)
+
+
+def applications(engine: Engine) -> list[ApplicationView]:
+    return [application(engine, name) for name in sorted(engine.applications)]
+
+
+def session_view(found: Session) -> SessionView:
+    working = min(sum(executor.running for executor in found.executors.values()), found.running)
+    return SessionView(
+        found.id,
+        found.spec,
+        found.resreq,
+        found.state,
+        found.created,
+        found.completed,
+        found.pending + found.running - working,
+        working,
+        found.succeed,
+        found.failed,
+        found.cancelled,
+        sum(executor.coming for executor in found.executors.values()),
+        list(found.events),
+        _pending_reason(found),
+    )
+
+
+def session(engine: Engine, session_id: str) -> SessionView:
+    return session_view(_find(engine, session_id))
+
+
+def sessions(engine: Engine) -> list[SessionView]:
+    """All sessions, the open ones first, then by time of creation."""
+    ordered = sorted(engine.sessions.values(), key=lambda item: (item.state, item.created, item.id))
+    return [session_view(found) for found in ordered]
+
+
+def _pending_reason(found: Session) -> str:
+    if found.state is not SessionState.OPEN or not found.pending:
+        return ""
+    if found.paused:
+        return found.paused
+    if found.blocked is not None:
+        return found.blocked.message
+    if found.bind_failures:
+        return f"the last executor could not be bound: {found.events[-1].message if found.events else ''}"
+    if found.executors and not any(e.state is ExecutorState.BOUND for e in found.executors.values()):
+        return "its executors are starting"
+    return ""
+
+
+def task(engine: Engine, session_id: str, task_id: int) -> TaskView:
+    found = _find(engine, session_id)
+    if not 1 <= task_id <= found.total:
+        raise NotFoundError(str(task_id))
+    return _task_view(found, task_id)
+
+
+def _task_view(found: Session, task_id: int) -> TaskView:
+    chunk = found.chunk_of(task_id)
+    state = TaskState(found.states[task_id - 1])
+    completed: int | None = None
+    executor_id = ""
+    output_seq = 0
+    attempt = found.attempts.get(task_id, 1)
+    finish = found.finished.get(task_id)
+    if state.terminal:
+        batch = found.batches[found.done_in[task_id - 1] - 1]
+        completed, executor_id = batch.time, batch.executor
+        output_seq = 0 if finish is not None else batch.seq
+    elif state is TaskState.RUNNING:
+        holder = _holder(found, task_id)
+        executor_id = holder.id if holder is not None else ""
+        if holder is not None and task_id not in list(holder.outstanding)[: holder.concurrency]:
+            state = TaskState.PENDING  # sent ahead, not started
+            attempt -= 1
+    else:
+        attempt -= 1
+    return TaskView(
+        found.id,
+        task_id,
+        state,
+        chunk.created,
+        completed,
+        attempt,
+        executor_id,
+        chunk.seq,
+        task_id - chunk.first,
+        output_seq,
+        finish,
+    )
+
+
+def _holder(found: Session, task_id: int) -> Executor | None:
+    return next((executor for executor in found.executors.values() if task_id in executor.outstanding), None)
+
+
+def tasks(
+    engine: Engine, session_id: str, states: Sequence[int] = (), after: int = 0, limit: int = 0
+) -> Iterator[TaskView]:
+    """Tasks of a session by ascending id; raises NotFoundError at once, not at the first step."""
+    found = _find(engine, session_id)
+    wanted = frozenset(states)
+
+    def walk() -> Iterator[TaskView]:
+        given = 0
+        for task_id in range(max(0, after) + 1, found.total + 1):
+            if limit and given >= limit:
+                return
+            view = _task_view(found, task_id)
+            if not wanted or view.state in wanted:
+                given += 1
+                yield view
+
+    return walk()
+
+
+def executors(engine: Engine, session_id: str = "", node: str = "") -> list[ExecutorView]:
+    views: list[ExecutorView] = []
+    for executor in engine.executors.values():
+        if (session_id and executor.session.id != session_id) or (node and executor.node.name != node):
+            continue
+        name = executor.session.spec.application
+        known = engine.applications.get(name)
+        views.append(
+            ExecutorView(
+                executor.id,
+                executor.channel,
+                executor.node.name,
+                executor.session.id,
+                name,
+                executor.resreq,
+                known.spec.shim if known is not None else Shim.HOST,
+                executor.state,
+                executor.since,
+                sum(1 for attempt in executor.outstanding.values() if attempt),
+                executor.pid,
+            )
+        )
+    return sorted(views, key=lambda view: view.channel)
+
+
+def nodes(engine: Engine) -> list[NodeView]:
+    return [
+        NodeView(
+            node.name,
+            node.hostname,
+            node.state,
+            node.capacity,
+            node.allocated,
+            node.arch,
+            node.os,
+            node.addresses,
+            node.heartbeat,
+        )
+        for node in sorted(engine.nodes.values(), key=lambda node: node.name)
+    ]
+
+
+def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
+    """Why a session (or one of its tasks) is where it is: the rules that say no, in a user's words."""
+    found = _find(engine, session_id)
+    reasons: list[tuple[str, str, str, str, int]] = []
+    if found.paused:
+        reasons.append(("bind", session_id, found.paused, "mend the application, then open a new session", 0))
+    elif found.bind_failures:
+        last = next((e for e in reversed(found.events) if e.code == EventCode.BIND_FAILED), None)
+        text = f"{found.bind_failures} executors in a row could not be bound; {last.message if last else ''}"
+        reasons.append(("bind", session_id, text, "look at flmctl logs", last.time if last else 0))
+    if found.blocked is not None:
+        no = found.blocked
+        reasons.append((no.rule, no.object, no.message, no.remedy, no.since))
+    if engine.read_only:
+        text = f"the journal can't be written: {engine.read_only}"
+        reasons.append(("journal", "cluster", text, "free the disk", 0))
+    if task_id:
+        view = task(engine, session_id, task_id)
+        summary = f"task {task_id} is {view.state.name.capitalize()}"
+        if view.finish is not None:
+            summary += f": {view.finish.message}"
+        elif view.state is TaskState.RUNNING:
+            summary += f" on executor {view.executor_id} since attempt {view.attempt}"
+        elif view.state is TaskState.PENDING:
+            ahead = found.states.count(PENDING, 0, task_id - 1)
+            summary += f", {ahead} pending tasks were submitted before it"
+    else:
+        whole = session_view(found)
+        summary = (
+            f"session {session_id} is {found.state.name.capitalize()}: {whole.pending} pending, "
+            f"{whole.running} running, {whole.executors} executors"
+        )
+    if reasons:
+        summary += f"; {reasons[0][2]}"
+    elif found.state is SessionState.OPEN and found.pending and not found.executors:
+        summary += "; its executors will be decided at the next pass"
+    return ExplainView(summary, reasons, list(found.story))
