@@ -275,14 +275,16 @@ class Results(_message.Message):
     def __init__(self, task_ids: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., absent: _Optional[_Iterable[int]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ..., attempts: _Optional[_Iterable[int]] = ..., busy_us: _Optional[int] = ...) -> None: ...
 
 class Cancel(_message.Message):
-    __slots__ = ("task_ids", "seqs", "reason")
+    __slots__ = ("task_ids", "seqs", "reason", "timed_out")
     TASK_IDS_FIELD_NUMBER: _ClassVar[int]
     SEQS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    TIMED_OUT_FIELD_NUMBER: _ClassVar[int]
     task_ids: _containers.RepeatedCompositeFieldContainer[Range]
     seqs: _containers.RepeatedCompositeFieldContainer[Range]
     reason: str
-    def __init__(self, task_ids: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., seqs: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+    timed_out: bool
+    def __init__(self, task_ids: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., seqs: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., reason: _Optional[str] = ..., timed_out: _Optional[bool] = ...) -> None: ...
 
 class Notice(_message.Message):
     __slots__ = ("state", "events", "pending_reason")
