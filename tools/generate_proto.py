@@ -47,15 +47,21 @@ def shorten(text: str) -> str:
     return MODULE.format(source=source, imports=imports, descriptor=descriptor)
 
 
+def same(made: Path, committed: Path) -> bool:
+    """Whether the committed file has what was just made."""
+    return committed.exists() and committed.read_text() == made.read_text()
+
+
 def main() -> int:
     if "--check" not in sys.argv:
         generate(TARGET)
         return 0
     with tempfile.TemporaryDirectory() as fresh:
         generate(Path(fresh))
-        stale = [p.name for p in Path(fresh).iterdir() if not (TARGET / p.name).exists() or (TARGET / p.name).read_text() != p.read_text()]
+        made = sorted(Path(fresh).iterdir())
+        stale = [file.name for file in made if not same(file, TARGET / file.name)]
     if stale:
-        print(f"stale: {', '.join(sorted(stale))}; run python tools/generate_proto.py", file=sys.stderr)
+        print(f"stale: {', '.join(stale)}; run python tools/generate_proto.py", file=sys.stderr)
     return 1 if stale else 0
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor, FileDescriptor
 
 try:
-    from google._upb._message import DescriptorPool, MessageMeta  # pyright: ignore
+    from google._upb._message import DescriptorPool, MessageMeta
 except ImportError:
     from google.protobuf.descriptor_pool import DescriptorPool
 
