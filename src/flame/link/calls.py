@@ -122,8 +122,6 @@ class Calls:
             while True:
                 response, more = await asked.get()
                 if not more:
-                    asked.replies.clear()
-                    self._asked.pop(number, None)
                     return
                 yield response
                 taken += len(response)
@@ -148,8 +146,7 @@ class Calls:
 
     def _end(self, number: int) -> None:
         """The caller leaves; the peer hears of it if it may still be answering."""
-        asked = self._asked.pop(number, None)
-        if asked is not None and not asked.replies and self._lost is None:
+        if self._asked.pop(number, None) is not None and self._lost is None:
             self._link.send(Kind.HANGUP, number)
 
     # --- the peer's frames ---------------------------------------------------------------------------------------

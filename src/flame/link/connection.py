@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from flame.link.calls import Calls
 from flame.link.errors import from_wire, to_wire
-from flame.link.frames import FRAME_SLACK, VERSION, Frame, Kind
+from flame.link.frames import FIRST_KIND, FRAME_SLACK, VERSION, Frame, Kind
 from flame.link.peer import PeerInfo
 from flame.model.errors import FlameError, InternalError, ProtocolError, UnavailableError
 from flame.proto import link_pb2
@@ -250,7 +250,7 @@ class Link:
         others: list[Frame] = []
         for frame in frames:
             kind = frame.kind
-            if kind >= 16 or (kind == Kind.ERROR and frame.channel):
+            if kind >= FIRST_KIND or (kind == Kind.ERROR and frame.channel):
                 others.append(frame)
             elif kind == Kind.PING:
                 self.send(Kind.PONG, frame.channel)

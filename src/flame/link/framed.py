@@ -12,7 +12,7 @@ import socket
 import ssl
 from typing import Protocol
 
-from flame.link.frames import HEADER, HEADER_SIZE, KNOWN_KINDS, MORE, Frame
+from flame.link.frames import FIRST_KIND, HEADER, HEADER_SIZE, KNOWN_KINDS, MORE, Frame
 from flame.link.peer import PeerInfo, peer_of
 from flame.model.errors import FlameError, ProtocolError, UnauthenticatedError, UnavailableError
 
@@ -100,7 +100,7 @@ class FramedCarrier(asyncio.Protocol):
             offset = self._missing
             self._pieces.append(data if offset == end else data[:offset])
             frames.append(Frame(self._kind, self._channel, b"".join(self._pieces), self._flags))
-            control = self._kind < 16
+            control = self._kind < FIRST_KIND
             self._pieces = []
             self._missing = self._merged = 0
         elif self._head:
@@ -114,11 +114,11 @@ class FramedCarrier(asyncio.Protocol):
             if zero or length > limit or kind not in KNOWN_KINDS or flags > MORE:
                 fault = _fault(length, kind, flags, zero, limit)
                 break
-            if kind < 16:
-                control = True
             start = offset + HEADER_SIZE
             offset = start + length
             if offset <= end:
+                if kind < FIRST_KIND:
+                    control = True
                 frames.append(Frame(kind, channel, data[start:offset], flags))
             else:
                 self._kind, self._flags, self._channel = kind, flags, channel
