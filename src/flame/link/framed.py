@@ -185,6 +185,8 @@ class FramedCarrier(asyncio.Protocol):
         """End the connection once everything queued has left, or after LINGER seconds."""
         self._deaf = self._finishing = True
         if self._transport is None:
+            # Never connected, as when the TLS handshake failed: asyncio will not call connection_lost.
+            self._receiver.lost(UnavailableError("the connection was never made"))
             return
         self._linger = self._loop.call_later(LINGER, self._transport.abort)
         # The peer's unread bytes must not turn our closing into a reset that takes the last frames with it.
