@@ -33,6 +33,10 @@ def _application(root: Section) -> ApplicationDocument:
     metadata = root.section_or_empty("metadata")
     name = metadata.required("name")
     spec = root.section_or_empty("spec")
+    # What `flmctl view -o yaml` adds, so that its output can be registered again.
+    status = root.section_or_empty("status")
+    status.text("state")
+    status.text("creation_time")
     document = ApplicationDocument(
         name,
         ApplicationSpec(

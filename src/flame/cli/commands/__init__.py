@@ -1,0 +1,1 @@
+"""The commands of flmctl, one module each."""

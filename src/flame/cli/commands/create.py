@@ -1,0 +1,89 @@
+"""flmctl create."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from pathlib import Path
+
+import click
+
+from flame.cli.options import all_options, settings_of
+
+_LETTERS = string.ascii_letters + string.digits
+
+
+@click.command()
+@click.option("-a", "--app", "application", metavar="NAME", required=True, help="The application of the session.")
+@click.option("-p", "--priority", type=click.IntRange(0, 2**32 - 1), default=0, help="Larger goes first (0).")
+@click.option("-r", "--resreq", metavar="TEXT", help="What one executor needs, such as cpu=1,mem=2g,gpu=1.")
+@click.option("--id", "session_id", metavar="ID", help="The id (default: the application's name and six letters).")
+@click.option("--min-instances", type=click.IntRange(0, 2**32 - 1), default=0, help="Executors to keep (0).")
+@click.option("--max-instances", type=click.IntRange(1, 2**32 - 1), help="Executors at most (no limit).")
+@click.option("--common-data", metavar="TEXT", help="Data that every instance gets when it enters the session.")
+@click.option(
+    "--common-data-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The same from a file."
+)
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of the session.")
+@click.option(
+    "--retention", type=click.IntRange(0, 2**32 - 1), metavar="SECONDS", help="Readable so long after it is closed."
+)
+@all_options
+@click.pass_context
+def create(
+    ctx: click.Context,
+    application: str,
+    priority: int,
+    resreq: str | None,
+    session_id: str | None,
+    min_instances: int,
+    max_instances: int | None,
+    common_data: str | None,
+    common_data_file: Path | None,
+    labels: tuple[str, ...],
+    retention: int | None,
+) -> None:
+    """Create a session."""
+    if common_data is not None and common_data_file is not None:
+        raise click.UsageError("choose one of --common-data and --common-data-file", ctx)
+    from flame.cli.api import open_api
+    from flame.cli.filters import label_filter
+    from flame.cli.objects.resources import requirement
+    from flame.cli.objects.sessions import session_kind
+    from flame.cli.output import show_one
+    from flame.model.resources import parse_resources
+    from flame.proto import types_pb2 as ty
+
+    data = common_data.encode() if common_data is not None else None
+    if common_data_file is not None:
+        data = _read(common_data_file)
+    spec = ty.SessionSpec(
+        application=application,
+        priority=priority,
+        min_instances=min_instances,
+        max_instances=max_instances,
+        batch_size=1,
+        common_data=data,
+        labels=label_filter(labels),
+        retention_s=retention,
+        resreq=requirement(parse_resources(resreq)) if resreq is not None else None,
+    )
+    settings = settings_of(ctx)
+    with open_api(settings) as api:
+        session = api.create_session(session_id or short_name(application), spec)
+        if settings.output in ("table", "wide"):
+            print(f"Session <{session.metadata.id}> was created.")
+        else:
+            show_one(session, session_kind(api.unit()), settings.output)
+
+
+def short_name(prefix: str) -> str:
+    """The prefix and six random letters or digits."""
+    return f"{prefix}-{''.join(secrets.choice(_LETTERS) for _ in range(6))}"
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"{file} can't be read: {error.strerror}") from None

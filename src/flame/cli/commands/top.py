@@ -1,0 +1,116 @@
+"""flmctl top."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from flame.cli.options import all_options, settings_of
+
+if TYPE_CHECKING:
+    from flame.cli.api import Api
+    from flame.proto import types_pb2 as ty
+
+_CLEAR = "\x1b[H\x1b[2J"
+_SESSIONS_SHOWN = 20
+
+
+@click.command()
+@click.option("-i", "--interval", type=click.FloatRange(min=0.1), default=2.0, help="Seconds between pictures (2).")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many pictures.")
+@click.option("--once", is_flag=True, help="Print one picture and end.")
+@all_options
+@click.pass_context
+def top(ctx: click.Context, interval: float, count: int | None, once: bool) -> None:
+    """Show nodes and busy sessions, again and again."""
+    from flame.cli.api import open_api
+
+    most = 1 if once else count
+    meter = Meter()
+    with open_api(settings_of(ctx)) as api:
+        shown = 0
+        while True:
+            lines = picture(api, meter)
+            print((_CLEAR if sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
+            shown += 1
+            if most is not None and shown >= most:
+                return
+            api.sleep(interval)
+            if not sys.stdout.isatty():
+                print()
+
+
+class Meter:
+    """Tasks per second, from the counters of two pictures."""
+
+    def __init__(self) -> None:
+        self._finished: dict[str, int] = {}
+        self._at = 0.0
+        self._seen = False
+
+    def rates(self, sessions: Sequence[ty.Session], now: float) -> dict[str, float]:
+        """For each session; empty at the first call. `now` in seconds of any clock."""
+        finished = {
+            entry.metadata.id: entry.status.succeed + entry.status.failed + entry.status.cancelled for entry in sessions
+        }
+        elapsed = now - self._at
+        rates: dict[str, float] = {}
+        if self._seen and elapsed > 0:
+            rates = {key: max(0, count - self._finished.get(key, 0)) / elapsed for key, count in finished.items()}
+        self._finished, self._at, self._seen = finished, now, True
+        return rates
+
+
+def picture(api: Api, meter: Meter) -> list[str]:
+    """The lines of one picture."""
+    from flame.cli.objects.nodes import NODES
+    from flame.cli.objects.states import executor_state, node_state, session_state
+    from flame.cli.output import table
+    from flame.cli.times import span
+    from flame.proto import types_pb2 as ty
+
+    info = api.cluster()
+    nodes = sorted(api.nodes(), key=lambda entry: entry.metadata.name)
+    executors = api.executors()
+    sessions = list(api.sessions())
+    rates = meter.rates(sessions, time.monotonic())
+    open_sessions = [entry for entry in sessions if entry.status.state == ty.SessionState.Open]
+    ready = sum(node_state(entry) == "Ready" for entry in nodes)
+    bound = sum(executor_state(entry) == "Bound" for entry in executors)
+    up = span(time.time() - info.start_time / 1000) if info.start_time else "-"
+    rate = f"{sum(rates.values()):,.0f} tasks/s" if rates else "measuring"
+    executors_text = f"executors {bound}/{len(executors)} bound"
+    sessions_text = f"sessions {len(open_sessions)} open of {len(sessions)}"
+    lines = [
+        f"cluster {info.name or '-'}  Flame {info.version}  up {up}  storage {info.storage}",
+        f"nodes {ready}/{len(nodes)} ready  {executors_text}  {sessions_text}  {rate}",
+    ]
+    if info.read_only:
+        lines.append(f"READ ONLY: {info.read_only_reason}")
+    columns = [column for column in NODES.columns if column.title not in ("ARCH", "OS", "HOSTNAME")]
+    lines += ["", *table([c.title for c in columns], [[str(c.value(entry)) for c in columns] for entry in nodes])]
+    busiest = sorted(open_sessions, key=lambda entry: (-rates.get(entry.metadata.id, 0), -entry.status.pending))
+    rows = [
+        [
+            entry.metadata.id,
+            session_state(entry),
+            entry.spec.application,
+            str(entry.status.executors),
+            f"{entry.status.pending:,}",
+            f"{entry.status.running:,}",
+            f"{entry.status.succeed:,}",
+            f"{entry.status.failed:,}",
+            f"{rates[entry.metadata.id]:,.0f}" if entry.metadata.id in rates else "-",
+            entry.status.pending_reason or "-",
+        ]
+        for entry in busiest[:_SESSIONS_SHOWN]
+    ]
+    titles = ("SESSION", "STATE", "APP", "EXECUTORS", "PENDING", "RUNNING", "SUCCEED", "FAILED", "TASKS/S", "WAITING")
+    lines += ["", *table(titles, rows)]
+    if len(busiest) > _SESSIONS_SHOWN:
+        lines.append(f" ... and {len(busiest) - _SESSIONS_SHOWN} more open sessions")
+    return lines

@@ -1,0 +1,34 @@
+"""Resource requests on the screen."""
+
+from __future__ import annotations
+
+from flame.cli.memory import human_memory
+from flame.cli.output import Document
+from flame.model.resources import Resources
+from flame.proto import types_pb2 as ty
+
+
+def resources_of(message: ty.ResourceRequirement) -> Resources:
+    """The model's value for a message."""
+    return Resources(cpu=message.cpu, memory=message.memory, gpu=message.gpu)
+
+
+def requirement(resources: Resources) -> ty.ResourceRequirement:
+    """The message for a value of the model."""
+    return ty.ResourceRequirement(cpu=resources.cpu, memory=resources.memory, gpu=resources.gpu)
+
+
+def request_text(message: ty.ResourceRequirement) -> str:
+    """In the grammar that -r accepts."""
+    return str(resources_of(message))
+
+
+def amount_text(message: ty.ResourceRequirement) -> str:
+    """For reading: `4 cpu, 7.5Gi, 1 gpu`."""
+    gpus = f", {message.gpu} gpu" if message.gpu else ""
+    return f"{message.cpu} cpu, {human_memory(message.memory)}{gpus}"
+
+
+def resources_document(message: ty.ResourceRequirement) -> Document:
+    """For programs: memory in bytes."""
+    return {"cpu": message.cpu, "memory": message.memory, "gpu": message.gpu}

@@ -1,0 +1,121 @@
+"""Sessions on the screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from flame.cli.objects.events import event_document, event_lines
+from flame.cli.objects.resources import request_text, resources_document, resources_of
+from flame.cli.objects.states import session_state
+from flame.cli.objects.tasks import TASKS
+from flame.cli.output import Column, Document, Kind, bytes_document
+from flame.cli.times import local_time, span, utc_time
+from flame.proto import types_pb2 as ty
+
+
+def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
+    """Sessions of a cluster with this unit request."""
+
+    def slots(session: ty.Session) -> int:
+        return resources_of(session.spec.resreq).count_in(resources_of(unit))
+
+    def document(session: ty.Session) -> Document:
+        spec, status = session.spec, session.status
+        return {
+            "id": session.metadata.id,
+            "application": spec.application,
+            "state": session_state(session),
+            "slots": slots(session),
+            "resreq": resources_document(spec.resreq),
+            "priority": spec.priority,
+            "min_instances": spec.min_instances,
+            "max_instances": spec.max_instances if spec.HasField("max_instances") else None,
+            "tenant": spec.tenant or None,
+            "labels": dict(spec.labels),
+            "creation_time": utc_time(status.creation_time),
+            "completion_time": utc_time(status.completion_time),
+            "pending": status.pending,
+            "running": status.running,
+            "succeed": status.succeed,
+            "failed": status.failed,
+            "cancelled": status.cancelled,
+            "executors": status.executors,
+            "pending_reason": status.pending_reason or None,
+            "common_data": bytes_document(spec.common_data if spec.HasField("common_data") else None),
+            "events": [event_document(event) for event in status.events],
+        }
+
+    def about(session: ty.Session) -> list[tuple[str, object]]:
+        spec, status = session.spec, session.status
+        most = spec.max_instances if spec.HasField("max_instances") else "unlimited"
+        rows: list[tuple[str, object]] = [
+            ("Session", session.metadata.id),
+            ("Application", spec.application),
+            ("State", session_state(session)),
+            ("Resources", f"{request_text(spec.resreq)} ({slots(session)} slots)"),
+            ("Priority", spec.priority),
+            ("Instances", f"{status.executors} now, {spec.min_instances} to {most}"),
+            ("Tenant", spec.tenant),
+            ("Labels", ", ".join(f"{key}={value}" for key, value in sorted(spec.labels.items()))),
+            ("Creation Time", local_time(status.creation_time)),
+            ("Completion Time", local_time(status.completion_time)),
+            ("Tasks", counts_text(status)),
+        ]
+        if status.pending_reason:
+            rows.append(("Waiting", status.pending_reason))
+        rows.append(("Events", event_lines(status.events)))
+        return rows
+
+    return Kind[ty.Session](
+        columns=(
+            Column("ID", _id),
+            Column("State", session_state),
+            Column("App", lambda s: s.spec.application),
+            Column("Slots", slots),
+            Column("Priority", lambda s: s.spec.priority),
+            Column("Pending", lambda s: s.status.pending),
+            Column("Running", lambda s: s.status.running),
+            Column("Succeed", lambda s: s.status.succeed),
+            Column("Failed", lambda s: s.status.failed),
+            Column("Created", lambda s: local_time(s.status.creation_time)),
+            Column("Cancelled", lambda s: s.status.cancelled, wide=True),
+            Column("Resources", lambda s: request_text(s.spec.resreq), wide=True),
+            Column("Age", _age, wide=True),
+            Column("Tenant", lambda s: s.spec.tenant, wide=True),
+        ),
+        document=document,
+        name=_id,
+        page=about,
+    )
+
+
+def with_tasks(kind: Kind[ty.Session], tasks: Sequence[ty.Task]) -> Kind[ty.Session]:
+    """The same, with these tasks in the document."""
+
+    def document(session: ty.Session) -> Document:
+        return {**kind.document(session), "tasks": [TASKS.document(task) for task in tasks]}
+
+    return replace(kind, document=document)
+
+
+def counts_text(status: ty.SessionStatus) -> str:
+    """The counters of a session in one line."""
+    return (
+        f"{status.pending} pending, {status.running} running, {status.succeed} succeed, "
+        f"{status.failed} failed, {status.cancelled} cancelled"
+    )
+
+
+def listing_order(session: ty.Session) -> tuple[int, int, str]:
+    """Open sessions first, then the oldest."""
+    return (session.status.state, session.status.creation_time, session.metadata.id)
+
+
+def _id(session: ty.Session) -> str:
+    return session.metadata.id
+
+
+def _age(session: ty.Session) -> str:
+    return span(time.time() - session.status.creation_time / 1000) if session.status.creation_time else "-"

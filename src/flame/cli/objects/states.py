@@ -1,0 +1,36 @@
+"""Names of states, as the wire has them, and the words that filters accept."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from flame.proto import types_pb2 as ty
+
+SESSION_STATES = {name.lower(): cast("ty.SessionState", number) for name, number in ty.SessionState.items()}
+TASK_STATES = {name.lower(): cast("ty.TaskState", number) for name, number in ty.TaskState.items()}
+TERMINAL = (ty.TaskState.Succeed, ty.TaskState.Failed, ty.TaskState.Cancelled)
+UNFINISHED = (ty.TaskState.Pending, ty.TaskState.Running)
+
+
+def session_state(message: ty.Session) -> str:
+    return ty.SessionState.Name(message.status.state)
+
+
+def task_state(state: ty.TaskState) -> str:
+    return ty.TaskState.Name(state)
+
+
+def executor_state(message: ty.Executor) -> str:
+    return ty.ExecutorState.Name(message.status.state).removeprefix("Executor")
+
+
+def application_state(message: ty.Application) -> str:
+    return ty.ApplicationState.Name(message.status.state)
+
+
+def node_state(message: ty.Node) -> str:
+    return ty.NodeState.Name(message.status.state)
+
+
+def shim_name(shim: ty.Shim) -> str:
+    return ty.Shim.Name(shim)

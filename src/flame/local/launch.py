@@ -1,0 +1,157 @@
+"""Starting the daemon of a local cluster, and ending it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from flame.local.registry import ClusterRecord, cluster_folder, find, listener, sweep
+from flame.local.settings import DaemonSettings, Ready
+from flame.model.errors import FlameError, InternalError, TimedOutError, error_of
+
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 30.0
+LOG = "daemon.log"
+_LOG_LINES = 10
+
+
+class Daemon:
+    """The process of a local cluster that this process started. It ends when this process ends, unless detached."""
+
+    def __init__(self, settings: DaemonSettings) -> None:
+        self.settings = settings
+        self.log = Path(settings.data) / LOG
+        self.endpoint = ""
+        self._deadline = time.monotonic() + START_TIMEOUT
+        with self.log.open("ab") as log:
+            # A session of its own keeps the terminal's Ctrl-C from it: it ends when its standard input does.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flame.local.daemon", msgspec.json.encode(settings).decode()],
+                stdin=subprocess.DEVNULL if settings.detached else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    def wait_ready(self) -> str:
+        """Wait until clients can connect: the endpoint. Raises the daemon's error, with the last lines of its log."""
+        if self.endpoint:
+            return self.endpoint
+        line = self._read_line()
+        if not line:
+            self.stop()
+            raise InternalError(
+                f"the local cluster ended while it started (exit code {self._process.returncode})",
+                remedy=self.last_words(),
+            )
+        ready = msgspec.json.decode(line, type=Ready)
+        if ready.error:
+            self.stop()
+            raise error_of(ready.code, ready.error, ready.remedy or self.last_words())
+        self.endpoint = ready.endpoint
+        if self.settings.detached and self._process.stdout is not None:
+            self._process.stdout.close()
+        return self.endpoint
+
+    def stop(self) -> None:
+        """End it and wait for that; a daemon that does not end in time is killed. Harmless when it has ended."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        if self.settings.detached and self.running:
+            self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def forget(self) -> None:
+        """Leave a detached daemon to itself."""
+        self._process.returncode = 0
+
+    def last_words(self) -> str:
+        """Where the log is and how it ends."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+        except OSError:
+            return f"see {self.log}"
+        return f"the last lines of {self.log}:\n" + "\n".join(lines) if lines else f"see {self.log}, it is empty"
+
+    def _read_line(self) -> bytes:
+        """The daemon's one line; empty when it ended without. Raises TimedOutError."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        line = b""
+        while not line.endswith(b"\n"):
+            left = self._deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                self._process.kill()
+                raise TimedOutError(
+                    f"the local cluster did not start within {START_TIMEOUT:g} s", remedy=self.last_words()
+                )
+            part = os.read(descriptor, 65536)
+            if not part:
+                return b""
+            line += part
+        return line
+
+
+def launch(settings: DaemonSettings) -> Daemon:
+    """Start a daemon; `wait_ready` on it tells when it can be used."""
+    try:
+        sweep()
+        return Daemon(settings)
+    except OSError as error:
+        raise InternalError(f"the local cluster can't be started: {error}") from error
+
+
+def stop_cluster(record: ClusterRecord) -> bool:
+    """End a running cluster that any process of this user started, and wait for it. False when it had to be killed.
+
+    Raises FlameError when it does not run any more.
+    """
+    folder = cluster_folder(record.name)
+    pid = listener(folder)
+    if pid is None:
+        raise error_of(5, f"the local cluster {record.name!r} is not running")
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if select.select([process], [], [], STOP_TIMEOUT)[0]:
+            return True
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        select.select([process], [], [])
+        return False
+    finally:
+        os.close(process)
+
+
+def running_cluster(name: str) -> ClusterRecord:
+    """The running cluster of this name. Raises NotFoundError."""
+    record = find(name)
+    if record is None:
+        raise error_of(5, f"no local cluster {name!r} is running", "start it with flmadm up --detach")
+    return record
+
+
+__all__ = ["Daemon", "FlameError", "launch", "running_cluster", "stop_cluster"]
