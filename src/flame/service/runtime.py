@@ -1,0 +1,67 @@
+"""`run`: serve one session in this process, in the dialect that the executor manager offers."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from flame.service.api import FlameService
+from flame.service.wire import LinkClosedError, connect
+
+_CO_COROUTINE = 0x80  # of a code object; inspect.iscoroutinefunction would import half of the library for it
+
+
+def run(service: FlameService, concurrency: int = 1) -> None:
+    """Serve the session that this process was started for; returns when the session was left.
+
+    Call it from the main thread. With `concurrency` 1 and ordinary handlers, tasks run one after another in the main
+    thread. With more, or with `async def on_task_invoke`, up to `concurrency` tasks run at once in an event loop:
+    coroutines in it, ordinary handlers in threads of their own. That is for work that waits, such as requests to
+    other services.
+
+    Raises InvalidStateError when no executor manager started this process, InvalidArgumentError when `concurrency` is
+    less than 1. Ends the process with an error message when the link breaks.
+    """
+    if concurrency < 1:
+        from flame.model.errors import InvalidArgumentError
+
+        raise InvalidArgumentError(f"concurrency must be at least 1, not {concurrency}")
+    link, endpoint = os.environ.get("FLAME_INSTANCE_LINK"), os.environ.get("FLAME_INSTANCE_ENDPOINT")
+    if link:
+        try:
+            _serve_link(service, link, concurrency)
+        except (LinkClosedError, BrokenPipeError, ConnectionResetError) as error:
+            sys.exit(f"flame: the session ended unexpectedly: {error}")
+    elif endpoint:
+        from flame.service import grpc_server
+
+        grpc_server.serve(service, endpoint)
+    else:
+        from flame.model.errors import InvalidStateError
+
+        raise InvalidStateError(
+            "no executor manager started this process: neither FLAME_INSTANCE_LINK nor FLAME_INSTANCE_ENDPOINT is set",
+            remedy="register an application whose command starts this program, and create a session of it",
+        )
+
+
+def _serve_link(service: FlameService, path: str, concurrency: int) -> None:
+    wire, frames = connect(path, concurrency)
+    if concurrency == 1 and not _is_coroutine(service.on_task_invoke):
+        from flame.service.sequential import Sequential
+
+        if not any(map(_is_coroutine, (service.on_session_enter, service.on_session_leave))):
+            Sequential(service, wire).serve(frames)
+            return
+    import asyncio
+
+    from flame.service.concurrent import Concurrent
+
+    threads = not _is_coroutine(service.on_task_invoke)
+    asyncio.run(Concurrent(service, wire, concurrency, threads=threads).serve(frames))
+
+
+def _is_coroutine(handler: object) -> bool:
+    """Whether a call of the handler makes a coroutine: `async def`, also through a bound method."""
+    code = getattr(handler, "__code__", None)
+    return code is not None and bool(code.co_flags & _CO_COROUTINE)
