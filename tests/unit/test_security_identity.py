@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +13,11 @@ from flame.proto import frontend_pb2
 from flame.security import TABLE, Identity, Role, Tokens, authorize, identify, subject_of_text
 
 
+def tokens() -> Tokens:
+    """Tokens whose executors all live."""
+    return Tokens(b"secret", lambda executor_id, session_id: True)
+
+
 def certificate(organisation: str, name: str = "somebody") -> dict[str, object]:
     return {"subject": ((("countryName", "DE"),), (("organizationName", organisation),), (("commonName", name),))}
 
@@ -19,7 +25,7 @@ def certificate(organisation: str, name: str = "somebody") -> dict[str, object]:
 @pytest.mark.parametrize("role", [Role.ADMIN, Role.CLIENT, Role.NODE])
 def test_a_certificate_names_its_role(role: Role) -> None:
     peer = PeerInfo(certificate=certificate(f"flame:{role}", "n1"), address="192.0.2.1:9")
-    assert identify(peer, "", Tokens(), tls=True) == Identity("n1", role)
+    assert identify(peer, "", tokens(), tls=True) == Identity("n1", role)
 
 
 @pytest.mark.parametrize(
@@ -27,13 +33,13 @@ def test_a_certificate_names_its_role(role: Role) -> None:
 )
 def test_a_certificate_without_a_role_is_refused(organisation: str) -> None:
     with pytest.raises(UnauthenticatedError, match="names no role"):
-        identify(PeerInfo(certificate=certificate(organisation), loopback=True), "", Tokens(), tls=True)
+        identify(PeerInfo(certificate=certificate(organisation), loopback=True), "", tokens(), tls=True)
 
 
 def test_a_certificate_with_two_organisations_is_refused() -> None:
     subject = ((("organizationName", "flame:client"), ("organizationName", "flame:admin")), (("commonName", "x"),))
     with pytest.raises(UnauthenticatedError, match="names no role"):
-        identify(PeerInfo(certificate={"subject": subject}), "", Tokens(), tls=True)
+        identify(PeerInfo(certificate={"subject": subject}), "", tokens(), tls=True)
 
 
 @pytest.mark.parametrize(
@@ -51,47 +57,63 @@ def test_the_text_form_of_a_subject(text: str, pairs: list[tuple[str, str]]) -> 
 
 @pytest.mark.parametrize("uid", [0, os.geteuid()])
 def test_the_own_user_and_root_are_admin_on_a_unix_socket(uid: int) -> None:
-    assert identify(PeerInfo(uid=uid, pid=1, loopback=True), "", Tokens(), tls=True).role is Role.ADMIN
+    assert identify(PeerInfo(uid=uid, pid=1, loopback=True), "", tokens(), tls=True).role is Role.ADMIN
 
 
 def test_another_user_is_refused_on_a_unix_socket() -> None:
     peer = PeerInfo(uid=os.geteuid() + 4242, pid=1, loopback=True)
     with pytest.raises(UnauthenticatedError, match="may not use this socket"):
-        identify(peer, "", Tokens(), insecure=True)
+        identify(peer, "", tokens(), insecure=True)
 
 
 def test_the_loopback_is_trusted_only_without_tls() -> None:
     peer = PeerInfo(address="127.0.0.1:9", loopback=True)
-    assert identify(peer, "", Tokens()) == Identity("127.0.0.1:9", Role.ADMIN)
+    assert identify(peer, "", tokens()) == Identity("loopback", Role.ADMIN)
     with pytest.raises(UnauthenticatedError, match="no client certificate"):
-        identify(peer, "", Tokens(), tls=True)
+        identify(peer, "", tokens(), tls=True)
 
 
 def test_strangers_come_in_only_when_the_user_insists() -> None:
     peer = PeerInfo(address="192.0.2.1:9")
     with pytest.raises(UnauthenticatedError):
-        identify(peer, "", Tokens())
-    assert identify(peer, "", Tokens(), insecure=True).role is Role.ADMIN
+        identify(peer, "", tokens())
+    assert identify(peer, "", tokens(), insecure=True).role is Role.ADMIN
 
 
-def test_a_token_is_good_for_its_session_until_revoked() -> None:
-    tokens = Tokens()
+ADMIN = PeerInfo(uid=os.geteuid(), pid=1, loopback=True)
+
+
+def test_a_token_is_good_for_its_session_while_its_executor_lives() -> None:
+    alive = {("exec-1", "s1"), ("exec-2", "s2")}
+    tokens = Tokens(b"secret", lambda *pair: pair in alive)
     token = tokens.issue("exec-1", "s1")
     other = tokens.issue("exec-2", "s2")
-    admin = PeerInfo(uid=os.geteuid(), pid=1, loopback=True)
-    assert identify(admin, token, tokens) == Identity("exec-1", Role.INSTANCE, "s1")
-    assert identify(admin, other, tokens).session_id == "s2"
-    tokens.revoke("exec-1")
+    assert identify(ADMIN, token, tokens) == Identity("exec-1", Role.INSTANCE, "s1")
+    assert identify(ADMIN, other, tokens).session_id == "s2"
+    alive.remove(("exec-1", "s1"))
     with pytest.raises(UnauthenticatedError, match="token is not known"):
-        identify(admin, token, tokens)
-    assert identify(admin, other, tokens).session_id == "s2"
+        identify(ADMIN, token, tokens)
+    assert identify(ADMIN, other, tokens).session_id == "s2"
 
 
-def test_a_new_token_ends_the_old_one() -> None:
-    tokens = Tokens()
-    old, new = tokens.issue("exec-1", "s1"), tokens.issue("exec-1", "s1")
-    assert tokens.identify(old) is None
-    assert tokens.identify(new) is not None
+def test_a_restarted_manager_with_the_same_secret_knows_its_tokens() -> None:
+    token = tokens().issue("exec-1", "s1")
+    assert tokens().identify(token) == Identity("exec-1", Role.INSTANCE, "s1")
+    assert Tokens(b"another", lambda *pair: True).identify(token) is None
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda t: t[1:], lambda t: t[:-1], lambda t: t + "0", lambda t: "x", lambda t: "ü.é"]
+)
+def test_a_forged_token_is_refused(spoil: Callable[[str], str]) -> None:
+    with pytest.raises(UnauthenticatedError, match="token is not known"):
+        identify(ADMIN, spoil(tokens().issue("exec-1", "s1")), tokens())
+
+
+def test_a_token_of_one_session_can_not_be_turned_into_that_of_another() -> None:
+    mine, other = tokens().issue("exec-1", "s1"), tokens().issue("exec-1", "s2")
+    mixed = other.partition(".")[0] + "." + mine.partition(".")[2]
+    assert tokens().identify(mixed) is None
 
 
 def test_the_table_covers_every_call_of_the_frontend() -> None:

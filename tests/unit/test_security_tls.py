@@ -32,6 +32,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
+def some_tokens() -> Tokens:
+    return Tokens(b"secret", lambda executor_id, session_id: True)
+
+
 def nothing(*args: object) -> None:
     """No frames are expected, and the end of a link is of no interest."""
 
@@ -41,7 +45,7 @@ async def ask_who_i_am(server: TlsConfig, client: TlsConfig, token: str = "", to
     found: list[Identity] = []
 
     async def accept(link: Link) -> link_pb2.Welcome:
-        found.append(identify(link.peer, link.hello.token, tokens or Tokens(), tls=True))
+        found.append(identify(link.peer, link.hello.token, tokens or some_tokens(), tls=True))
         return link_pb2.Welcome()
 
     listener = await serve(parse("tcp:127.0.0.1:0"), accept, ssl=server_ssl(server))
@@ -70,7 +74,7 @@ async def test_each_role_is_known_by_its_certificate(certificates: Certificates,
 
 
 async def test_an_instance_comes_with_a_token_instead(certificates: Certificates) -> None:
-    tokens = Tokens()
+    tokens = some_tokens()
     client = TlsConfig(ca_file=certificates.client.ca_file)
     identity = await ask_who_i_am(certificates.server, client, tokens.issue("e1", "s1"), tokens)
     assert identity == Identity("e1", Role.INSTANCE, "s1")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+import json
 import os
 import re
-import secrets
-from collections.abc import Mapping
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -38,33 +40,34 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Tokens:
-    """Credentials of instances: each is good for one session, until it is revoked.
+    """Credentials of instances: each is good for one session, as long as its executor lives.
 
-    Only digests are kept, so that a dump of the manager's memory gives no credential away.
+    Nothing is kept: a token carries what it is good for, sealed with `secret`. With the same secret a restarted
+    manager knows the tokens of instances that went on meanwhile.
     """
 
-    def __init__(self) -> None:
-        self._identities: dict[bytes, Identity] = {}
-        self._digests: dict[str, bytes] = {}
+    def __init__(self, secret: bytes, is_alive: Callable[[str, str], bool]) -> None:
+        """`is_alive` says whether (executor id, session id) is an executor that exists now."""
+        self._secret = secret
+        self._is_alive = is_alive
 
     def issue(self, executor_id: str, session_id: str) -> str:
-        """A new token for the instance of this executor; an earlier one of the same executor ends."""
-        self.revoke(executor_id)
-        token = secrets.token_urlsafe(32)
-        digest = _digest(token)
-        self._identities[digest] = Identity(executor_id, Role.INSTANCE, session_id)
-        self._digests[executor_id] = digest
-        return token
-
-    def revoke(self, executor_id: str) -> None:
-        """End the token of this executor, if it has one."""
-        digest = self._digests.pop(executor_id, None)
-        if digest is not None:
-            del self._identities[digest]
+        """The token for the instance of this executor, which serves this session."""
+        claim = urlsafe_b64encode(json.dumps([executor_id, session_id]).encode()).decode()
+        return f"{claim}.{self._seal(claim)}"
 
     def identify(self, token: str) -> Identity | None:
-        """Whose token this is."""
-        return self._identities.get(_digest(token))
+        """Whose token this is; None when it is forged or its executor is gone."""
+        claim, _, seal = token.rpartition(".")
+        if not hmac.compare_digest(seal.encode(), self._seal(claim).encode()):
+            return None
+        executor_id, session_id = json.loads(urlsafe_b64decode(claim))
+        if not self._is_alive(executor_id, session_id):
+            return None
+        return Identity(executor_id, Role.INSTANCE, session_id)
+
+    def _seal(self, claim: str) -> str:
+        return hmac.new(self._secret, claim.encode(), hashlib.sha256).hexdigest()
 
 
 def identify(peer: PeerInfo, token: str, tokens: Tokens, *, tls: bool = False, insecure: bool = False) -> Identity:
@@ -86,7 +89,7 @@ def identify(peer: PeerInfo, token: str, tokens: Tokens, *, tls: bool = False, i
             return Identity(f"uid:{peer.uid}", Role.ADMIN)
         raise UnauthenticatedError(f"user id {peer.uid} may not use this socket", remedy="use the user who started it")
     if insecure or (peer.loopback and not tls):
-        return Identity(peer.address, Role.ADMIN)
+        return Identity("loopback" if peer.loopback else "anonymous", Role.ADMIN)
     raise UnauthenticatedError("no client certificate was shown", remedy="configure cert_file and key_file")
 
 
@@ -124,7 +127,3 @@ def _only(pairs: list[tuple[str, str]], name: str) -> str:
     """The value of an attribute that stands exactly once: with two of them it is not clear who is meant."""
     values = [value for key, value in pairs if key == name]
     return values[0] if len(values) == 1 else ""
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
