@@ -126,6 +126,12 @@ class Cluster:
         if self._owner == os.getpid():
             self._end()
 
+    def wait(self) -> str:
+        """Wait until it ends by itself; what it said last. Raises InvalidStateError when it is not started."""
+        if self._daemon is None:
+            raise InvalidStateError("the cluster is not started")
+        return self._daemon.wait()
+
     def __enter__(self) -> Self:
         return self if self._daemon is not None else self.start()
 

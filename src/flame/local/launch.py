@@ -85,6 +85,11 @@ class Daemon:
         if self._process.stdout is not None:
             self._process.stdout.close()
 
+    def wait(self) -> str:
+        """Wait until it ends by itself; the end of its log."""
+        self._process.wait()
+        return self.last_words()
+
     def forget(self) -> None:
         """Leave a detached daemon to itself."""
         self._process.returncode = 0

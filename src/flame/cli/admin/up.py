@@ -1,0 +1,89 @@
+"""flmadm up."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flame.cli.admin.options import cluster_name, name_option
+from flame.model.errors import InternalError
+
+if TYPE_CHECKING:
+    from flame.local import Cluster
+
+
+@click.command()
+@name_option
+@click.option("-d", "--detach", is_flag=True, help="Return as soon as it runs; stop it with flmadm down.")
+@click.option("--executors", type=click.IntRange(1), metavar="N", help="Executors of one core at once (the cores).")
+@click.option("--storage", metavar="URL", help="none, sqlite://FILE or fs://FOLDER (SQLite in the state folder).")
+@click.option("--temporary", is_flag=True, help="Remove its data when it ends.")
+@click.option("--listen", metavar="HOST:PORT", help="Also serve gRPC here, and the link at PORT+2.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="A flame-cluster.yaml to take.")
+@click.option("--insecure", is_flag=True, help="Let --listen go beyond this machine without TLS: anybody may connect.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing when all is well.")
+def up(
+    name: str | None,
+    detach: bool,
+    executors: int | None,
+    storage: str | None,
+    temporary: bool,
+    listen: str | None,
+    config: Path | None,
+    insecure: bool,
+    quiet: bool,
+) -> int:
+    """Start a local cluster: session manager, executor manager and journal in one process.
+
+    Without --detach it runs until Ctrl-C.
+    """
+    from flame.local import Cluster
+
+    cluster = Cluster(
+        executors,
+        storage,
+        name=cluster_name(name),
+        temporary=temporary,
+        listen=listen,
+        config=config,
+        insecure=insecure,
+        detach=detach,
+    )
+    cluster.start()
+    if not quiet:
+        _introduce(cluster.name)
+    if detach:
+        return 0
+    with cluster:
+        return _wait(cluster, quiet=quiet)
+
+
+def _introduce(name: str) -> None:
+    from flame.cli.output import page
+    from flame.local.launch import running_cluster
+
+    record = running_cluster(name)
+    print(f"Cluster <{name}> is running.", flush=True)
+    rows = [("  endpoint", record.endpoint), ("  gRPC", record.listen), ("  storage", record.storage)]
+    for line in page([*((label, value) for label, value in rows if value), ("  log", record.log)]):
+        print(line, flush=True)
+
+
+def _wait(cluster: Cluster, *, quiet: bool) -> int:
+    """Until Ctrl-C or SIGTERM, or until the cluster ends by itself, which is an error."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        words = cluster.wait()
+    except KeyboardInterrupt:
+        if not quiet:
+            print(f"Cluster <{cluster.name}> is stopping.", file=sys.stderr)
+        return 0
+    raise InternalError(f"the cluster {cluster.name!r} ended by itself", remedy=words)

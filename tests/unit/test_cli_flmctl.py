@@ -1,0 +1,463 @@
+"""flmctl against a cluster that answers from a script: what is asked, what is printed, how it ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf.message import Message
+
+from flame.cli.flmctl import COMMANDS, flmctl
+from flame.cli.options import Settings
+from flame.cli.program import run
+from flame.model.errors import FlameError, NotFoundError, UnavailableError
+from flame.proto import frontend_pb2 as fe
+from flame.proto import types_pb2 as ty
+
+GIB = 1024**3
+START = 1_770_000_000_000  # 2026-02-02T02:40:00Z
+
+Answer = Message | list[Message] | FlameError | Callable[[bytes], Message]
+
+
+class Script:
+    """The answers of a cluster by method, and what was asked."""
+
+    def __init__(self) -> None:
+        unit = ty.ResourceRequirement(cpu=1, memory=GIB)
+        self.answers: dict[str, Answer] = {"GetCluster": fe.ClusterInfo(name="c", version="9", unit=unit)}
+        self.asked: list[tuple[str, bytes]] = []
+        self.closed = False
+
+    def request(self, method: str, kind: type[Message]) -> Message:
+        """The one request of this method."""
+        (body,) = [body for name, body in self.asked if name == method]
+        return kind.FromString(body)
+
+    async def call(self, method: str, request: bytes, *, timeout: float | None = None) -> bytes:
+        self.asked.append((method, request))
+        answer = self.answers[method]
+        if isinstance(answer, FlameError):
+            raise answer
+        assert not isinstance(answer, list)
+        return (answer if isinstance(answer, Message) else answer(request)).SerializeToString()
+
+    async def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]:
+        self.asked.append((method, request))
+        answer = self.answers[method]
+        if isinstance(answer, FlameError):
+            raise answer
+        assert isinstance(answer, list)
+        for message in answer:
+            yield message.SerializeToString()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    script = Script()
+
+    async def open_caller(settings: Settings) -> Script:
+        return script
+
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.setattr("flame.cli.connecting.open_caller", open_caller)
+    return script
+
+
+def session(session_id: str = "pi-1", **changes: object) -> ty.Session:
+    made = ty.Session(
+        metadata=ty.Metadata(id=session_id),
+        spec=ty.SessionSpec(application="pi", resreq=ty.ResourceRequirement(cpu=2, memory=4 * GIB), priority=7),
+        status=ty.SessionStatus(creation_time=START, pending=5, running=1, succeed=30000, failed=2, cancelled=3),
+    )
+    for name, value in changes.items():
+        setattr(made.status, name, value)
+    return made
+
+
+def task(task_id: int, state: ty.TaskState, **changes: object) -> ty.Task:
+    made = ty.Task(
+        metadata=ty.Metadata(id=str(task_id)),
+        spec=ty.TaskSpec(session_id="pi-1", input=b"\xff\x00", output=b"ok"),
+        status=ty.TaskStatus(state=state, creation_time=START, attempt=1, executor_id="e1"),
+    )
+    for name, value in changes.items():
+        setattr(made.status, name, value)
+    return made
+
+
+def flame(*arguments: str) -> int:
+    return run(flmctl, "flmctl", arguments)
+
+
+# --- list ------------------------------------------------------------------------------------------------------------
+
+
+def test_list_of_sessions_is_the_table_of_the_issue(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["ListSession"] = ty.SessionList(
+        sessions=[session("b", state=ty.SessionState.Closed), session("flmping-Sf4R2o", succeed=1)]
+    )
+    assert flame("list", "-s") == 0
+    assert capsys.readouterr().out == (
+        " ID              State   App  Slots  Priority  Pending  Running  Succeed  Failed  Created\n"
+        " flmping-Sf4R2o  Open    pi   4      7         5        1        1        2       2026-02-02T02:40:00+00:00\n"
+        " b               Closed  pi   4      7         5        1        30000    2       2026-02-02T02:40:00+00:00\n"
+    )
+    assert script.closed
+
+
+def test_wide_adds_columns(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["ListSession"] = ty.SessionList(sessions=[session()])
+    assert flame("list", "-s", "-o", "wide") == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[-4:] == ["Cancelled", "Resources", "Age", "Tenant"]
+    assert "cpu=2,mem=4Gi,gpu=0" in row
+
+
+def test_the_output_option_may_stand_before_the_command(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["ListSession"] = ty.SessionList(sessions=[session("x"), session("y")])
+    assert flame("-o", "name", "list", "-s") == 0
+    assert capsys.readouterr().out == "x\ny\n"
+
+
+def test_filters_and_pages_go_to_the_cluster(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    pages = {
+        "": ty.SessionList(sessions=[session("x")], next_page_token="2"),
+        "2": ty.SessionList(sessions=[session("y")]),
+    }
+    script.answers["ListSession"] = lambda body: pages[fe.ListSessionRequest.FromString(body).page_token]
+    assert flame("list", "-s", "--state", "OPEN", "--app", "pi", "--label", "team=a=b", "-o", "name") == 0
+    assert capsys.readouterr().out == "x\ny\n"
+    first = fe.ListSessionRequest.FromString(script.asked[0][1])
+    assert (list(first.states), first.application, dict(first.labels)) == (
+        [ty.SessionState.Open],
+        "pi",
+        {"team": "a=b"},
+    )
+
+
+def test_list_of_tasks_says_when_there_are_more(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["ListTask"] = [task(i, ty.TaskState.Succeed) for i in range(1, 4)]
+    assert flame("list", "-t", "pi-1", "--limit", "2", "-o", "name") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "1\n2\n"
+    assert "only the first 2 tasks" in printed.err
+    request = script.request("ListTask", fe.ListTaskRequest)
+    assert isinstance(request, fe.ListTaskRequest)
+    assert (request.limit, request.without_payloads) == (3, True)
+
+
+def test_list_of_nodes_and_executors(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    node = ty.Node(metadata=ty.Metadata(name="n1"), spec=ty.NodeSpec(hostname="host"))
+    node.status.state = ty.NodeState.Ready
+    node.status.capacity.CopyFrom(ty.ResourceRequirement(cpu=8, memory=15 * GIB + GIB // 2, gpu=2))
+    node.status.info.CopyFrom(ty.NodeInfo(arch="x86_64", os="linux"))
+    script.answers["ListNodes"] = ty.NodeList(nodes=[node])
+    assert flame("list", "-n") == 0
+    assert capsys.readouterr().out == (
+        " NAME  HOSTNAME  STATUS  CPU  MEMORY  GPU  ARCH    OS\n"
+        " n1    host      Ready   8    15.5Gi  2    x86_64  linux\n"
+    )
+    executor = ty.Executor(metadata=ty.Metadata(id="e1"), spec=ty.ExecutorSpec(node="n1"))
+    executor.status.state = ty.ExecutorState.ExecutorIdle
+    script.answers["ListExecutor"] = ty.ExecutorList(executors=[executor])
+    assert flame("list", "-e", "--on-node", "n1") == 0
+    assert capsys.readouterr().out == " ID  State  Session  Node\n e1  Idle   -        n1\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list"], "choose one of"),
+        (["list", "-s", "-t", "x"], "choose one of"),
+        (["list", "-s", "--state", "opn"], "unknown state 'opn'; the known ones are open, closed"),
+        (["list", "-s", "--label", "x"], "invalid label 'x'; write KEY=VALUE"),
+        (["view"], "choose one of"),
+        (["view", "-t", "1"], "choose one of"),
+        (["create"], "Missing option '-a'"),
+        (["create", "-a", "pi", "-p", "-1"], "Invalid value for '-p'"),
+        (["cancel", "-s", "x"], "choose one of"),
+        (["cancel", "-s", "x", "-t", "1-"], "invalid task id '1-'"),
+        (["cancel", "-s", "x", "-t", "5-1"], "invalid range of task ids '5-1'"),
+        (["logs"], "choose one of"),
+        (["list", "-o", "xml", "-s"], "Invalid value for '-o'"),
+        (["clsoe", "-s", "x"], "no command 'clsoe'; did you mean 'close'?"),
+        (["--timeout", "0", "list", "-s"], "Invalid value for '--timeout'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_a_hint(
+    script: Script, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert flame(*arguments) == 2
+    printed = capsys.readouterr()
+    error, hint = printed.err.splitlines()
+    assert error.startswith(f"error: {message}")
+    assert hint.startswith("hint: see flmctl")
+    assert (printed.out, script.asked) == ("", [])
+
+
+# --- view ------------------------------------------------------------------------------------------------------------
+
+
+def test_view_of_a_session(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    found = session(pending_reason="no node has 2 free cores")
+    found.status.events.add(code=1001, message="did not bind", creation_time=START + 1000)
+    script.answers["GetSession"] = found
+    assert flame("view", "-s", "pi-1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["Session:", "pi-1"]
+    assert "Tasks:            5 pending, 1 running, 30000 succeed, 2 failed, 3 cancelled" in lines
+    assert "Waiting:          no node has 2 free cores" in lines
+    assert lines[-1] == "Events:           2026-02-02T02:40:01+00:00  did not bind (1001)"
+
+
+def test_json_keeps_binary_data(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    found = session()
+    found.spec.common_data = b"\xff\x00"
+    script.answers["GetSession"] = found
+    script.answers["ListTask"] = [task(1, ty.TaskState.Succeed, completion_time=START + 250)]
+    assert flame("view", "-s", "pi-1", "-o", "json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["common_data"] == {"base64": "/wA="}
+    assert document["creation_time"] == "2026-02-02T02:40:00.000Z"
+    assert document["slots"] == 4
+    (entry,) = document["tasks"]
+    assert (entry["id"], entry["state"], entry["completion_time"]) == (1, "Succeed", "2026-02-02T02:40:00.250Z")
+    assert entry["input"] == {"base64": "/wA="}
+    assert entry["output"] == {"base64": "b2s=", "text": "ok"}
+
+
+def test_view_of_a_task(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["GetTask"] = task(3, ty.TaskState.Failed)
+    assert flame("view", "-s", "pi-1", "-t", "3") == 0
+    out = capsys.readouterr().out
+    assert "Input:            2 bytes (not text; -o json shows them)" in out
+    assert "Output:           ok" in out
+
+
+def test_an_application_can_be_viewed_and_registered_again(
+    script: Script, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    spec = ty.ApplicationSpec(
+        shim=ty.Shim.Host,
+        command="/opt/pi",
+        arguments=["-x", "1"],
+        environments=[ty.Environment(name="A", value="1")],
+        labels=["math"],
+        max_instances=4,
+        delay_release=0,
+        schema=ty.ApplicationSchema(input='{"type": "integer"}'),
+    )
+    script.answers["GetApplication"] = ty.Application(
+        metadata=ty.Metadata(name="pi"), spec=spec, status=ty.ApplicationStatus(creation_time=START)
+    )
+    assert flame("view", "-a", "pi", "-o", "yaml") == 0
+    file = tmp_path / "pi.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert yaml.safe_load(file.read_text())["spec"]["command"] == "/opt/pi"
+    script.answers["RegisterApplication"] = ty.Result()
+    assert flame("register", "-f", str(file)) == 0
+    assert capsys.readouterr().out == "Application <pi> was registered.\n"
+    assert script.request("RegisterApplication", fe.RegisterApplicationRequest) == fe.RegisterApplicationRequest(
+        name="pi", application=spec
+    )
+    assert flame("view", "-a", "pi") == 0
+    assert "Schema:         input: integer" in capsys.readouterr().out
+
+
+# --- changes -------------------------------------------------------------------------------------------------------
+
+
+def test_create_sends_what_was_asked_for(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["CreateSession"] = session("mine")
+    limits = ["-p", "3", "-r", "cpu=2,mem=4g", "--max-instances", "5"]
+    assert flame("create", "-a", "pi", "--id", "mine", "--common-data", "hi", "--label", "a=b", *limits) == 0
+    assert capsys.readouterr().out == "Session <mine> was created.\n"
+    request = script.request("CreateSession", fe.CreateSessionRequest)
+    assert isinstance(request, fe.CreateSessionRequest)
+    assert request.session_id == "mine"
+    assert request.session == ty.SessionSpec(
+        application="pi",
+        priority=3,
+        resreq=ty.ResourceRequirement(cpu=2, memory=4 * GIB),
+        max_instances=5,
+        batch_size=1,
+        common_data=b"hi",
+        labels={"a": "b"},
+    )
+
+
+def test_create_makes_an_id_and_leaves_the_rest_to_the_cluster(script: Script) -> None:
+    script.answers["CreateSession"] = session()
+    assert flame("create", "-a", "pi") == 0
+    request = script.request("CreateSession", fe.CreateSessionRequest)
+    assert isinstance(request, fe.CreateSessionRequest)
+    assert len(request.session_id) == len("pi-123456")
+    assert not request.session.HasField("resreq")
+    assert not request.session.HasField("max_instances")
+    assert not request.session.HasField("common_data")
+
+
+def test_a_bad_resource_request_is_refused_before_anything_is_sent(
+    script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flame("create", "-a", "pi", "-r", "cpu=two") == 2
+    assert capsys.readouterr().err.startswith("error: invalid number 'two' for cpu")
+    assert script.asked == []
+
+
+def test_close_by_force(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["CloseSession"] = session("x", state=ty.SessionState.Closed)
+    assert flame("close", "-s", "x", "--force", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "Closed"
+    assert script.request("CloseSession", fe.CloseSessionRequest) == fe.CloseSessionRequest(session_id="x", force=True)
+
+
+def test_a_file_with_a_mistake_registers_nothing(
+    script: Script, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "apps.yaml"
+    file.write_text("metadata: {name: a}\n---\nmetadata: {nme: b}\n")
+    assert flame("register", "-f", str(file)) == 2
+    assert "apps.yaml:3: metadata: name is required" in capsys.readouterr().err
+    assert script.asked == []
+
+
+def test_a_refusal_inside_a_result_is_an_error(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["UnregisterApplication"] = ty.Result(return_code=-1, message="3 open sessions in the application")
+    assert flame("unregister", "-a", "pi") == 2
+    assert capsys.readouterr().err == "error: 3 open sessions in the application\n"
+
+
+def test_cancel_of_ranges(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["CancelTask"] = fe.CancelTaskResponse(task_ids=[4, 2])
+    assert flame("cancel", "-s", "x", "-t", "1-3,4", "-t", "2", "--reason", "wrong input") == 0
+    assert capsys.readouterr().out == "2 of 4 tasks were cancelled.\n"
+    assert script.request("CancelTask", fe.CancelTaskRequest) == fe.CancelTaskRequest(
+        session_id="x", task_ids=[1, 2, 3, 4], reason="wrong input"
+    )
+
+
+def test_cancel_of_everything_asks_for_the_unfinished(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["ListTask"] = [task(2, ty.TaskState.Pending), task(9, ty.TaskState.Running)]
+    script.answers["CancelTask"] = fe.CancelTaskResponse(task_ids=[2, 9])
+    assert flame("cancel", "-s", "x", "--all", "-o", "name") == 0
+    assert capsys.readouterr().out == "2\n9\n"
+
+
+# --- what happens --------------------------------------------------------------------------------------------------
+
+
+def test_logs_name_their_source_when_it_changes(script: Script, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    script.answers["GetLogs"] = [
+        fe.LogChunk(executor_id="e1", stream="stdout", data=b"one\n"),
+        fe.LogChunk(executor_id="e1", stream="stdout", data=b"two \xff"),
+        fe.LogChunk(executor_id="e2", stream="stderr", data=b"three\n", truncated=True),
+    ]
+    assert flame("logs", "-s", "x", "-f", "--tail", "4k") == 0
+    assert capsysbinary.readouterr().out == (
+        b"==> e1 stdout <==\none\ntwo \xff\n==> e2 stderr (its start was dropped) <==\nthree\n"
+    )
+    assert script.request("GetLogs", fe.GetLogsRequest) == fe.GetLogsRequest(
+        session_id="x", follow=True, tail_bytes=4096
+    )
+
+
+def test_watch_of_a_task_ends_with_its_fate(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = task(1, ty.TaskState.Failed)
+    ended.status.events.add(code=3, message="division by zero", creation_time=START)
+    states = iter((task(1, ty.TaskState.Pending), ended))
+    script.answers["GetTask"] = lambda _: next(states)
+    script.answers["WatchTask"] = [task(1, ty.TaskState.Running), task(1, ty.TaskState.Failed)]
+    assert flame("watch", "-s", "pi-1", "-t", "1") == 1
+    running, failed = capsys.readouterr().out.splitlines()
+    assert running.endswith("  Running (attempt 1)")
+    assert failed.endswith("  Failed: division by zero")
+
+
+def test_watch_of_a_session_prints_each_change_once(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["WatchSession"] = [
+        fe.SessionUpdate(session=session()),
+        fe.SessionUpdate(session=session()),
+        fe.SessionUpdate(session=session(state=ty.SessionState.Closed, pending=0)),
+    ]
+    assert flame("watch", "-s", "pi-1") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "Open     5 pending" in first
+    assert "Closed   0 pending" in second
+
+
+def test_explain(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    reason = fe.Reason(rule="capacity", object="node n1", message="0 of 8 cores are free", remedy="wait or add a node")
+    script.answers["Explain"] = fe.Explanation(
+        summary="Session pi-1 waits for cores.",
+        reasons=[reason],
+        story=[ty.Event(code=0, message="created", creation_time=START)],
+    )
+    assert flame("explain", "-s", "pi-1") == 0
+    assert capsys.readouterr().out == (
+        "Session pi-1 waits for cores.\n\n"
+        "  node n1: 0 of 8 cores are free (rule: capacity)\n    wait or add a node\n\n"
+        "What happened:\n  2026-02-02T02:40:00+00:00  created (0)\n"
+    )
+
+
+def test_top_measures_between_two_pictures(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["ListNodes"] = ty.NodeList()
+    script.answers["ListExecutor"] = ty.ExecutorList()
+    counts = iter((100, 400))
+    script.answers["ListSession"] = lambda _: ty.SessionList(sessions=[session(succeed=next(counts))])
+    assert flame("top", "--count", "2", "-i", "0.1") == 0
+    out = capsys.readouterr().out
+    assert "measuring" in out
+    assert "tasks/s" in out.split("measuring", 1)[1]
+    assert script.closed
+
+
+# --- errors and the program ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "printed"),
+    [
+        (NotFoundError("session <<x>> not found"), 4, "error: session <<x>> not found\n"),
+        (
+            UnavailableError("can't connect", remedy="start one\nwith flmadm up"),
+            7,
+            "error: can't connect\nhint: start one with flmadm up\n",
+        ),
+    ],
+)
+def test_errors_of_the_cluster_give_exit_codes(
+    script: Script, capsys: pytest.CaptureFixture[str], error: FlameError, code: int, printed: str
+) -> None:
+    script.answers["GetSession"] = error
+    assert flame("view", "-s", "x") == code
+    assert capsys.readouterr().err == printed
+    assert script.closed
+
+
+def test_the_summaries_are_those_of_the_commands() -> None:
+    for name, entry in COMMANDS.items():
+        command = flmctl.get_command(None, name)  # pyright: ignore[reportArgumentType]
+        assert command is not None
+        assert (command.help or "").startswith(entry.summary.rstrip(".")), name
+
+
+def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flame() == 0
+    assert "Commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_needs_no_cluster(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    assert flame("completion", shell) == 0
+    assert "_FLMCTL_COMPLETE" in capsys.readouterr().out
