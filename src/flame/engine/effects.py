@@ -170,9 +170,10 @@ class Forget(Effect):
 
 
 class Purge(Effect):
-    """Everything of this session may leave the journal."""
+    """The records of this session up to this seq may leave the journal; later ones are another session's."""
 
     session_id: str
+    upto: int
 
 
 class Turn(msgspec.Struct, gc=False):

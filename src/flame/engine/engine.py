@@ -193,8 +193,8 @@ class Engine:
         del self.sessions[session.id]
         self.hungry.pop(session.id, None)
         self._touched.pop(session.id, None)
-        draft.record(RecordKind.SESSION_GONE, session.id, NameMeta(session.id))
-        draft.after.append(Purge(session.id))
+        last = draft.record(RecordKind.SESSION_GONE, session.id, NameMeta(session.id))
+        draft.after.append(Purge(session.id, last))
 
 
 def _on_journal_failed(engine: Engine, draft: Draft, event: ev.JournalFailed) -> None:
