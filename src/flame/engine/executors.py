@@ -17,8 +17,9 @@ LONG_US = 50_000  # tasks of this length and more are not sent ahead: waiting fo
 
 
 class Node:
-    """One executor manager. Invariant: allocated == sum of the resreq of its executors, and fits into capacity unless
-    the capacity shrank."""
+    """One executor manager. `leaving` are executors on their way out that belong to no session any more, by channel.
+    Invariant: allocated == sum of what its executors and those leaving hold, and fits into capacity unless that shrank.
+    """
 
     __slots__ = (
         "addresses",
@@ -30,6 +31,7 @@ class Node:
         "free_gpus",
         "heartbeat",
         "hostname",
+        "leaving",
         "name",
         "os",
         "since",
@@ -50,6 +52,7 @@ class Node:
         self.addresses: tuple[tuple[str, str], ...] = ()
         self.heartbeat = 0
         self.executors: dict[int, Executor] = {}
+        self.leaving: dict[int, Resources] = {}
 
     def step(self, happened: str, now: int) -> None:
         self.state = step(NODE, self.state, happened)

@@ -47,8 +47,12 @@ def on_node_joined(engine: Engine, draft: Draft, event: NodeJoined) -> None:
             lose(engine, draft, executor, f"node {node.name} came back without it")
         else:
             _reconcile(engine, draft, executor, item)
+    for channel in node.leaving.keys() - held.keys():
+        _left(engine, node, channel)
     for item in held.values():
-        if not _adopt(engine, draft, node, item):
+        if item.channel in node.leaving or not _adopt(engine, draft, node, item):
+            if item.channel not in node.leaving:
+                _leaves(node, item.channel, item.resreq)
             draft.now.append(StopExecutor(node.name, item.channel, 0, "nobody waits for it any more"))
     engine.capacity_version += 1
     engine.dirty = True
@@ -78,7 +82,7 @@ def _adopt(engine: Engine, draft: Draft, node: Node, item: Held) -> bool:
     executor.resreq = item.resreq
     executor.step("started", draft.now_ms)
     attempts = item.attempts or [1] * len(item.task_ids)
-    for task_id, attempt in zip(item.task_ids, attempts, strict=True):
+    for task_id, attempt in dict(zip(item.task_ids, attempts, strict=True)).items():
         if 1 <= task_id <= session.total and session.states[task_id - 1] == PENDING:
             session.states[task_id - 1] = RUNNING
             session.pending -= 1
@@ -92,6 +96,18 @@ def _adopt(engine: Engine, draft: Draft, node: Node, item: Held) -> bool:
         _bound(engine, draft, executor, item.concurrency)
     lives.tell(draft, session, f"executor {executor.id} on node {node.name} found again")
     return True
+
+
+def _leaves(node: Node, channel: int, resreq: Resources) -> None:
+    """An executor that belongs to no session any more keeps its place until the node says that it is gone."""
+    node.leaving[channel] = resreq
+    node.allocated += resreq
+
+
+def _left(engine: Engine, node: Node, channel: int) -> None:
+    node.allocated -= node.leaving.pop(channel)
+    engine.capacity_version += 1
+    engine.dirty = True
 
 
 def on_node_heartbeat(engine: Engine, draft: Draft, event: NodeHeartbeat) -> None:
@@ -128,8 +144,7 @@ def on_grace_over(engine: Engine, draft: Draft, name: str) -> None:
     node.step("lost", draft.now_ms)
     for executor in list(node.executors.values()):
         lose(engine, draft, executor, f"node {name} is lost")
-    if not node.executors:
-        del engine.nodes[name]
+    del engine.nodes[name]
 
 
 # --- executors -------------------------------------------------------------------------------------------------------
@@ -167,8 +182,9 @@ def stop(engine: Engine, draft: Draft, executor: Executor, reason: str) -> None:
 
 
 def remove(engine: Engine, draft: Draft, executor: Executor) -> None:
-    """Forget an executor; if it still runs, it is stopped."""
+    """Forget an executor; it is stopped, and keeps its place on the node until it is gone."""
     stop(engine, draft, executor, "its session is gone")
+    _leaves(executor.node, executor.channel, executor.resreq)
     _detach(engine, executor)
 
 
@@ -179,8 +195,6 @@ def _detach(engine: Engine, executor: Executor) -> None:
     if node.executors.pop(executor.channel, None) is not None:
         node.allocated -= executor.resreq
         node.free_gpus = sorted({*node.free_gpus, *executor.gpus})
-        if node.state is NodeState.NOT_READY and not node.executors:
-            engine.nodes.pop(node.name, None)
     engine.capacity_version += 1
     engine.dirty = True
 
@@ -203,6 +217,10 @@ def on_executor_reported(engine: Engine, draft: Draft, event: ExecutorReported) 
     executor = engine.executors.get(event.channel)
     if executor is None or event.state not in REPORTS:
         engine.stale += 1
+        if event.state is ExecutorState.RELEASED:
+            for node in engine.nodes.values():
+                if event.channel in node.leaving:
+                    _left(engine, node, event.channel)
         return
     session = executor.session
     if event.pid:
@@ -396,7 +414,7 @@ def _rooms(engine: Engine) -> list[Room]:
     for node in engine.nodes.values():
         if node.state is not NodeState.READY:
             continue
-        leaving = Resources()
+        leaving = sum(node.leaving.values(), Resources())
         for executor in node.executors.values():
             if not executor.coming:
                 leaving += executor.resreq

@@ -228,7 +228,12 @@ class Session:
                 timeout = chunk.options.timeout_ms
                 self.states[task_id - 1] = RUNNING
                 column = task_id - chunk.first
-                parts.append(Part(chunk.seq, column, column + 1, task_id, self.attempts.get(task_id, 1)))
+                attempt = self.attempts.get(task_id, 1)
+                last = parts[-1] if parts else None
+                if last is not None and last.stop == column and last.seq == chunk.seq and last.attempt == attempt:
+                    last.stop += 1
+                else:
+                    parts.append(Part(chunk.seq, column, column + 1, task_id, attempt))
                 taken += 1
                 self.pending -= 1
                 self.running += 1
@@ -239,29 +244,39 @@ class Session:
                 chunk = self.chunks[cursor[0]]
                 if timeout not in (-1, chunk.options.timeout_ms):
                     return parts, timeout
-                part = self._next_part(chunk, cursor, limit - taken)
-                if part is None:
+                start = self.states.find(PENDING, chunk.first - 1 + cursor[1], chunk.first - 1 + chunk.count) + 1
+                if start <= 0:
                     lane.fresh.popleft()
                     continue
+                suspect = start in self.kills
+                if suspect and taken:
+                    return parts, timeout
                 timeout = chunk.options.timeout_ms
-                parts.append(part)
-                taken += part.stop - part.start
+                parts.append(self._next_part(chunk, cursor, start, 1 if suspect else limit - taken))
+                taken += parts[-1].stop - parts[-1].start
+                if suspect:
+                    return parts, timeout
         return parts, max(timeout, 0)
 
-    def _next_part(self, chunk: Chunk, cursor: list[int], limit: int) -> Part | None:
-        """The next run of pending tasks of the chunk from the cursor on, or None when there is none left."""
-        base = chunk.first - 1
-        start = self.states.find(PENDING, base + cursor[1], base + chunk.count)
-        if start < 0:
-            return None
-        stop = min(start + limit, base + chunk.count)
-        run = self.states[start:stop]
+    def _next_part(self, chunk: Chunk, cursor: list[int], start: int, limit: int) -> Part:
+        """Up to `limit` neighbouring pending tasks of the chunk from task id `start` on, suspects left out; marks them
+        as running. Tasks here may have been tried before, in an earlier life of the session manager."""
+        stop = min(start + limit, chunk.first + chunk.count)
+        run = self.states[start - 1 : stop - 1]
         length = len(run) - len(run.lstrip(b"\x00"))
-        self.states[start : start + length] = bytes((RUNNING,)) * length
+        attempt = 1
+        if self.attempts:
+            attempt = self.attempts.get(start, 1)
+            for task_id in range(start + 1, start + length):
+                if task_id in self.kills or self.attempts.get(task_id, 1) != attempt:
+                    length = task_id - start
+                    break
+        self.states[start - 1 : start - 1 + length] = bytes((RUNNING,)) * length
         self.pending -= length
         self.running += length
-        cursor[1] = start + length - base
-        return Part(chunk.seq, start - base, start - base + length, start + 1)
+        column = start - chunk.first
+        cursor[1] = column + length
+        return Part(chunk.seq, column, column + length, start, attempt)
 
     # --- endings -------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ def on_submitted(engine: Engine, draft: Draft, event: Submitted) -> None:
         fail_pending(engine, draft, session, session.paused)
     else:
         engine.hungry[session.id] = session
+        engine.touch(session)
 
 
 def _refusal(engine: Engine, session: Session | None, event: Submitted) -> FlameError | None:
@@ -233,8 +234,8 @@ def _all_running(executor: Executor, ids: Sequence[int]) -> bool:
         return False
     if executor.session.states.count(RUNNING, first - 1, last) != count:
         return False
-    outstanding = executor.outstanding
-    return all(task_id in outstanding for task_id in ids)
+    held = executor.outstanding.get  # 0: given up here, and perhaps running elsewhere
+    return all(map(held, ids))
 
 
 def _complete_each(engine: Engine, draft: Draft, executor: Executor, event: Completed) -> None:

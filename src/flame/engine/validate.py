@@ -22,7 +22,7 @@ def validate(engine: Engine) -> None:
         _true(executor.session.executors.get(channel) is executor, f"session does not know executor {executor.id}")
         _true(executor.node.executors.get(channel) is executor, f"node does not know executor {executor.id}")
     for node in engine.nodes.values():
-        used = Resources()
+        used = sum(node.leaving.values(), Resources())
         gpus: list[int] = []
         for executor in node.executors.values():
             used += executor.resreq
