@@ -32,7 +32,8 @@ def check(files: tuple[Path, ...]) -> int:
             wrong = True
             print(f"{error.message}{f' ({error.remedy})' if error.remedy else ''}")
             continue
-        print(f"{file}: {kind}, {'valid' if not notes else f'valid, {len(notes)} notes'}")
+        remarks = f", with {_count(len(notes), 'note')}" if notes else ""
+        print(f"{file}: {kind}, valid{remarks}")
         for note in notes:
             print(f"  {note}")
     return 2 if wrong else 0
@@ -53,6 +54,10 @@ def examine(file: Path) -> tuple[str, list[str]]:
     return _cluster(file)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _client(file: Path) -> tuple[str, list[str]]:
     from flame.config import read_contexts
 
@@ -66,7 +71,7 @@ def _client(file: Path) -> tuple[str, list[str]]:
             notes.append(f"context {context.name}: tls has no effect, the endpoint is http")
     if current is None:
         notes.append("current-context is not set: a context has to be chosen with --context or FLAME_CONTEXT")
-    return f"client settings with {len(contexts)} contexts", notes
+    return f"client settings with {_count(len(contexts), 'context')}", notes
 
 
 def _cluster(file: Path) -> tuple[str, list[str]]:
