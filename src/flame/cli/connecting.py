@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import secrets
+import os
+import sys
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from flame.cli.options import Settings
-from flame.config import load_context
-from flame.link import Link, connect, parse
-from flame.proto import link_pb2
+from flame.client.endpoints import Dialer, Endpoint, parse_endpoint
+from flame.client.values import FlameClientTls
+from flame.config import TlsConfig, load_context
+from flame.link import Link
+
+if TYPE_CHECKING:
+    from flame.client import Connection
 
 
 class LinkCaller:
@@ -29,19 +35,51 @@ class LinkCaller:
 
 
 async def open_caller(settings: Settings) -> LinkCaller:
-    """Connect to the cluster of --endpoint, of the context and environment, or to the local one. Raises FlameError."""
-    endpoint = settings.endpoint
-    if endpoint is None:
-        context = load_context(settings.config, context=settings.context)
-        endpoint = context.endpoint
-    if endpoint is None:
-        from flame.local import default_endpoint
+    """Connect for calls only. Raises FlameError."""
+    dialer = Dialer(find_endpoint(settings), f"cli-{os.urandom(8).hex()}")
+    # No session is attached to this link: nothing comes unasked, and who waits for a call hears of its end.
+    return LinkCaller(await dialer.dial(settings.timeout, _ignore, _ignore))
 
-        endpoint = default_endpoint()
-    hello = link_pb2.Hello(role="client", id=f"cli-{secrets.token_hex(8)}", software="flmctl")
-    link = await connect(parse(endpoint), hello, timeout=settings.timeout, on_frames=_ignore, on_closed=_ignore)
-    return LinkCaller(link)
+
+def open_connection(settings: Settings) -> Connection:
+    """Connect with the SDK, for tasks. Raises FlameError."""
+    from flame.client import Connection
+
+    endpoint = find_endpoint(settings, announce=False)
+    return Connection.connect(endpoint.text, endpoint.tls)
+
+
+def find_endpoint(settings: Settings, *, announce: bool = True) -> Endpoint:
+    """The cluster of --endpoint, of the context or the environment, or the local one, started when there is none.
+
+    `announce`: say when a cluster was started that will end with this command.
+    """
+    context = load_context(settings.config, context=settings.context)
+    address, tls = settings.endpoint or context.endpoint, _client_tls(context.tls)
+    if address is not None:
+        return parse_endpoint(address, tls)
+    from flame.local import Cluster, find_or_start
+
+    local = find_or_start()
+    if announce and isinstance(local, Cluster):
+        print(
+            "note: no cluster was running; this one ends with the command (flmadm up --detach starts one that stays)",
+            file=sys.stderr,
+        )
+    return parse_endpoint(local.endpoint)
+
+
+def _client_tls(tls: TlsConfig | None) -> FlameClientTls | None:
+    if tls is None:
+        return None
+    return FlameClientTls(
+        **{
+            name: str(file)
+            for name, file in (("ca_file", tls.ca_file), ("cert_file", tls.cert_file), ("key_file", tls.key_file))
+            if file is not None
+        }
+    )
 
 
 def _ignore(*_: object) -> None:
-    """No sessions are attached: nothing comes unasked."""
+    pass

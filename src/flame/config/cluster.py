@@ -216,7 +216,7 @@ def _storage(section: Section) -> str:
     if text == "none":
         return text
     scheme, separator, rest = text.partition("://")
-    if not separator or scheme not in ("sqlite", "fs", "file"):
+    if not separator or scheme not in ("sqlite", "fs", "file", "filesystem"):
         raise section.error("storage", f"unknown storage {text!r}", "write none, sqlite://FILE or fs://FOLDER")
     if not rest:
         raise section.error("storage", f"{text!r} names no path", "write none, sqlite://FILE or fs://FOLDER")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
 import threading
 from pathlib import Path
 from typing import Self
@@ -46,7 +45,7 @@ class Cluster:
     ) -> None:
         if executors is not None and executors < 1:
             raise InvalidArgumentError(f"a cluster needs at least one executor, not {executors}")
-        self.name = name or f"{os.getpid()}-{secrets.token_hex(3)}"
+        self.name = name or f"{os.getpid()}-{os.urandom(3).hex()}"
         self._anonymous = name is None
         self._executors = executors
         self._storage = storage

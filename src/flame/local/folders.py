@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 from pathlib import Path
 
@@ -69,6 +68,6 @@ def private_folder(path: Path) -> Path:
 def temporary_folder(name: str) -> Path:
     """A new private folder for the data of one cluster."""
     base = Path(os.environ.get("TMPDIR") or "/tmp")
-    path = base / f"flame-{name}-{secrets.token_hex(4)}"
+    path = base / f"flame-{name}-{os.urandom(4).hex()}"
     path.mkdir(mode=0o700)
     return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import string
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def create(
 
 def short_name(prefix: str) -> str:
     """The prefix and six random letters or digits."""
-    return f"{prefix}-{''.join(secrets.choice(_LETTERS) for _ in range(6))}"
+    return f"{prefix}-{''.join(_LETTERS[byte % len(_LETTERS)] for byte in os.urandom(6))}"
 
 
 def _read(file: Path) -> bytes:
