@@ -1,0 +1,75 @@
+"""The daemon `flame-executor-manager`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flame._version import __version__
+from flame.config import ClusterConfig, load_cluster
+from flame.link import tcp
+from flame.model.errors import MEANING, FlameError
+from flame.node.manager import ExecutorManager
+from flame.node.settings import NodeSettings
+from flame.telemetry import set_up_logging
+
+LINK_PORT = 2  # the framed link listens that many ports above the endpoint
+
+
+def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) -> NodeSettings:
+    """The settings of a node of this cluster. Raises InvalidConfigError."""
+    cluster, cache = config.cluster, config.cache
+    ca_file = cluster.tls.ca_file if cluster.tls is not None else None
+    return NodeSettings(
+        manager=tcp(cluster.host, cluster.port + LINK_PORT),
+        work_dir=work_dir,
+        name=name or os.uname().nodename,
+        capacity=cluster.executors.capacity,
+        tls=cluster.tls,
+        shim=cluster.executors.shim,
+        endpoint=cluster.endpoint,
+        cache_endpoint=cache.endpoint if cache is not None else "",
+        ca_file=str(ca_file) if ca_file is not None else "",
+        max_payload=cluster.limits.max_payload,
+    )
+
+
+async def serve(settings: NodeSettings) -> None:
+    """Run a node until SIGTERM or SIGINT."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    manager = ExecutorManager(settings)
+    await manager.start()
+    try:
+        await told.wait()
+    finally:
+        await manager.stop()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script. The exit status is 0 after a signal, else that of the error (model/errors.py)."""
+    parser = argparse.ArgumentParser(prog="flame-executor-manager", description="Run executors on this node.")
+    parser.add_argument("--config", type=Path, help="cluster file (default: ~/.flame/flame-cluster.yaml)")
+    parser.add_argument("--name", help="name of this node (default: the host's)")
+    parser.add_argument("--work-dir", type=Path, help="folder for executors and logs (default: ~/.flame/node)")
+    parser.add_argument("--version", action="version", version=f"flame-executor-manager {__version__}")
+    chosen = parser.parse_args(arguments)
+    set_up_logging()
+    try:
+        work_dir = chosen.work_dir or Path.home() / ".flame" / "node"
+        asyncio.run(serve(settings_of(load_cluster(chosen.config), work_dir, chosen.name)))
+    except FlameError as error:
+        sys.stderr.write(f"flame-executor-manager: {error}\n")
+        return MEANING[error.code].exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,342 @@
+"""The executor manager: its link to the session manager, and the executors behind it.
+
+While the link is down the executors go on. What they say meanwhile waits in the outbox and leaves after the next
+WELCOME, and HELLO reports every executor and task that the session manager has not heard the last of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from flame.link import Frame, Kind, Link, connect
+from flame.model.errors import FlameError, InvalidConfigError, NotFoundError, ProtocolError
+from flame.model.resources import Resources
+from flame.model.states import BindCode, ExecutorState, Shim
+from flame.node import capacity
+from flame.node.executor import Executor
+from flame.node.settings import NodeSettings
+from flame.proto import frontend_pb2, link_pb2, types_pb2
+from flame.shims.environment import Surroundings
+from flame.shims.host import HostShim
+from flame.shims.logs import LogStore
+from flame.shims.processes import Keeper
+from flame.shims.reception import Reception, default_socket_root
+from flame.shims.shim import BindError, Instance, Launch, Owner
+from flame.shims.shim import Shim as AnyShim
+
+logger = logging.getLogger("flame.node")
+
+# Results that the session manager has not taken; above, instances must wait with theirs.
+_MAX_AHEAD = 8 * 1024 * 1024
+_PRUNE_S = 60.0
+
+
+class ExecutorManager:
+    """One node. `start` returns when it is ready to connect; it goes on connecting for ever until `stop`."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.executors: dict[int, Executor] = {}  # by channel; those whose Released was not sent too
+        self.connected = asyncio.Event()
+        self._boot_id = uuid.uuid4().hex
+        self._machine = capacity.Machine(Resources())
+        self._link: Link | None = None
+        self._outbox: list[Frame] = []
+        self._paused = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._folder: Path | None = None
+        self._ssl = None
+
+    @property
+    def boot_id(self) -> str:
+        """Made anew for each object."""
+        return self._boot_id
+
+    async def start(self) -> None:
+        """Set up what instances need and begin to connect. Raises InvalidConfigError."""
+        settings = self.settings
+        if settings.tls is not None:
+            from flame.security import client_ssl
+
+            self._ssl = client_ssl(settings.tls)
+        self._machine = capacity.detect()
+        if settings.capacity is not None:
+            self._machine = capacity.Machine(settings.capacity, self._machine.devices[: settings.capacity.gpu])
+        root = settings.socket_dir or default_socket_root()
+        try:
+            executors = settings.work_dir / "executors"
+            executors.mkdir(parents=True, exist_ok=True, mode=0o700)
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._folder = Path(tempfile.mkdtemp(prefix="n", dir=root))
+            self._logs = LogStore(settings.work_dir / "logs", settings.log_bytes, settings.log_keep)
+        except OSError as error:
+            raise InvalidConfigError(f"can't use the folders of this node: {error}") from error
+        self._reception = Reception(self._folder, settings.max_payload)
+        await self._reception.open()
+        self._keeper = Keeper(remove=[self._folder])
+        self._keeper.start()
+        surroundings = Surroundings(
+            environ=os.environ,
+            bin_dir=Path(sys.executable).parent,
+            link=str(self._reception.link_path),
+            max_payload=settings.max_payload,
+            endpoint=settings.endpoint,
+            cache_endpoint=settings.cache_endpoint,
+            ca_file=settings.ca_file,
+        )
+        self._shims: dict[Shim, AnyShim] = {
+            Shim.HOST: HostShim(self._keeper, self._reception, self._logs, executors, surroundings)
+        }
+        self._background(self._stay_connected())
+        self._background(self._prune_logs())
+
+    async def stop(self) -> None:
+        """End all executors and the link; returns when no process of this node runs any more."""
+        for executor in list(self.executors.values()):
+            executor.stop("the node stops", self.settings.stop_grace)
+        lives = [executor.life for executor in self.executors.values()]
+        if lives:
+            await asyncio.wait(lives)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._link is not None:
+            link, self._link = self._link, None
+            link.close()
+            await link.wait_closed()
+        self.connected.clear()
+        await self._reception.close()
+        await self._keeper.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- the link --------------------------------------------------------------------------------------------------
+
+    async def _stay_connected(self) -> None:
+        settings = self.settings
+        wait = settings.reconnect_min
+        while True:
+            lost: asyncio.Future[FlameError | None] = asyncio.get_running_loop().create_future()
+
+            def on_closed(link: Link, error: FlameError | None, lost: asyncio.Future[FlameError | None] = lost) -> None:
+                self._disconnected(link)
+                if not lost.done():
+                    lost.set_result(error)
+
+            try:
+                link = await connect(
+                    settings.manager,
+                    self._hello(),
+                    ssl=self._ssl,
+                    on_frames=self._on_frames,
+                    on_closed=on_closed,
+                    on_call=self._on_call,
+                    heartbeat=settings.heartbeat,
+                )
+            except FlameError as error:
+                logger.warning("can't reach the session manager at %s: %s", settings.manager, error)
+            else:
+                wait = settings.reconnect_min
+                logger.info("connected to the session manager at %s", settings.manager)
+                beating = asyncio.get_running_loop().create_task(self._beat(link))
+                try:
+                    self._welcomed(link)
+                    error = await lost
+                finally:
+                    beating.cancel()
+                logger.warning("the link to the session manager ended: %s", error)
+            # Jitter: the nodes of a cluster must not all come back in the same moment.
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(wait * 2, settings.reconnect_max)
+
+    def _hello(self) -> link_pb2.Hello:
+        unsent: dict[int, dict[int, int]] = {}
+        for frame in self._outbox:
+            if frame.kind == Kind.RESULTS:
+                results = link_pb2.Results.FromString(frame.body)
+                attempts = results.attempts or [1] * len(results.task_ids)
+                unsent.setdefault(frame.channel, {}).update(zip(results.task_ids, attempts, strict=True))
+            elif frame.kind == Kind.RETRACTED:
+                ids = link_pb2.Retracted.FromString(frame.body).task_ids
+                unsent.setdefault(frame.channel, {}).update(dict.fromkeys(ids, 1))
+        held = [executor.held(unsent.get(channel, {})) for channel, executor in self.executors.items()]
+        node = link_pb2.NodeHello(node=self._node(), boot_id=self._boot_id, executors=held)
+        settings = self.settings
+        return link_pb2.Hello(role="node", id=settings.name, token=settings.token, software="flame", node=node)
+
+    def _welcomed(self, link: Link) -> None:
+        """Send what waits, except for executors that nobody wants any more."""
+        discard = set(link.welcome.discard)
+        for channel in discard & self.executors.keys():
+            executor = self.executors[channel]
+            if executor.state is ExecutorState.RELEASED:
+                del self.executors[channel]
+            else:
+                executor.stop("the session manager does not want it any more", 0)
+        outbox, self._outbox = self._outbox, []
+        self._link = link
+        self.connected.set()
+        for frame in outbox:
+            if frame.channel not in discard:
+                link.send(frame.kind, frame.channel, frame.body)
+        for channel, executor in list(self.executors.items()):
+            if executor.state is ExecutorState.RELEASED:
+                del self.executors[channel]
+
+    def _disconnected(self, link: Link) -> None:
+        if self._link is link:
+            self._link = None
+            self.connected.clear()
+            self._resume()
+
+    async def _beat(self, link: Link) -> None:
+        """Tell the session manager regularly that this node is well."""
+        interval = link.welcome.heartbeat_ms / 1000 or self.settings.heartbeat
+        while not link.closed:
+            await asyncio.sleep(interval)
+            link.send(Kind.NODE_STATUS, 0, self._node().status.SerializeToString())
+
+    def _node(self) -> types_pb2.Node:
+        settings = self.settings
+        total = self._machine.resources
+        amount = types_pb2.ResourceRequirement(cpu=total.cpu, memory=total.memory, gpu=total.gpu)
+        system = os.uname()
+        status = types_pb2.NodeStatus(
+            state=types_pb2.Ready,
+            capacity=amount,
+            allocatable=amount,
+            info=types_pb2.NodeInfo(arch=system.machine, os=system.sysname.lower()),
+            addresses=[types_pb2.NodeAddress(type=kind, address=text) for kind, text in self._addresses()],
+            last_heartbeat_time=int(time.time()),
+        )
+        return types_pb2.Node(
+            metadata=types_pb2.Metadata(id=settings.name, name=settings.name),
+            spec=types_pb2.NodeSpec(hostname=system.nodename),
+            status=status,
+        )
+
+    def _addresses(self) -> list[tuple[str, str]]:
+        found = [("Hostname", os.uname().nodename)]
+        manager = self.settings.manager
+        if not manager.unix:
+            # Connecting a datagram socket sends nothing; it only asks which of our addresses the route would use.
+            with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((manager.host, manager.port))
+                found.append(("InternalIP", probe.getsockname()[0]))
+        return found
+
+    # --- flame.node.executor.Uplink --------------------------------------------------------------------------------
+
+    def send(self, kind: Kind, channel: int, body: bytes) -> None:
+        link = self._link
+        if link is None:
+            self._outbox.append(Frame(kind, channel, body))
+            return
+        link.send(kind, channel, body)
+        if link.buffered > _MAX_AHEAD and not self._paused:
+            self._paused = True
+            for executor in self.executors.values():
+                executor.pause()
+            link.when_drained(self._resume)
+
+    def released(self, executor: Executor) -> None:
+        executor.state = ExecutorState.RELEASED
+        if self._link is not None:
+            self.executors.pop(executor.channel, None)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            for executor in self.executors.values():
+                executor.resume()
+
+    # --- what the session manager says -----------------------------------------------------------------------------
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        for kind, channel, body, _ in frames:
+            executor = self.executors.get(channel)
+            if kind == Kind.TASKS:
+                if executor is not None:
+                    executor.tasks(body)
+            elif kind == Kind.START:
+                if executor is not None:
+                    raise ProtocolError(f"channel {channel} is in use")
+                self._start(channel, link_pb2.Start.FromString(body))
+            elif kind == Kind.STOP:
+                stop = link_pb2.Stop.FromString(body)
+                if executor is not None and executor.state is not ExecutorState.RELEASED:
+                    executor.stop(stop.reason, stop.grace_ms / 1000)
+                else:
+                    report = link_pb2.Report(state=types_pb2.ExecutorReleased)
+                    self.send(Kind.REPORT, channel, report.SerializeToString())
+            elif executor is not None:
+                if kind == Kind.CANCEL:
+                    executor.cancel(body)
+                elif kind == Kind.RETRACT:
+                    executor.retract(body)
+
+    def _start(self, channel: int, start: link_pb2.Start) -> None:
+        try:
+            kind = Shim(start.application.shim)
+        except ValueError:
+            kind = None
+        shim = self._shims.get(kind) if kind is not None else None
+        if shim is None:
+            name = kind.name if kind is not None else start.application.shim
+            known = ", ".join(shim.name for shim in self._shims)
+            shim = MissingShim(f"this node can't run shim {name}; it runs {known}")
+        self.executors[channel] = Executor(channel, start, self._visible(start), shim, self, self.settings)
+
+    def _visible(self, start: link_pb2.Start) -> str | None:
+        """The GPUs that this executor got, as CUDA_VISIBLE_DEVICES names them; empty on a node that has others."""
+        devices = self._machine.devices
+        if not devices:
+            return None
+        return ",".join(devices[gpu] if gpu < len(devices) else str(gpu) for gpu in start.gpus)
+
+    def _on_call(self, link: Link, method: str, request: bytes) -> AsyncIterator[bytes]:
+        if method != "ReadLog":
+            raise NotFoundError(f"no method {method!r} here")
+        try:
+            wanted = frontend_pb2.GetLogsRequest.FromString(request)
+        except DecodeError:
+            raise ProtocolError("the request is no GetLogsRequest") from None
+        return self._read_log(wanted)
+
+    async def _read_log(self, wanted: frontend_pb2.GetLogsRequest) -> AsyncIterator[bytes]:
+        async for chunk in self._logs.read(wanted):
+            yield chunk.SerializeToString()
+
+    async def _prune_logs(self) -> None:
+        while True:
+            await asyncio.sleep(_PRUNE_S)
+            self._logs.prune()
+
+
+class MissingShim:
+    """Stands in for a shim that this node does not have."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    async def start(self, launch: Launch, owner: Owner) -> Instance:
+        raise BindError(BindCode.START, self._why)

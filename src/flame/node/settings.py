@@ -1,0 +1,44 @@
+"""The settings of an executor manager."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from flame.config import TlsConfig
+from flame.link import DEFAULT_MAX_PAYLOAD, Address
+from flame.model.resources import Resources
+from flame.model.states import Shim
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Times are in seconds, sizes in bytes.
+
+    `manager` is where the session manager's link listens, `name` the node's name (default: the host's). `capacity`
+    None means what this machine has (capacity.py). `socket_dir` must have a short path and belong to this user only;
+    None means the default (shims/reception.py). `endpoint`, `cache_endpoint` and `ca_file` are told to the instances.
+    """
+
+    manager: Address
+    work_dir: Path
+    name: str = os.uname().nodename
+    capacity: Resources | None = None
+    socket_dir: Path | None = None
+    tls: TlsConfig | None = None
+    token: str = ""  # credential for the session manager where TLS and the socket's owner give none
+    shim: Shim = Shim.HOST
+    endpoint: str = ""
+    cache_endpoint: str = ""
+    ca_file: str = ""
+    max_payload: int = DEFAULT_MAX_PAYLOAD
+    log_bytes: int = 4 * 1024 * 1024  # of each stream of each executor
+    log_keep: float = 3600.0  # after an executor's end
+    start_timeout: float = 60.0  # from process start to session entered, unless the application says otherwise
+    cancel_grace: float = 2.0  # a task that does not stop when it is told to costs its instance
+    terminate_grace: float = 2.0  # from SIGTERM to SIGKILL
+    stop_grace: float = 5.0  # for executors to leave their session when this node stops
+    heartbeat: float = 5.0
+    reconnect_min: float = 0.1
+    reconnect_max: float = 5.0

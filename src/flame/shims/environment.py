@@ -1,0 +1,114 @@
+"""What a program finds when it starts as an instance: environment, arguments, folders."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from flame.model.states import BindCode
+from flame.proto import types_pb2
+from flame.shims.processes import Program
+from flame.shims.shim import BindError, Launch
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+_DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What is the same for all instances of a node. `environ` is the executor manager's own environment; of it only
+    what `environment` names is passed on."""
+
+    environ: Mapping[str, str]
+    bin_dir: Path  # goes first in PATH: the commands that were installed beside Flame
+    link: str  # path of the socket where instances connect
+    max_payload: int
+    endpoint: str = ""
+    cache_endpoint: str = ""
+    ca_file: str = ""
+
+
+def expand(text: str, *sources: Mapping[str, str]) -> str:
+    """`$NAME` and `${NAME}` replaced by the value in the first source that has it; others stay as they are."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        return next((source[name] for source in sources if name in source), match[0])
+
+    return _VARIABLE.sub(value, text)
+
+
+def environment(launch: Launch, around: Surroundings, endpoint: Path, tmp: Path) -> dict[str, str]:
+    """The whole environment of an instance. `endpoint` is where a gRPC service shall listen, `tmp` its own folder."""
+    own = around.environ
+    level = own.get("RUST_LOG", "info")
+    found = {item.name: expand(item.value, own) for item in launch.application.environments}
+    defaults = {
+        "PATH": f"{around.bin_dir}:{own.get('PATH') or _DEFAULT_PATH}",
+        "HOME": own.get("HOME", "/"),
+        "TMPDIR": str(tmp),
+        "TEMP": str(tmp),
+        "TMP": str(tmp),
+        # What a service prints shall be in its log at once, and all of it when it is killed.
+        "PYTHONUNBUFFERED": "1",
+    }
+    fixed = {
+        "RUST_LOG": level,
+        "FLAME_LOG": own.get("FLAME_LOG", level),
+        "FLAME_INSTANCE_LINK": around.link,
+        "FLAME_INSTANCE_TOKEN": launch.token,
+        "FLAME_INSTANCE_ENDPOINT": str(endpoint),
+        "FLAME_EXECUTOR_ID": launch.executor_id,
+        "FLAME_SESSION_ID": launch.context.session_id,
+        "FLAME_APPLICATION": launch.context.application.name,
+        "FLAME_MAX_PAYLOAD": str(around.max_payload),
+    }
+    optional = {
+        "FLAME_ENDPOINT": around.endpoint,
+        "FLAME_CACHE_ENDPOINT": around.cache_endpoint,
+        "FLAME_CA_FILE": around.ca_file,
+    }
+    fixed.update((name, value) for name, value in optional.items() if value)
+    if launch.devices is not None:
+        fixed["CUDA_VISIBLE_DEVICES"] = launch.devices
+    return {**defaults, **found, **fixed}
+
+
+def working_directory(application: types_pb2.ApplicationSpec, own: Path) -> Path:
+    """The application's working directory, made if it is missing, else the executor's own. Raises BindError."""
+    if not application.working_directory:
+        return own
+    path = Path(application.working_directory)
+    if not path.is_absolute():
+        raise BindError(BindCode.START, f"working_directory {str(path)!r} is not an absolute path")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BindError(BindCode.START, f"can't use working_directory {str(path)!r}: {error.strerror}") from error
+    return path
+
+
+def program(
+    application: types_pb2.ApplicationSpec, env: dict[str, str], own_environ: Mapping[str, str], cwd: Path
+) -> Program:
+    """The program that the application's command names. Raises BindError."""
+    command = expand(application.command, env, own_environ)
+    if not command:
+        raise BindError(BindCode.START, "the application has no command")
+    if "/" in command:
+        path = cwd / command
+        if not path.is_file():
+            raise BindError(BindCode.START, f"command {command!r} does not exist on this node")
+        if not os.access(path, os.X_OK):
+            raise BindError(BindCode.START, f"command {command!r} is not executable")
+        found = str(path)
+    else:
+        found = shutil.which(command, path=env["PATH"])
+        if found is None:
+            raise BindError(BindCode.START, f"command {command!r} was not found in PATH ({env['PATH']})")
+    arguments = [expand(argument, env, own_environ) for argument in application.arguments]
+    return Program(found, [command, *arguments], env, str(cwd))

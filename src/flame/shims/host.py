@@ -1,0 +1,155 @@
+"""The host shim: an instance is a process of this machine, in its own group and its own folder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from flame.model.errors import UnavailableError
+from flame.model.states import BindCode
+from flame.shims import grpc_dialect
+from flame.shims.environment import Surroundings, environment, program, working_directory
+from flame.shims.link_dialect import LinkDialect
+from flame.shims.logs import ExecutorLog, LogStore
+from flame.shims.processes import Keeper, Process, describe_status
+from flame.shims.reception import Reception
+from flame.shims.shim import BindError, Dialect, Launch, Owner
+
+_LAST_LINES = 20
+_LAST_BYTES = 2000
+
+
+class HostShim:
+    """Starts processes. `folder` is where each executor gets a folder of its own as long as it lives."""
+
+    def __init__(
+        self, keeper: Keeper, reception: Reception, logs: LogStore, folder: Path, surroundings: Surroundings
+    ) -> None:
+        self._keeper = keeper
+        self._reception = reception
+        self._logs = logs
+        self._folder = folder
+        self._surroundings = surroundings
+        self._number = 0
+
+    async def start(self, launch: Launch, owner: Owner) -> HostInstance:
+        """Start the application's command. Raises BindError with code 11, or 10 when it wants an installer."""
+        application = launch.application
+        if application.installer:
+            why = f"installers are not available yet (the application wants {application.installer!r})"
+            raise BindError(BindCode.INSTALL, why)
+        own = self._folder / launch.executor_id
+        tmp = own / "tmp"
+        self._number += 1
+        socket = self._reception.folder / f"{self._number:x}.sock"
+        try:
+            tmp.mkdir(parents=True, mode=0o700)
+            log = self._logs.create(launch.executor_id, launch.context.session_id)
+        except OSError as error:
+            raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
+        instance = HostInstance(launch, owner, own, socket, log, self._reception, self._surroundings.max_payload)
+        try:
+            env = environment(launch, self._surroundings, socket, tmp)
+            wanted = program(application, env, self._surroundings.environ, working_directory(application, own))
+            stdout, stderr = log.open_pipes()
+            try:
+                process = await self._keeper.spawn(launch.executor_id, wanted, stdout, stderr)
+            except OSError as error:
+                text = error.strerror or str(error)
+                raise BindError(BindCode.START, f"can't start command {wanted.path!r}: {text}") from error
+            finally:
+                os.close(stdout)
+                os.close(stderr)
+        except BaseException:
+            await instance.dispose()
+            raise
+        instance.run(process)
+        return instance
+
+
+class HostInstance:
+    """One process and what it started."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        owner: Owner,
+        folder: Path,
+        socket: Path,
+        log: ExecutorLog,
+        reception: Reception,
+        max_payload: int,
+    ) -> None:
+        self.pid = 0
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._launch = launch
+        self._owner = owner
+        self._folder = folder
+        self._socket = socket
+        self._log = log
+        self._reception = reception
+        self._max_payload = max_payload
+        self._process: Process | None = None
+        self._dialect: Dialect | None = None
+        # Its first sign of life, waited for before it is started.
+        self._link, self._file = reception.expect(launch.executor_id, launch.token, socket)
+
+    def run(self, process: Process) -> None:
+        """It was started."""
+        self._process = process
+        self.pid = process.pid
+        process.ended.add_done_callback(self._on_exit)
+
+    async def ready(self) -> Dialect:
+        """Wait for its link or its gRPC socket, whichever comes first. Raises BindError (11) when it ends before."""
+        await asyncio.wait({self._link, self._file, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if self._link.done():
+            self._dialect = LinkDialect(self._link.result(), self._owner)
+            return self._dialect
+        if not self.ended.done():
+            connecting = asyncio.ensure_future(grpc_dialect.connect(self._socket, self._owner, self._max_payload))
+            try:
+                await asyncio.wait({connecting, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+                if connecting.done():
+                    self._dialect = connecting.result()
+                    return self._dialect
+            finally:
+                connecting.cancel()
+        raise BindError(BindCode.START, f"the instance {self.ended.result()} before it was ready{self.last_words()}")
+
+    def last_words(self) -> str:
+        """The end of its stderr, as a clause to append to a message."""
+        self._log.catch_up()
+        text = self._log.streams["stderr"].tail(_LAST_BYTES).decode(errors="replace").strip()
+        if not text:
+            return ""
+        return "; the end of its stderr:\n" + "\n".join(text.splitlines()[-_LAST_LINES:])
+
+    def terminate(self) -> None:
+        if self._process is not None:
+            self._process.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)
+
+    async def dispose(self) -> None:
+        """Close its log and connection, remove its socket and folder."""
+        self._reception.forget(self._launch.executor_id, self._socket)
+        if self._dialect is not None:
+            self._dialect.close()
+        elif self._link.done():
+            self._link.result().close(UnavailableError("the executor has ended"))
+        self._log.end()
+        await asyncio.to_thread(self._remove)
+
+    def _remove(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _on_exit(self, status: asyncio.Future[int]) -> None:
+        if not self.ended.done():
+            self.ended.set_result(describe_status(status.result()))

@@ -1,0 +1,77 @@
+"""The instance link: what an instance does that connected to the executor manager's socket."""
+
+from __future__ import annotations
+
+import asyncio
+
+from flame.link import Frame, Kind, Link
+from flame.model.errors import FlameError, ProtocolError
+from flame.proto import shim_pb2, types_pb2
+from flame.shims.shim import Owner
+
+
+class LinkDialect:
+    """Talks with one instance over its link. Bodies pass unopened, both ways."""
+
+    ends_by_itself = True
+
+    def __init__(self, link: Link, owner: Owner) -> None:
+        self.concurrency = max(1, link.hello.instance.concurrency)
+        self._link = link
+        self._owner = owner
+        self._answers: dict[int, asyncio.Future[types_pb2.Result]] = {}
+        link.on_frames = self._on_frames
+        link.on_closed = self._on_closed
+
+    async def enter(self, context: shim_pb2.SessionContext) -> types_pb2.Result:
+        return await self._ask(Kind.ENTER, Kind.ENTERED, context.SerializeToString())
+
+    async def leave(self) -> None:
+        await self._ask(Kind.LEAVE, Kind.LEFT)
+
+    def tasks(self, body: bytes) -> None:
+        self._link.send(Kind.TASKS, 0, body)
+
+    def cancel(self, body: bytes) -> None:
+        self._link.send(Kind.CANCEL, 0, body)
+
+    def retract(self, body: bytes) -> None:
+        self._link.send(Kind.RETRACT, 0, body)
+
+    def pause(self) -> None:
+        self._link.pause_reading()
+
+    def resume(self) -> None:
+        self._link.resume_reading()
+
+    def close(self) -> None:
+        self._link.on_frames = _drop
+        self._link.abort()
+
+    async def _ask(self, question: Kind, answer: Kind, body: bytes = b"") -> types_pb2.Result:
+        waiter: asyncio.Future[types_pb2.Result] = asyncio.get_running_loop().create_future()
+        self._answers[answer] = waiter
+        self._link.send(question, 0, body)
+        return await waiter
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        owner = self._owner
+        for frame in frames:
+            if frame.kind == Kind.RESULTS:
+                owner.results(frame.body)
+            elif frame.kind == Kind.RETRACTED:
+                owner.retracted(frame.body)
+            else:
+                waiter = self._answers.pop(frame.kind, None)
+                if waiter is None:
+                    raise ProtocolError(f"an instance may not send a frame of kind {frame.kind} now")
+                if not waiter.done():
+                    waiter.set_result(types_pb2.Result.FromString(frame.body))
+
+    def _on_closed(self, link: Link, error: FlameError | None) -> None:
+        if error is not None:
+            self._owner.broken(error.message)
+
+
+def _drop(link: Link, frames: list[Frame]) -> None:
+    """What an instance says when nobody listens any more."""

@@ -1,0 +1,226 @@
+"""What instances write to stdout and stderr: kept in files of bounded size, also for a while after their end.
+
+Each executor has a folder; each stream in it up to two files whose names end with the offset of their first byte in
+the stream. When the newer one has half of the limit, it becomes the older one: the newest half to all of `limit`
+bytes are always there, and a service that prints a gigabyte costs no more disk than any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from flame.model.errors import NotFoundError
+from flame.proto import frontend_pb2
+
+STREAMS = ("stdout", "stderr")
+_PIECE = 64 * 1024
+_SESSION = "session"
+
+
+class StreamLog:
+    """One stream of one executor. `start` and `end` are the offsets of what is kept."""
+
+    def __init__(self, folder: Path, name: str, limit: int) -> None:
+        self.name = name
+        self._folder = folder
+        self._half = max(1, limit // 2)
+        self._files = sorted((int(file.suffix[1:]), file) for file in folder.glob(f"{name}.*"))
+        self._out: int | None = None
+        self.start = self._files[0][0] if self._files else 0
+        self.end = self._files[-1][0] + self._files[-1][1].stat().st_size if self._files else 0
+
+    def append(self, data: bytes) -> None:
+        """Write behind what is there. Loses data rather than raise when the disk is full."""
+        while data:
+            room = self._half - (self.end - self._files[-1][0]) if self._files else 0
+            try:
+                if room <= 0 or self._out is None:
+                    room = self._half
+                    self._rotate()
+                written = os.write(self._out or -1, data[:room])
+            except OSError:
+                return
+            self.end += written
+            data = data[written:]
+
+    def _rotate(self) -> None:
+        self.close()
+        while len(self._files) > 1:
+            self._files.pop(0)[1].unlink(missing_ok=True)
+        file = self._folder / f"{self.name}.{self.end}"
+        self._out = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._files.append((self.end, file))
+        self.start = self._files[0][0]
+
+    def read(self, offset: int, size: int) -> tuple[int, bytes]:
+        """Up to `size` bytes from `offset` on, or from the first byte kept; gives the offset that it began at."""
+        offset = max(offset, self.start)
+        for start, file in reversed(self._files):
+            if offset >= start:
+                with file.open("rb") as stream:
+                    stream.seek(offset - start)
+                    return offset, stream.read(size)
+        return offset, b""
+
+    def tail(self, size: int) -> bytes:
+        """The last `size` bytes at most."""
+        begin = max(self.start, self.end - size)
+        found = b""
+        while begin + len(found) < self.end:
+            _, piece = self.read(begin + len(found), size)
+            if not piece:
+                break
+            found += piece
+        return found
+
+    def close(self) -> None:
+        if self._out is not None:
+            os.close(self._out)
+            self._out = None
+
+
+class ExecutorLog:
+    """Both streams of one executor, read from pipes that its instance writes to."""
+
+    def __init__(self, folder: Path, executor_id: str, session_id: str, limit: int) -> None:
+        self.executor_id = executor_id
+        self.session_id = session_id
+        self.folder = folder
+        self.streams = {name: StreamLog(folder, name, limit) for name in STREAMS}
+        self.ended_at: float | None = None  # Unix seconds
+        self._pipes: dict[str, int] = {}
+        self._news: set[asyncio.Event] = set()
+
+    def open_pipes(self) -> tuple[int, int]:
+        """The descriptors that the instance shall have as stdout and stderr; the caller closes them."""
+        ends: list[int] = []
+        loop = asyncio.get_running_loop()
+        for name in STREAMS:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            fcntl.fcntl(reading, fcntl.F_SETFL, os.O_NONBLOCK)
+            self._pipes[name] = reading
+            loop.add_reader(reading, self._read, name)
+            ends.append(writing)
+        return ends[0], ends[1]
+
+    def _read(self, name: str) -> bool:
+        """Take one piece; true when there may be more."""
+        try:
+            data = os.read(self._pipes[name], _PIECE)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._close_pipe(name)
+            return False
+        self.streams[name].append(data)
+        for news in self._news:
+            news.set()
+        return True
+
+    def catch_up(self) -> None:
+        """Take what is in the pipes now."""
+        for name in list(self._pipes):
+            while name in self._pipes and self._read(name):
+                pass
+
+    def end(self) -> None:
+        """Nothing more is written."""
+        self.catch_up()
+        for name in list(self._pipes):
+            self._close_pipe(name)
+        for stream in self.streams.values():
+            stream.close()
+        self.ended_at = time.time()
+        for news in self._news:
+            news.set()
+
+    def _close_pipe(self, name: str) -> None:
+        pipe = self._pipes.pop(name)
+        asyncio.get_running_loop().remove_reader(pipe)
+        os.close(pipe)
+
+    async def read(self, stream: str, tail: int, *, follow: bool) -> AsyncIterator[frontend_pb2.LogChunk]:
+        """What is kept of one stream or (empty) both, the last `tail` bytes of each if not 0; then what comes."""
+        chosen = [log for name, log in self.streams.items() if stream in ("", name)]
+        positions = {log.name: max(log.start, log.end - tail) if tail else log.start for log in chosen}
+        news = asyncio.Event()
+        self._news.add(news)
+        try:
+            while True:
+                ended = self.ended_at is not None  # before reading, so that nothing between the two is missed
+                news.clear()
+                for log in chosen:
+                    while True:
+                        wanted = positions[log.name]
+                        offset, data = log.read(wanted, _PIECE)
+                        if not data:
+                            break
+                        positions[log.name] = offset + len(data)
+                        yield frontend_pb2.LogChunk(
+                            executor_id=self.executor_id,
+                            stream=log.name,
+                            offset=offset,
+                            data=data,
+                            truncated=offset > wanted or (not tail and offset == log.start > 0),
+                        )
+                if ended or not follow:
+                    return
+                await news.wait()
+        finally:
+            self._news.discard(news)
+
+
+class LogStore:
+    """The logs of one node. `limit` in bytes per stream, `keep_s` seconds after an executor's end."""
+
+    def __init__(self, folder: Path, limit: int, keep_s: float) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._keep_s = keep_s
+        self._logs: dict[str, ExecutorLog] = {}
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in folder.iterdir():  # of an earlier run of this node
+            if left.is_dir():
+                session = left / _SESSION
+                log = ExecutorLog(left, left.name, session.read_text() if session.exists() else "", limit)
+                log.ended_at = left.stat().st_mtime
+                self._logs[left.name] = log
+        self.prune()
+
+    def create(self, executor_id: str, session_id: str) -> ExecutorLog:
+        """The log of a new executor. Raises OSError."""
+        folder = self._folder / executor_id
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        (folder / _SESSION).write_text(session_id)
+        log = self._logs[executor_id] = ExecutorLog(folder, executor_id, session_id, self._limit)
+        return log
+
+    def prune(self) -> None:
+        """Remove what was kept long enough."""
+        oldest = time.time() - self._keep_s
+        for executor_id, log in list(self._logs.items()):
+            if log.ended_at is not None and log.ended_at < oldest:
+                del self._logs[executor_id]
+                shutil.rmtree(log.folder, ignore_errors=True)
+
+    async def read(self, request: frontend_pb2.GetLogsRequest) -> AsyncIterator[frontend_pb2.LogChunk]:
+        """The log of an executor, or of all executors of a session one after another. Raises NotFoundError."""
+        if request.stream not in ("", *STREAMS):
+            raise NotFoundError(f"no stream {request.stream!r}", remedy=f"the streams are {' and '.join(STREAMS)}")
+        if request.executor_id:
+            logs = [log for log in (self._logs.get(request.executor_id),) if log is not None]
+        else:
+            logs = [log for log in self._logs.values() if log.session_id == request.session_id]
+        if not logs:
+            whose = f"executor {request.executor_id}" if request.executor_id else f"session {request.session_id}"
+            raise NotFoundError(f"no logs of {whose} are kept here", remedy=f"they are kept {self._keep_s:g} s long")
+        for log in logs:
+            async for chunk in log.read(request.stream, request.tail_bytes, follow=request.follow):
+                yield chunk

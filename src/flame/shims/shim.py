@@ -1,0 +1,125 @@
+"""The seam between an executor and what runs its instance.
+
+A shim starts instances; an instance is entered, given tasks and left in the terms of the link whatever dialect the
+service speaks: `tasks` takes a wire Tasks, `Owner.results` gets a wire Results. The executor decides, the shim acts:
+it never ends an instance by itself, it says what happened. All calls are made in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import msgspec
+
+from flame.model.states import BindCode
+from flame.proto import shim_pb2, types_pb2
+
+
+class BindError(Exception):
+    """The executor can't be bound to its session. `code` says in which step it failed."""
+
+    def __init__(self, code: BindCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """What is to be started. `token` is the instance's credential, `devices` the GPUs it may see, None = don't say."""
+
+    executor_id: str
+    token: str
+    application: types_pb2.ApplicationSpec
+    context: shim_pb2.SessionContext
+    devices: str | None = None
+
+
+class Owner(Protocol):
+    """Whom an instance belongs to: hears what the instance does by itself."""
+
+    def results(self, body: bytes) -> None:
+        """A wire Results came. Raises ProtocolError when it is not one."""
+        ...
+
+    def retracted(self, body: bytes) -> None:
+        """A wire Retracted came. Raises ProtocolError when it is not one."""
+        ...
+
+    def broken(self, why: str) -> None:
+        """It does not keep to its contract: garbage, or it ended its connection. It still runs."""
+        ...
+
+
+class Dialect(Protocol):
+    """One way to talk with an instance that is ready."""
+
+    concurrency: int
+    ends_by_itself: bool  # whether the instance ends after it left its session
+
+    async def enter(self, context: shim_pb2.SessionContext) -> types_pb2.Result:
+        """Enter the session: once, first."""
+        ...
+
+    def tasks(self, body: bytes) -> None:
+        """Run these (wire Tasks) after those it has."""
+        ...
+
+    def cancel(self, body: bytes) -> None:
+        """Stop these (wire Cancel); each is answered with a result, if the instance obeys."""
+        ...
+
+    def retract(self, body: bytes) -> None:
+        """Give back what is not started (wire Retract); answered with a wire Retracted."""
+        ...
+
+    async def leave(self) -> None:
+        """Leave the session; returns when the service has."""
+        ...
+
+    def pause(self) -> None:
+        """Take no further results for now."""
+        ...
+
+    def resume(self) -> None:
+        """Undo pause."""
+        ...
+
+    def close(self) -> None:
+        """Say nothing more and hear nothing more."""
+        ...
+
+
+class Instance(Protocol):
+    """One started instance. `ended` gets a text, such as "exited with status 3", when nothing of it runs any more."""
+
+    pid: int
+    ended: asyncio.Future[str]
+
+    async def ready(self) -> Dialect:
+        """Wait until it can be talked to. Raises BindError when it ends before."""
+        ...
+
+    def last_words(self) -> str:
+        """The end of what it wrote to stderr, empty when there is nothing."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask all its processes to end."""
+        ...
+
+    def kill(self) -> None:
+        """End all its processes."""
+        ...
+
+    async def dispose(self) -> None:
+        """Let go of what it used, after `ended`."""
+        ...
+
+
+class Shim(Protocol):
+    """Starts instances."""
+
+    async def start(self, launch: Launch, owner: Owner) -> Instance:
+        """Start one; it is not ready yet. Raises BindError."""
+        ...
