@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from enum import IntEnum
 from pathlib import Path
 
 from flame.engine import lifecycles
+from flame.engine.lifecycles import S
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "lifecycles.md"
 INTRO = """# Lifecycles
@@ -16,13 +16,13 @@ A change that has no arrow is refused with an error that names the state and wha
 """
 WORDS = {
     "Session": "A session takes tasks until it is closed. Closing it twice is harmless.",
-    "Task": "`return`: it was retracted unstarted, is retried, or its executor is lost. The states on the right are final.",
+    "Task": "`return`: it was retracted unstarted, is retried, or its executor is lost.",
     "Executor": "One executor serves one session for life. `gone` can come at any time: the instance or its node died.",
     "Node": "A node that is away keeps its executors for a grace time, then they count as lost.",
 }
 
 
-def draw(title: str, table: lifecycles.Table[IntEnum]) -> str:
+def draw(title: str, table: dict[tuple[S, str], S]) -> str:
     """One table as a Mermaid state diagram."""
     lines = [f"\n## {title}\n", WORDS[title], "", "```mermaid", "stateDiagram-v2", "    direction LR"]
     arrows: dict[tuple[str, str], list[str]] = {}
@@ -36,13 +36,13 @@ def draw(title: str, table: lifecycles.Table[IntEnum]) -> str:
 
 def document() -> str:
     """The whole page."""
-    tables = {
-        "Session": lifecycles.SESSION,
-        "Task": lifecycles.TASK,
-        "Executor": lifecycles.EXECUTOR,
-        "Node": lifecycles.NODE,
-    }
-    return INTRO + "".join(draw(title, table) for title, table in tables.items())
+    parts = (
+        draw("Session", lifecycles.SESSION),
+        draw("Task", lifecycles.TASK),
+        draw("Executor", lifecycles.EXECUTOR),
+        draw("Node", lifecycles.NODE),
+    )
+    return INTRO + "".join(parts)
 
 
 def main() -> int:

@@ -9,11 +9,16 @@ from itertools import count
 from flame.engine import Engine, EngineSettings
 from flame.engine import effects as fx
 from flame.engine import events as ev
+from flame.engine.lifecycles import TASK
 from flame.engine.validate import over_committed, validate
 from flame.model.specs import ApplicationSpec
 from simulation.world import Disk, Wire, World
 
 SETTINGS = EngineSettings(drain_ms=3_000, retention_s=3_600, retry_limits=1_000_000, stop_grace_ms=50)
+
+REACHABLE = {(int(state), int(new)) for (state, _), new in TASK.items()}
+for _ in range(2):
+    REACHABLE |= {(a, d) for a, b in REACHABLE for c, d in REACHABLE if b == c}
 
 
 class Manager:
@@ -39,6 +44,7 @@ class Manager:
         for record in self.disk.records:
             self.engine.replay(record)
         validate(self.engine)
+        self.task_states: dict[str, bytes] = {}
         self.events: list[ev.Event] = []
         self.turn_due = False
         self.accepted: list[Wire] = []
@@ -97,8 +103,17 @@ class Manager:
         turn = self.engine.turn(self.world.now, events)
         self.turns += 1
         validate(self.engine)
+        self._check_task_steps()
         assert not over_committed(self.engine), f"over-committed: {over_committed(self.engine)}"
         self._answer(turn)
+
+    def _check_task_steps(self) -> None:
+        """Each task moved along arrows of the task table, several perhaps in one turn; ended tasks stay as they are."""
+        for session_id, session in self.engine.sessions.items():
+            before = self.task_states.get(session_id, b"")
+            for old, new in set(zip(before, session.states[: len(before)], strict=True)):
+                assert old == new or (old, new) in REACHABLE, f"a task of {session_id} went from {old} to {new}"
+            self.task_states[session_id] = bytes(session.states)
 
     def _answer(self, turn: fx.Turn) -> None:
         for record in turn.records:
