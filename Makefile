@@ -60,6 +60,7 @@ proto: $(DEVELOPED)
 
 lint: $(DEVELOPED)
 	$(BIN)/python tools/generate_proto.py --check
+	$(BIN)/python tools/draw_lifecycles.py --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
