@@ -1,0 +1,389 @@
+"""Between the values of the model and the messages of the contract. Nothing here decides or waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import Any
+
+from flame.engine import views
+from flame.engine.events import Failed, Held, NodeJoined
+from flame.engine.records import Finish
+from flame.model.errors import InvalidArgumentError, ProtocolError
+from flame.model.resources import Resources
+from flame.model.specs import (
+    DEFAULT_DELAY_RELEASE,
+    DEFAULT_MAX_INSTANCES,
+    NO_OPTIONS,
+    ApplicationSchema,
+    ApplicationSpec,
+    RecordedEvent,
+    SessionSpec,
+    TaskOptions,
+)
+from flame.model.states import EventCode, ExecutorState, Shim, TaskState
+from flame.proto import link_pb2, shim_pb2, types_pb2
+
+# --- resources and options -------------------------------------------------------------------------------------------
+
+
+def resources_of(message: types_pb2.ResourceRequirement) -> Resources:
+    return Resources(message.cpu, message.memory, message.gpu)
+
+
+def resources_message(resources: Resources) -> types_pb2.ResourceRequirement:
+    return types_pb2.ResourceRequirement(cpu=resources.cpu, memory=resources.memory, gpu=resources.gpu)
+
+
+def options_of(message: types_pb2.TaskOptions) -> TaskOptions:
+    options = TaskOptions(
+        message.timeout_ms,
+        message.max_retries if message.HasField("max_retries") else None,
+        message.priority,
+        message.idempotency_key,
+        dict(message.labels),
+    )
+    return options if options != NO_OPTIONS else NO_OPTIONS
+
+
+def options_message(options: TaskOptions) -> types_pb2.TaskOptions:
+    return types_pb2.TaskOptions(
+        timeout_ms=options.timeout_ms,
+        max_retries=options.max_retries,
+        priority=options.priority,
+        idempotency_key=options.idempotency_key,
+        labels=options.labels,
+    )
+
+
+def _number(value: IntEnum) -> Any:
+    """An enum's number; the generated stubs want classes of their own that do not exist at run time."""
+    return int(value)
+
+
+def shim_of(number: int) -> Shim:
+    """Raises InvalidArgumentError for a number that is no shim."""
+    try:
+        return Shim(number)
+    except ValueError:
+        raise InvalidArgumentError(f"unknown shim {number}") from None
+
+
+# --- applications ----------------------------------------------------------------------------------------------------
+
+
+def application_spec_of(message: types_pb2.ApplicationSpec) -> ApplicationSpec:
+    """Raises InvalidArgumentError for an unknown shim."""
+    schema = message.schema
+    return ApplicationSpec(
+        shim=shim_of(message.shim),
+        description=message.description if message.HasField("description") else None,
+        labels=tuple(message.labels),
+        image=message.image if message.HasField("image") else None,
+        command=message.command if message.HasField("command") else None,
+        arguments=tuple(message.arguments),
+        environments={item.name: item.value for item in message.environments},
+        working_directory=message.working_directory or None,
+        max_instances=message.max_instances if message.HasField("max_instances") else DEFAULT_MAX_INSTANCES,
+        delay_release=message.delay_release if message.HasField("delay_release") else DEFAULT_DELAY_RELEASE,
+        schema=ApplicationSchema(
+            schema.input if schema.HasField("input") else None,
+            schema.output if schema.HasField("output") else None,
+            schema.common_data if schema.HasField("common_data") else None,
+        )
+        if message.HasField("schema")
+        else None,
+        url=message.url if message.HasField("url") else None,
+        installer=message.installer if message.HasField("installer") else None,
+        start_timeout_ms=message.start_timeout_ms,
+    )
+
+
+def application_spec_message(spec: ApplicationSpec) -> types_pb2.ApplicationSpec:
+    schema = spec.schema
+    return types_pb2.ApplicationSpec(
+        shim=_number(spec.shim),
+        description=spec.description,
+        labels=spec.labels,
+        image=spec.image,
+        command=spec.command,
+        arguments=spec.arguments,
+        environments=[types_pb2.Environment(name=name, value=value) for name, value in spec.environments.items()],
+        working_directory=spec.working_directory,
+        max_instances=spec.max_instances,
+        delay_release=spec.delay_release,
+        schema=types_pb2.ApplicationSchema(input=schema.input, output=schema.output, common_data=schema.common_data)
+        if schema is not None
+        else None,
+        url=spec.url,
+        installer=spec.installer,
+        start_timeout_ms=spec.start_timeout_ms,
+    )
+
+
+def application_message(view: views.ApplicationView) -> types_pb2.Application:
+    return types_pb2.Application(
+        metadata=types_pb2.Metadata(id=view.name, name=view.name),
+        spec=application_spec_message(view.spec),
+        status=types_pb2.ApplicationStatus(state=_number(view.state), creation_time=view.created),
+    )
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+def session_spec_of(message: types_pb2.SessionSpec) -> SessionSpec:
+    return SessionSpec(
+        application=message.application,
+        common_data=message.common_data if message.HasField("common_data") else None,
+        min_instances=message.min_instances,
+        max_instances=message.max_instances if message.HasField("max_instances") else None,
+        priority=message.priority,
+        resreq=resources_of(message.resreq) if message.HasField("resreq") else None,
+        tenant=message.tenant,
+        labels=dict(message.labels),
+        task_defaults=options_of(message.task_defaults) if message.HasField("task_defaults") else NO_OPTIONS,
+        retention_s=message.retention_s if message.HasField("retention_s") else None,
+    )
+
+
+def session_message(view: views.SessionView, *, common_data: bool = True, events: bool = True) -> types_pb2.Session:
+    spec = view.spec
+    return types_pb2.Session(
+        metadata=types_pb2.Metadata(id=view.id, name=view.id),
+        spec=types_pb2.SessionSpec(
+            application=spec.application,
+            common_data=spec.common_data if common_data else None,
+            min_instances=spec.min_instances,
+            max_instances=spec.max_instances,
+            batch_size=1,
+            priority=spec.priority,
+            resreq=resources_message(view.resreq),
+            tenant=spec.tenant,
+            labels=spec.labels,
+            task_defaults=options_message(spec.task_defaults) if spec.task_defaults is not NO_OPTIONS else None,
+            retention_s=spec.retention_s,
+        ),
+        status=types_pb2.SessionStatus(
+            state=_number(view.state),
+            creation_time=view.created,
+            completion_time=view.completed,
+            pending=view.pending,
+            running=view.running,
+            succeed=view.succeed,
+            failed=view.failed,
+            cancelled=view.cancelled,
+            events=event_messages(view.events) if events else (),
+            executors=view.executors,
+            pending_reason=view.pending_reason,
+        ),
+    )
+
+
+def event_messages(events: Iterable[RecordedEvent]) -> list[types_pb2.Event]:
+    return [types_pb2.Event(code=event.code, message=event.message, creation_time=event.time) for event in events]
+
+
+def session_context(session_id: str, spec: SessionSpec, application: ApplicationSpec) -> shim_pb2.SessionContext:
+    """What an instance is told when it enters the session."""
+    return shim_pb2.SessionContext(
+        session_id=session_id,
+        application=shim_pb2.ApplicationContext(
+            name=spec.application,
+            shim=_number(application.shim),
+            image=application.image,
+            command=application.command,
+            working_directory=application.working_directory,
+            url=application.url,
+            installer=application.installer,
+        ),
+        common_data=spec.common_data,
+    )
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def task_message(view: views.TaskView, task_input: bytes | None, output: bytes | None, failure: str) -> types_pb2.Task:
+    """`failure` is the text of a failed or cancelled task, empty when it left none."""
+    name = str(view.task_id)
+    return types_pb2.Task(
+        metadata=types_pb2.Metadata(id=name, name=name),
+        spec=types_pb2.TaskSpec(session_id=view.session_id, input=task_input, output=output),
+        status=types_pb2.TaskStatus(
+            state=_number(view.state),
+            creation_time=view.created,
+            completion_time=view.completed,
+            events=event_messages(task_events(view, failure)),
+            attempt=view.attempt,
+            executor_id=view.executor_id,
+        ),
+    )
+
+
+def task_events(view: views.TaskView, failure: str) -> list[RecordedEvent]:
+    """What happened to a task, told from where it is now. A start has no time of its own: it shows the creation's."""
+    events = [RecordedEvent(EventCode.PENDING, "Task was created with state <Pending>", view.created)]
+    if view.attempt:
+        events.append(RecordedEvent(EventCode.RUNNING, "Task state was updated to <Running>", view.created))
+    ended = view.completed or view.created
+    if view.state is TaskState.SUCCEED:
+        events.append(RecordedEvent(EventCode.SUCCEED, "Task was completed with state <Succeed>", ended))
+    elif view.state is TaskState.FAILED:
+        text = failure or "Task failed with state <Failed>"
+        events.append(RecordedEvent(EventCode.FAILED, text, ended))
+    elif view.state is TaskState.CANCELLED:
+        text = failure or "Task was cancelled"
+        events.append(RecordedEvent(EventCode.CANCELLED, text, ended))
+    return events
+
+
+def failures_of(results: link_pb2.Results) -> list[Failed]:
+    """Raises ProtocolError for failures that name no task, or no end of one."""
+    count = len(results.task_ids)
+    failures: list[Failed] = []
+    for item in results.failures:
+        if item.index >= count or item.state not in (TaskState.FAILED, TaskState.CANCELLED):
+            raise ProtocolError(f"a failure names column {item.index} of {count} and state {item.state}")
+        failures.append(Failed(item.index, TaskState(item.state), item.code, item.message, item.retryable))
+    return failures
+
+
+def results_of_finishes(finished: Sequence[Finish]) -> link_pb2.Results:
+    """Tasks that the engine itself ended, in the form in which clients get results."""
+    return link_pb2.Results(
+        task_ids=[item.task_id for item in finished],
+        outputs=[b""] * len(finished),
+        absent=range(len(finished)),
+        failures=[
+            link_pb2.Failure(
+                index=index,
+                state=_number(item.state),
+                code=item.code,
+                message=item.message,
+                retryable=item.retryable,
+            )
+            for index, item in enumerate(finished)
+        ],
+    )
+
+
+def subset_of(results: link_pb2.Results, task_ids: Iterable[int]) -> link_pb2.Results:
+    """Some tasks of a batch of results, in their order there."""
+    wanted = set(task_ids)
+    kept = [index for index, task_id in enumerate(results.task_ids) if task_id in wanted]
+    position = {index: place for place, index in enumerate(kept)}
+    subset = link_pb2.Results(
+        task_ids=[results.task_ids[index] for index in kept],
+        outputs=[results.outputs[index] for index in kept],
+        absent=[position[index] for index in results.absent if index in position],
+        attempts=[results.attempts[index] for index in kept] if results.attempts else (),
+    )
+    for failure in results.failures:
+        if failure.index in position:
+            copy = subset.failures.add()
+            copy.CopyFrom(failure)
+            copy.index = position[failure.index]
+    return subset
+
+
+def ranges_of(ranges: Iterable[link_pb2.Range]) -> list[tuple[int, int]]:
+    """Closed ranges, sorted and merged: however often a peer names an id, it counts once."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted((item.first, item.last) for item in ranges):
+        if last < first:
+            continue
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def range_messages(task_ids: Iterable[int]) -> list[link_pb2.Range]:
+    """Closed ranges that cover the ids."""
+    ranges: list[link_pb2.Range] = []
+    first = last = 0
+    for task_id in sorted(task_ids):
+        if first and task_id == last + 1:
+            last = task_id
+            continue
+        if first:
+            ranges.append(link_pb2.Range(first=first, last=last))
+        first = last = task_id
+    if first:
+        ranges.append(link_pb2.Range(first=first, last=last))
+    return ranges
+
+
+# --- nodes and executors ---------------------------------------------------------------------------------------------
+
+
+def executor_message(view: views.ExecutorView) -> types_pb2.Executor:
+    return types_pb2.Executor(
+        metadata=types_pb2.Metadata(id=view.id, name=view.id),
+        spec=types_pb2.ExecutorSpec(node=view.node, resreq=resources_message(view.resreq), shim=_number(view.shim)),
+        status=types_pb2.ExecutorStatus(
+            state=_number(view.state),
+            session_id=view.session_id or None,
+            since=view.since,
+            outstanding=view.outstanding,
+            pid=view.pid,
+        ),
+    )
+
+
+def node_message(view: views.NodeView) -> types_pb2.Node:
+    return types_pb2.Node(
+        metadata=types_pb2.Metadata(id=view.name, name=view.name),
+        spec=types_pb2.NodeSpec(hostname=view.hostname),
+        status=types_pb2.NodeStatus(
+            state=_number(view.state),
+            capacity=resources_message(view.capacity),
+            allocatable=resources_message(view.capacity),
+            info=types_pb2.NodeInfo(arch=view.arch, os=view.os),
+            addresses=[types_pb2.NodeAddress(type=kind, address=address) for kind, address in view.addresses],
+            last_heartbeat_time=view.last_heartbeat // 1000,
+            allocated=resources_message(view.allocated),
+        ),
+    )
+
+
+def node_joined(name: str, hello: link_pb2.NodeHello) -> NodeJoined:
+    """Raises ProtocolError when columns do not match or a state is unknown."""
+    status = hello.node.status
+    return NodeJoined(
+        name,
+        hello.boot_id,
+        hello.node.spec.hostname or name,
+        resources_of(status.capacity),
+        status.info.arch,
+        status.info.os,
+        [(item.type, item.address) for item in status.addresses],
+        [_held(item) for item in hello.executors],
+    )
+
+
+def _held(item: link_pb2.HeldExecutor) -> Held:
+    if item.attempts and len(item.attempts) != len(item.task_ids):
+        raise ProtocolError(
+            f"executor {item.executor_id!r} has {len(item.task_ids)} tasks and {len(item.attempts)} attempts"
+        )
+    return Held(
+        item.executor_id,
+        item.channel,
+        item.session_id,
+        resources_of(item.resreq),
+        executor_state_of(item.state),
+        item.concurrency,
+        list(item.task_ids),
+        list(item.attempts),
+    )
+
+
+def executor_state_of(number: int) -> ExecutorState:
+    """Raises ProtocolError for a number that is no state."""
+    try:
+        return ExecutorState(number)
+    except ValueError:
+        raise ProtocolError(f"unknown executor state {number}") from None
