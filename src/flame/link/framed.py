@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from typing import Protocol
+from typing import Protocol, cast
 
 from flame.link.frames import FIRST_KIND, HEADER, HEADER_SIZE, KNOWN_KINDS, MORE, Frame
 from flame.link.peer import PeerInfo, peer_of
@@ -70,8 +70,8 @@ class FramedCarrier(asyncio.Protocol):
     # --- asyncio.Protocol ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are asyncio.Transports in all but inheritance.
+        transport = self._transport = cast(asyncio.Transport, transport)
         # Blocked as soon as the kernel does not take everything, free again when it has: see flush().
         transport.set_write_buffer_limits(high=1, low=0)
         sock: socket.socket | None = transport.get_extra_info("socket")
