@@ -1,0 +1,1 @@
+"""The SDK for clients: connections, sessions, futures; synchronous, and for asyncio in `flame.aio`."""

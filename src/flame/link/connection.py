@@ -272,9 +272,11 @@ class Link:
     def _beat(self) -> None:
         """Once per heartbeat: has the peer said anything since the last time?"""
         assert self.heartbeat is not None
-        if self._carrier.heard or self._paused:
+        if self._carrier.heard:
             self._carrier.heard = False
             self._silent = 0
+        elif self._paused:
+            self.send(Kind.PING, 0)  # this side does not listen, which the peer must not take for silence
         else:
             self._silent += 1
             if self._silent >= MAX_SILENT:

@@ -1,0 +1,231 @@
+"""Flame: a distributed engine for elastic AI workloads.
+
+Names are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from flame._version import __version__
+
+TYPE_CHECKING = False  # as typing's, without its import
+if TYPE_CHECKING:
+    from typing import Any
+
+    from flame import aio as aio
+    from flame.client.default import (
+        ConnectionInstance,
+        close_session,
+        create_session,
+        delete_session,
+        get_application,
+        get_cluster,
+        get_executor,
+        get_node,
+        get_session,
+        list_applications,
+        list_executors,
+        list_nodes,
+        list_sessions,
+        open_session,
+        register_application,
+        unregister_application,
+        update_application,
+    )
+    from flame.client.futures import TaskFuture
+    from flame.client.synchronous import Connection, Session, TaskIterator, TaskWatcher, as_completed, connect
+    from flame.client.values import (
+        DEFAULT_FLAME_CACHE_ENDPOINT,
+        DEFAULT_FLAME_CONF,
+        DEFAULT_FLAME_ENDPOINT,
+        DEFAULT_FLAME_RUNNER_TEMPLATE,
+        FLAME_INSTANCE_ENDPOINT,
+        Application,
+        ApplicationAttributes,
+        ApplicationID,
+        ApplicationSchema,
+        ClusterInfo,
+        CommonData,
+        Event,
+        Executor,
+        Explanation,
+        FlameClientCache,
+        FlameClientTls,
+        FlameClusterConfig,
+        FlameContext,
+        FlameContextRunner,
+        FlamePackage,
+        LogChunk,
+        Message,
+        Node,
+        Reason,
+        ResourceRequirement,
+        SessionAttributes,
+        SessionID,
+        SessionUpdate,
+        Task,
+        TaskID,
+        TaskInformer,
+        TaskInput,
+        TaskOutput,
+        short_name,
+    )
+    from flame.model.errors import (
+        AlreadyExistsError,
+        ExhaustedError,
+        FlameError,
+        FlameErrorCode,
+        InternalError,
+        InvalidArgumentError,
+        InvalidConfigError,
+        InvalidStateError,
+        NotFoundError,
+        PermissionDeniedError,
+        ProtocolError,
+        ReadOnlyError,
+        TaskCancelledError,
+        TaskFailedError,
+        TimedOutError,
+        TooLargeError,
+        UnauthenticatedError,
+        UnavailableError,
+    )
+    from flame.model.specs import TaskOptions
+    from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
+    from flame.service import ApplicationContext, FlameService, SessionContext, TaskCancelled, TaskContext, run
+
+__all__ = [
+    "DEFAULT_FLAME_CACHE_ENDPOINT",
+    "DEFAULT_FLAME_CONF",
+    "DEFAULT_FLAME_ENDPOINT",
+    "DEFAULT_FLAME_RUNNER_TEMPLATE",
+    "FLAME_INSTANCE_ENDPOINT",
+    "AlreadyExistsError",
+    "Application",
+    "ApplicationAttributes",
+    "ApplicationContext",
+    "ApplicationID",
+    "ApplicationSchema",
+    "ApplicationState",
+    "ClusterInfo",
+    "CommonData",
+    "Connection",
+    "ConnectionInstance",
+    "Event",
+    "Executor",
+    "ExecutorState",
+    "ExhaustedError",
+    "Explanation",
+    "FlameClientCache",
+    "FlameClientTls",
+    "FlameClusterConfig",
+    "FlameContext",
+    "FlameContextRunner",
+    "FlameError",
+    "FlameErrorCode",
+    "FlamePackage",
+    "FlameService",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidConfigError",
+    "InvalidStateError",
+    "LogChunk",
+    "Message",
+    "Node",
+    "NodeState",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "ProtocolError",
+    "ReadOnlyError",
+    "Reason",
+    "ResourceRequirement",
+    "Session",
+    "SessionAttributes",
+    "SessionContext",
+    "SessionID",
+    "SessionState",
+    "SessionUpdate",
+    "Shim",
+    "Task",
+    "TaskCancelled",
+    "TaskCancelledError",
+    "TaskContext",
+    "TaskFailedError",
+    "TaskFuture",
+    "TaskID",
+    "TaskInformer",
+    "TaskInput",
+    "TaskIterator",
+    "TaskOptions",
+    "TaskOutput",
+    "TaskState",
+    "TaskWatcher",
+    "TimedOutError",
+    "TooLargeError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "__version__",
+    "aio",
+    "as_completed",
+    "close_session",
+    "connect",
+    "create_session",
+    "delete_session",
+    "get_application",
+    "get_cluster",
+    "get_executor",
+    "get_node",
+    "get_session",
+    "list_applications",
+    "list_executors",
+    "list_nodes",
+    "list_sessions",
+    "open_session",
+    "register_application",
+    "run",
+    "short_name",
+    "unregister_application",
+    "update_application",
+]
+
+# Where each name comes from: a test checks that it agrees with the imports above.
+_SOURCES = {
+    "flame.client.default": (
+        "ConnectionInstance close_session create_session delete_session get_application get_cluster get_executor "
+        "get_node get_session list_applications list_executors list_nodes list_sessions open_session "
+        "register_application unregister_application update_application"
+    ),
+    "flame.client.futures": "TaskFuture",
+    "flame.client.synchronous": "Connection Session TaskIterator TaskWatcher as_completed connect",
+    "flame.client.values": (
+        "DEFAULT_FLAME_CACHE_ENDPOINT DEFAULT_FLAME_CONF DEFAULT_FLAME_ENDPOINT DEFAULT_FLAME_RUNNER_TEMPLATE "
+        "FLAME_INSTANCE_ENDPOINT Application ApplicationAttributes ApplicationID ApplicationSchema ClusterInfo "
+        "CommonData Event Executor Explanation FlameClientCache FlameClientTls FlameClusterConfig FlameContext "
+        "FlameContextRunner FlamePackage LogChunk Message Node Reason ResourceRequirement SessionAttributes SessionID "
+        "SessionUpdate Task TaskID TaskInformer TaskInput TaskOutput short_name"
+    ),
+    "flame.model.errors": (
+        "AlreadyExistsError ExhaustedError FlameError FlameErrorCode InternalError InvalidArgumentError "
+        "InvalidConfigError InvalidStateError NotFoundError PermissionDeniedError ProtocolError ReadOnlyError "
+        "TaskCancelledError TaskFailedError TimedOutError TooLargeError UnauthenticatedError UnavailableError"
+    ),
+    "flame.model.specs": "TaskOptions",
+    "flame.model.states": "ApplicationState ExecutorState NodeState SessionState Shim TaskState",
+    "flame.service": "ApplicationContext FlameService SessionContext TaskCancelled TaskContext run",
+}
+_SOURCE_OF = {name: module for module, names in _SOURCES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    module = _SOURCE_OF.get(name)
+    if module is None:
+        if name in ("aio", "local"):
+            return import_module(f"flame.{name}")
+        raise AttributeError(f"module 'flame' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,100 @@
+"""A session as it was when it was asked for: what `Session` and `AsyncSession` have in common."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict, Unpack, cast
+
+from flame.client.values import Event, ResourceRequirement
+from flame.client.wire import events_of, options_to, resources_from, time_of
+from flame.model.errors import InvalidArgumentError
+from flame.model.specs import TaskOptions
+from flame.model.states import SessionState
+from flame.proto import types_pb2 as ty
+
+_MAX_OPTIONS = 256
+
+
+class TaskArguments(TypedDict, total=False):
+    """Options of a task: `run_timeout` in seconds for one attempt, `max_retries` further attempts after a failure,
+    `priority` inside the session (larger first), `labels`, and an `idempotency_key` that names the task in its session:
+    whoever submits with the same key gets the same task."""
+
+    run_timeout: float | None
+    max_retries: int | None
+    priority: int
+    labels: dict[str, str]
+    idempotency_key: str
+
+
+class SessionSnapshot:
+    """State and counters of a session; `refresh()` reads them anew."""
+
+    def __init__(self, message: ty.Session) -> None:
+        self._options: dict[object, ty.TaskOptions] = {}
+        self._load(message)
+
+    def _load(self, message: ty.Session) -> None:
+        self.message = message
+        spec, status = message.spec, message.status
+        self.id = message.metadata.id
+        self.application = spec.application
+        self.state = SessionState(status.state)
+        self.creation_time = time_of(status.creation_time)
+        self.completion_time = time_of(status.completion_time) if status.HasField("completion_time") else None
+        self.pending = status.pending
+        self.running = status.running
+        self.succeed = status.succeed
+        self.failed = status.failed
+        self.cancelled = status.cancelled
+        self.executors = status.executors
+        self.pending_reason = status.pending_reason
+        self.events: list[Event] = events_of(status.events)
+        self.min_instances = spec.min_instances
+        self.max_instances: int | None = spec.max_instances if spec.HasField("max_instances") else None
+        self.priority = spec.priority
+        self.labels = dict(spec.labels)
+        self.resreq: ResourceRequirement = resources_from(spec.resreq)
+        self._common_data: bytes | None = spec.common_data if spec.HasField("common_data") else None
+
+    def common_data(self) -> bytes | None:
+        """What the session's services get when they enter it; None when there is none."""
+        return self._common_data
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} of {self.application}, {self.state.name.lower()}>"
+
+    def options(self, **arguments: Unpack[TaskArguments]) -> ty.TaskOptions | None:
+        """The wire form of task options, the same object for the same options. Raises InvalidArgumentError."""
+        if not arguments:
+            return None
+        try:
+            labels = arguments.get("labels", {})
+            key = (tuple(labels.items()), *((name, value) for name, value in arguments.items() if name != "labels"))
+            known = self._options.get(key)
+            if known is not None:
+                return known
+            timeout = arguments.get("run_timeout")
+            made = options_to(
+                TaskOptions(
+                    timeout_ms=0 if timeout is None else max(1, round(timeout * 1000)),
+                    max_retries=arguments.get("max_retries"),
+                    priority=arguments.get("priority", 0),
+                    idempotency_key=arguments.get("idempotency_key", ""),
+                    labels=labels,
+                )
+            )
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise InvalidArgumentError(f"invalid task options {arguments!r}: {error}") from error
+        if len(self._options) >= _MAX_OPTIONS:
+            self._options.clear()
+        self._options[key] = made
+        return made
+
+
+def payload_of(value: Any) -> bytes | None:
+    """A task's input as it is sent: bytes, or None for none. Raises InvalidArgumentError."""
+    if value is None or type(value) is bytes:
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(cast("bytes", value))
+    raise InvalidArgumentError(f"the input of a task must be bytes, not {type(value).__name__}")

@@ -1,0 +1,470 @@
+"""The tasks of one session on one connection: buffered, sent in batches, accepted, resolved, taken up again.
+
+`submit` may be called by any thread and only appends to a buffer; everything else happens in the thread of the event
+loop. What is ready leaves when the previous batch has left the loop: there is no timer.
+
+Sequence numbers: the tasks of the stream are numbered from 1 in the order in which they are put into batches. A batch
+is kept until the cluster has accepted it and is sent again after a reconnection; the cluster recognises it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from flame.client.chunks import BulkChunk, Chunk, FutureChunk, Owner, unwanted
+from flame.client.futures import CancelledTaskError, Settled, TaskFuture, settle
+from flame.client.gather import Gather
+from flame.client.outcomes import values_of
+from flame.link.errors import from_wire
+from flame.link.frames import Kind
+from flame.model.errors import FlameError, ProtocolError, TooLargeError, UnavailableError
+from flame.model.states import EventCode, SessionState
+from flame.proto import link_pb2
+from flame.proto import types_pb2 as ty
+
+logger = logging.getLogger("flame.client")
+
+BATCH_TASKS = 512
+BATCH_BYTES = 1 << 20
+# Bytes that may be under way unaccepted; what comes later waits in the buffer, where it can still be cancelled.
+_UNACCEPTED_BYTES = 32 << 20
+
+Item = tuple["bytes | None", "TaskFuture | Gather", "ty.TaskOptions | None"]
+
+
+class Link(Protocol):
+    """What a stream needs of the connection."""
+
+    def send(self, kind: int, channel: int, body: bytes = b"", flags: int = 0) -> None: ...
+    def when_drained(self, callback: Callable[[], object]) -> None: ...
+    @property
+    def buffered(self) -> int: ...
+
+
+class _Batch:
+    """Tasks that were sent together and are not accepted yet."""
+
+    __slots__ = ("body", "count", "first_seq", "input_bytes", "owner")
+
+    def __init__(self, first_seq: int, count: int, input_bytes: int, owner: Owner, body: bytes) -> None:
+        self.first_seq = first_seq
+        self.count = count
+        self.input_bytes = input_bytes
+        self.owner = owner
+        self.body = body
+
+
+class TaskStream:
+    """See above. `wake` runs a callable soon in the thread of the loop; `max_payload` is in bytes, 0 = unknown."""
+
+    def __init__(self, session_id: str, channel: int, wake: Callable[[Callable[[], None]], object]) -> None:
+        self.session_id = session_id
+        self.channel = channel
+        self.thread_id = threading.get_ident()
+        self.lock = threading.Lock()
+        self.max_payload = 0
+        self.error: FlameError | None = None  # set when no further task can be submitted
+        self._idle_callbacks: list[Callable[[], object]] = []
+        self._wake = wake
+        self._pump_due = False
+        self._buffer: deque[Item] = deque()
+        self._link: Link | None = None
+        self._attached = False
+        self._next_seq = 1
+        # Sent or to be sent, in order of first_seq, which go on without gaps up to _next_seq.
+        self._batches: deque[_Batch] = deque()
+        self._unaccepted_bytes = 0
+        # Batches after a refused one wait here for new numbers until all answers to the old ones have come.
+        self._refused_at = 0
+        self._renumber: list[_Batch] = []
+        self._chunks: list[Chunk] = []  # ascending by first
+        self._firsts: list[int] = []
+        self._unsent_cancels: list[TaskFuture] = []
+        self._pending_reason = ""
+
+    # --- any thread ------------------------------------------------------------------------------------------------
+
+    def submit(self, payload: bytes | None, owner: TaskFuture | Gather, options: ty.TaskOptions | None) -> None:
+        """Take one task. Raises TooLargeError, or what ended the stream."""
+        if self.error is not None:
+            raise self.error
+        if payload is not None and len(payload) > self.max_payload > 0:
+            raise TooLargeError(
+                f"the input has {len(payload)} bytes, the cluster takes {self.max_payload}",
+                remedy="raise cluster.limits.max_payload, or pass large data through the object cache",
+            )
+        self._buffer.append((payload, owner, options))
+        if not self._pump_due:
+            self._pump_due = True
+            self._wake(self.pump)
+
+    def cancel(self, future: TaskFuture) -> None:
+        """Ask for the end of one task."""
+        self._wake(lambda: self._cancel(future))
+
+    def abandon(self, gather: Gather) -> None:
+        """Nobody wants the results of these tasks: cancel what has not ended."""
+        gather.closed = True
+        gather.results.clear()
+        self._wake(self._cancel_all_unwanted)
+
+    # --- sending ---------------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Send what is ready, one batch per turn of the loop."""
+        self._pump_due = False
+        if self.error is not None:
+            self._fail_buffer(self.error)
+            return
+        if self._unsent_cancels:
+            self._send_cancels()
+        link = self._link
+        if link is None or not self._attached or self._refused_at or not self._buffer:
+            return
+        if self._unaccepted_bytes > _UNACCEPTED_BYTES:
+            return  # acceptances pump again
+        batch = self._next_batch()
+        if batch is not None:
+            self._batches.append(batch)
+            self._unaccepted_bytes += len(batch.body)
+            link.send(Kind.SUBMIT, self.channel, batch.body)
+        if self._buffer and not self._pump_due:
+            self._pump_due = True
+            link.when_drained(self.pump)
+
+    def _next_batch(self) -> _Batch | None:
+        """Tasks from the front of the buffer that fit together: same options, same consumer, up to the limits."""
+        buffer = self._buffer
+        inputs: list[bytes] = []
+        absent: list[int] = []
+        futures: list[TaskFuture | None] = []
+        size = 0
+        _, first_owner, options = buffer[0]
+        gather = first_owner if isinstance(first_owner, Gather) else None
+        while buffer and len(inputs) < BATCH_TASKS:
+            payload, owner, its_options = buffer[0]
+            if its_options is not options:
+                break
+            if gather is not None:
+                if owner is not gather:
+                    break
+                if gather.closed:
+                    buffer.popleft()
+                    continue
+            elif isinstance(owner, Gather):
+                break
+            elif owner._cancel_wanted:  # pyright: ignore[reportPrivateUsage]
+                buffer.popleft()
+                settle(self.lock, (owner,), (CancelledTaskError("cancelled before it was sent"),), plain=False)
+                continue
+            else:
+                futures.append(owner)
+            if payload is None:
+                absent.append(len(inputs))
+                inputs.append(b"")
+            else:
+                size += len(payload)
+                if size > BATCH_BYTES and inputs:
+                    if gather is None:
+                        futures.pop()
+                    size -= len(payload)
+                    break
+                inputs.append(payload)
+            buffer.popleft()
+        count = len(inputs)
+        if not count:
+            return None
+        message = link_pb2.Submit(first_seq=self._next_seq, inputs=inputs, absent=absent)
+        if options is not None:
+            message.options.CopyFrom(options)
+        body = message.SerializeToString()
+        owned: Owner = futures
+        if gather is not None:
+            owned = (gather, gather.sent)
+            gather.sent += count
+        batch = _Batch(self._next_seq, count, size, owned, body)
+        self._next_seq += count
+        return batch
+
+    # --- the connection's life -------------------------------------------------------------------------------------
+
+    def connected(self, link: Link, max_payload: int) -> None:
+        """There is a (new) connection: take up the session on it."""
+        if self.error is not None:
+            return
+        self._link = link
+        self.max_payload = max_payload
+        self._requeue_refused()
+        attach = link_pb2.Attach(session_id=self.session_id)
+        attach.next_seq = self._batches[0].first_seq if self._batches else self._next_seq
+        for chunk in self._chunks:
+            attach.unresolved.extend(link_pb2.Range(first=first, last=last) for first, last in chunk.unresolved())
+        link.send(Kind.ATTACH, self.channel, attach.SerializeToString())
+        # The very first submission need not wait for ATTACHED; later it may tell of batches that arrived.
+        self._attached = self._next_seq == 1
+        self.pump()
+
+    def disconnected(self) -> None:
+        """The connection is gone; tasks wait for the next one."""
+        self._link = None
+        self._attached = False
+
+    def fail(self, error: FlameError) -> None:
+        """The stream is over: all tasks that have not ended get this error."""
+        if self.error is None:
+            self.error = error
+        self._link = None
+        self._fail_buffer(error)
+        for batch in (*self._batches, *self._renumber):
+            self._fail_batch(batch, error)
+        self._batches.clear()
+        self._renumber.clear()
+        chunks, self._chunks, self._firsts = self._chunks, [], []
+        for chunk in chunks:
+            chunk.fail(error, self.lock)
+        self._tell_idle()
+
+    def when_idle(self, callback: Callable[[], object]) -> None:
+        """Call back once when every task has ended; at once when that is so already."""
+        self._idle_callbacks.append(callback)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if self._idle_callbacks and self.idle:
+            callbacks, self._idle_callbacks = self._idle_callbacks, []
+            for callback in callbacks:
+                callback()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every task has ended."""
+        return not (self._buffer or self._batches or self._chunks or self._renumber)
+
+    def _fail_buffer(self, error: FlameError) -> None:
+        while self._buffer:
+            _, owner, _ = self._buffer.popleft()
+            if isinstance(owner, Gather):
+                owner.fail(error)
+            else:
+                settle(self.lock, (owner,), (error,), plain=False)
+
+    def _fail_batch(self, batch: _Batch, error: FlameError) -> None:
+        if isinstance(batch.owner, list):
+            settle(self.lock, batch.owner, [error] * batch.count, plain=False)
+        else:
+            batch.owner[0].fail(error)
+
+    # --- frames ----------------------------------------------------------------------------------------------------
+
+    def received(self, kind: int, body: bytes) -> None:
+        """A frame on the stream's channel. Raises ProtocolError when it makes no sense."""
+        if kind == Kind.RESULTS:
+            self._on_results(body)
+        elif kind == Kind.ACCEPTED:
+            self._on_accepted(link_pb2.Accepted.FromString(body))
+            self.pump()
+        elif kind == Kind.ATTACHED:
+            self._on_attached(link_pb2.Attached.FromString(body))
+        elif kind == Kind.NOTICE:
+            self._on_notice(link_pb2.Notice.FromString(body))
+        elif kind == Kind.ERROR:
+            self.fail(from_wire(link_pb2.Error.FromString(body)))
+        else:
+            raise ProtocolError(f"a client has no use for frames of kind {kind}")
+        self._tell_idle()
+
+    def _on_attached(self, message: link_pb2.Attached) -> None:
+        for accepted in message.accepted:
+            self._on_accepted(accepted)
+        if not self._attached and self._link is not None:
+            self._attached = True
+            for batch in self._batches:
+                self._link.send(Kind.SUBMIT, self.channel, batch.body)
+            self._cancel_all_unwanted()
+        self.pump()
+
+    def _on_accepted(self, message: link_pb2.Accepted) -> None:
+        batch = self._find_batch(message.first_seq)
+        if batch is None:
+            return  # answered before the connection broke, and once more after it
+        self._unaccepted_bytes -= len(batch.body)
+        if message.HasField("error"):
+            self._on_refused(batch, from_wire(message.error))
+        else:
+            self._add_chunk(message.first_task_id, batch)
+        if self._refused_at and not self._batches:
+            self._requeue_refused()
+
+    def _find_batch(self, first_seq: int) -> _Batch | None:
+        """Take the batch out of those that wait. Answers come in order, so it is nearly always the first."""
+        for index, batch in enumerate(self._batches):
+            if batch.first_seq == first_seq:
+                del self._batches[index]
+                return batch
+        return None
+
+    def _add_chunk(self, first: int, batch: _Batch) -> None:
+        if isinstance(batch.owner, list):
+            chunk: Chunk = FutureChunk(first, batch.owner)
+        else:
+            gather, base = batch.owner
+            chunk = BulkChunk(first, batch.count, gather, base)
+            gather.accept(batch.input_bytes)
+        place = bisect_right(self._firsts, first)
+        self._firsts.insert(place, first)
+        self._chunks.insert(place, chunk)
+
+    # --- refusals --------------------------------------------------------------------------------------------------
+
+    def _on_refused(self, batch: _Batch, error: FlameError) -> None:
+        """No task was made, so the cluster waits for this batch's number: those after it are out of order now."""
+        if self._refused_at and isinstance(error, ProtocolError):
+            self._renumber.append(batch)  # no fault of its own
+            return
+        if not self._refused_at:
+            self._refused_at = batch.first_seq
+        self._fail_batch(batch, error)
+
+    def _requeue_refused(self) -> None:
+        """All answers to batches with old numbers are in (or will never come): number the innocent ones anew."""
+        if not self._refused_at:
+            return
+        again = [*self._renumber, *self._batches]
+        self._batches.clear()
+        self._renumber.clear()
+        self._next_seq = self._refused_at
+        self._refused_at = 0
+        self._unaccepted_bytes = 0
+        for batch in again:
+            message = link_pb2.Submit.FromString(batch.body)
+            message.first_seq = batch.first_seq = self._next_seq
+            batch.body = message.SerializeToString()
+            self._next_seq += batch.count
+            self._batches.append(batch)
+            self._unaccepted_bytes += len(batch.body)
+            if self._link is not None and self._attached:
+                self._link.send(Kind.SUBMIT, self.channel, batch.body)
+        if self._attached:
+            self._cancel_all_unwanted()
+
+    # --- results ---------------------------------------------------------------------------------------------------
+
+    def _on_results(self, body: bytes) -> None:
+        results = link_pb2.Results.FromString(body)
+        ids = results.task_ids
+        count = len(ids)
+        if not count:
+            return
+        values, plain = values_of(results)
+        first = ids[0]
+        chunk = self._chunk_of(first)
+        if chunk is not None and isinstance(chunk, BulkChunk):
+            chunk.gather.weigh(count, len(body))
+        if ids[-1] - first == count - 1 and list(ids) == list(range(first, first + count)):
+            self._settle_run(first, values, plain=plain)
+            return
+        start = 0
+        for index in range(1, count + 1):
+            if index == count or ids[index] != ids[index - 1] + 1:
+                self._settle_run(ids[start], values[start:index], plain=plain)
+                start = index
+
+    def _settle_run(self, first: int, values: Sequence[Settled], *, plain: bool) -> None:
+        """Results of neighbouring tasks, which may lie in several chunks or in none."""
+        last = first + len(values) - 1
+        task_id = first
+        while task_id <= last:
+            place = bisect_right(self._firsts, task_id) - 1
+            chunk = self._chunks[place] if place >= 0 else None
+            if chunk is None or task_id > chunk.last:
+                if place + 1 >= len(self._firsts):
+                    return
+                task_id = max(task_id + 1, self._firsts[place + 1])
+                continue
+            stop = min(last, chunk.last)
+            whole = task_id == first and stop == last
+            part = values if whole else values[task_id - first : stop - first + 1]
+            chunk.settle(task_id, part, self.lock, plain=plain)
+            if not chunk.left:
+                place = self._firsts.index(chunk.first)  # callbacks may have changed the list
+                del self._chunks[place], self._firsts[place]
+            task_id = stop + 1
+
+    def _chunk_of(self, task_id: int) -> Chunk | None:
+        place = bisect_right(self._firsts, task_id) - 1
+        if place < 0 or task_id > self._chunks[place].last:
+            return None
+        return self._chunks[place]
+
+    # --- notices ---------------------------------------------------------------------------------------------------
+
+    def _on_notice(self, message: link_pb2.Notice) -> None:
+        """The cluster itself ends tasks that have no future; here their owner's log learns of what went before."""
+        for event in message.events:
+            level = logging.WARNING if event.code >= EventCode.BIND_FAILED else logging.INFO
+            logger.log(level, "session %s: %s (code %d)", self.session_id, event.message, event.code)
+        if message.pending_reason and message.pending_reason != self._pending_reason:
+            logger.info("session %s waits: %s", self.session_id, message.pending_reason)
+        self._pending_reason = message.pending_reason
+        if message.state == SessionState.CLOSED:
+            logger.info("session %s was closed", self.session_id)
+
+    # --- cancelling ------------------------------------------------------------------------------------------------
+
+    def _cancel(self, future: TaskFuture) -> None:
+        if future.done():
+            return
+        self._unsent_cancels.append(future)
+        if not self._pump_due:
+            self._pump_due = True
+            self._wake(self.pump)
+
+    def _send_cancels(self) -> None:
+        """Name each task by its id, or by its number when it is not accepted; those in the buffer just never leave."""
+        if self._link is None:
+            return  # when the connection is back
+        cancels, self._unsent_cancels = self._unsent_cancels, []
+        message = link_pb2.Cancel()
+        for future in cancels:
+            task_id = future._id  # pyright: ignore[reportPrivateUsage]
+            if future.done():
+                continue
+            if task_id:
+                message.task_ids.add(first=task_id, last=task_id)
+                continue
+            seq = self._seq_of(future)
+            if seq:
+                message.seqs.add(first=seq, last=seq)
+        if message.task_ids or message.seqs:
+            self._link.send(Kind.CANCEL, self.channel, message.SerializeToString())
+
+    def _seq_of(self, future: TaskFuture) -> int:
+        for batch in self._batches:
+            if isinstance(batch.owner, list) and future in batch.owner:
+                return batch.first_seq + batch.owner.index(future)
+        return 0
+
+    def _cancel_all_unwanted(self) -> None:
+        """Cancel what was sent and nobody wants: given up iterators, and futures whose CANCEL may have been lost."""
+        if self._link is None:
+            return
+        message = link_pb2.Cancel(reason="its result is no longer wanted")
+        for batch in self._batches:
+            for first, last in unwanted(batch.owner, batch.count):
+                message.seqs.add(first=batch.first_seq + first, last=batch.first_seq + last)
+        for chunk in self._chunks:
+            for first, last in chunk.unwanted():
+                message.task_ids.add(first=first, last=last)
+        if message.seqs or message.task_ids:
+            self._link.send(Kind.CANCEL, self.channel, message.SerializeToString())
+        self.pump()  # the buffer drops what is unwanted
+
+
+def lost(reason: str) -> UnavailableError:
+    """The error of tasks whose connection is gone for good."""
+    return UnavailableError(f"the connection to the cluster is lost: {reason}", remedy="the tasks may still end there")

@@ -1,0 +1,383 @@
+"""What the SDK hands out and takes in: plain values under the names and with the fields that `flamepy` has."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from flame.model.errors import FlameError, InvalidArgumentError
+from flame.model.resources import parse_resources, parse_size
+from flame.model.specs import TaskOptions
+from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
+
+TaskID = str
+SessionID = str
+ApplicationID = str
+Message = bytes
+TaskInput = Message
+TaskOutput = Message
+CommonData = Message
+
+DEFAULT_FLAME_CONF = "flame.yaml"
+DEFAULT_FLAME_ENDPOINT = "http://127.0.0.1:8080"
+DEFAULT_FLAME_CACHE_ENDPOINT = "grpc://127.0.0.1:9090"
+DEFAULT_FLAME_RUNNER_TEMPLATE = "flmrun"
+FLAME_INSTANCE_ENDPOINT = "FLAME_INSTANCE_ENDPOINT"
+
+_ALPHABET = string.ascii_letters + string.digits
+
+
+def short_name(prefix: str, length: int = 6) -> str:
+    """`<prefix>-<length random letters and digits>`."""
+    return f"{prefix}-{''.join(secrets.choice(_ALPHABET) for _ in range(length))}"
+
+
+@dataclass
+class Event:
+    """Something that happened to a task or a session. Codes 0 to 4 are task states, 1001 and up concern sessions."""
+
+    code: int
+    message: str | None = None
+    creation_time: datetime | None = None
+
+
+@dataclass
+class ResourceRequirement:
+    """What one executor needs: whole cores, bytes of memory, whole GPUs."""
+
+    cpu: int = 0
+    memory: int = 0
+    gpu: int = 0
+
+    @classmethod
+    def from_string(cls, s: str) -> ResourceRequirement:
+        """From text such as `cpu=2,mem=4Gi,gpu=1`. Raises ValueError."""
+        try:
+            amounts = parse_resources(s)
+        except InvalidArgumentError as error:
+            raise ValueError(str(error.message)) from error
+        return cls(amounts.cpu, amounts.memory, amounts.gpu)
+
+    @staticmethod
+    def _parse_memory(s: str) -> int:
+        try:
+            return parse_size(s) if s.strip() else 0
+        except InvalidArgumentError as error:
+            raise ValueError(str(error.message)) from error
+
+
+@dataclass
+class SessionAttributes:
+    """What a new session shall be. `batch_size` is kept for programs that give it; it is always 1.
+
+    `resreq` may also be text such as `cpu=1,mem=2Gi`. `retention` is in seconds: how long the closed session stays
+    readable. `task_defaults` are the options of all tasks that do not set their own.
+    """
+
+    application: str
+    id: str | None = None
+    common_data: bytes | None = None
+    min_instances: int = 0
+    max_instances: int | None = None
+    batch_size: int = 1
+    resreq: ResourceRequirement | str | None = None
+    priority: int = 0
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    task_defaults: TaskOptions | None = None
+    retention: int | None = None
+
+
+@dataclass
+class ApplicationSchema:
+    """JSON Schema texts that describe inputs, outputs and common data."""
+
+    input: str | None = None
+    output: str | None = None
+    common_data: str | None = None
+
+
+@dataclass
+class ApplicationAttributes:
+    """How instances of an application are started. `delay_release` and `start_timeout` are in seconds."""
+
+    shim: Shim | None = None
+    image: str | None = None
+    description: str | None = None
+    labels: list[str] | None = None
+    command: str | None = None
+    arguments: list[str] | None = None
+    environments: dict[str, str] | None = None
+    working_directory: str | None = None
+    max_instances: int | None = None
+    delay_release: int | None = None
+    schema: ApplicationSchema | None = None
+    url: str | None = None
+    installer: str | None = None
+    start_timeout: float | None = None
+
+
+@dataclass
+class Task:
+    """A task as it was when it was asked for."""
+
+    id: TaskID
+    session_id: SessionID
+    state: TaskState
+    creation_time: datetime
+    input: bytes | None = None
+    output: bytes | None = None
+    completion_time: datetime | None = None
+    events: list[Event] | None = None
+    attempt: int = 0
+    executor_id: str = ""
+
+    def is_completed(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.state.terminal
+
+    def is_failed(self) -> bool:
+        """Whether it ended with a failure."""
+        return self.state is TaskState.FAILED
+
+    def is_cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self.state is TaskState.CANCELLED
+
+
+@dataclass
+class Application:
+    """A registered application."""
+
+    id: ApplicationID
+    name: str
+    state: ApplicationState
+    creation_time: datetime
+    shim: Shim | None = None
+    image: str | None = None
+    description: str | None = None
+    labels: list[str] | None = None
+    command: str | None = None
+    arguments: list[str] | None = None
+    environments: dict[str, str] | None = None
+    working_directory: str | None = None
+    max_instances: int | None = None
+    delay_release: int | None = None
+    schema: ApplicationSchema | None = None
+    url: str | None = None
+    installer: str | None = None
+    start_timeout: float | None = None
+
+
+class _OfMessage:
+    """Also readable as the `flame.v1` message that it was made from, which is what `flamepy` hands out."""
+
+    message: Any
+
+    @property
+    def metadata(self) -> Any:
+        return self.message.metadata
+
+    @property
+    def spec(self) -> Any:
+        return self.message.spec
+
+    @property
+    def status(self) -> Any:
+        return self.message.status
+
+
+@dataclass
+class Node(_OfMessage):
+    """A machine that runs executors. `last_heartbeat` is None when it never sent one."""
+
+    name: str
+    hostname: str
+    state: NodeState
+    capacity: ResourceRequirement
+    allocated: ResourceRequirement
+    arch: str = ""
+    os: str = ""
+    addresses: list[str] = field(default_factory=list[str])
+    last_heartbeat: datetime | None = None
+    message: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass
+class Executor(_OfMessage):
+    """One place on a node that runs an instance for one session."""
+
+    id: str
+    node: str
+    state: ExecutorState
+    session_id: str | None
+    resreq: ResourceRequirement
+    shim: Shim
+    since: datetime | None = None
+    outstanding: int = 0
+    pid: int = 0
+    message: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass
+class ClusterInfo:
+    """The cluster that a connection is to."""
+
+    name: str
+    version: str
+    generation: int
+    start_time: datetime
+    unit: ResourceRequirement
+    storage: str
+    read_only: bool
+    read_only_reason: str
+    max_payload: int
+    endpoint: str
+
+
+@dataclass
+class SessionUpdate:
+    """One change of a session that is watched: its counters, and the tasks that changed (id, state, attempt)."""
+
+    session_id: str
+    state: SessionState
+    pending: int
+    running: int
+    succeed: int
+    failed: int
+    cancelled: int
+    executors: int
+    pending_reason: str
+    events: list[Event]
+    tasks: list[tuple[TaskID, TaskState, int]]
+
+
+@dataclass
+class LogChunk:
+    """A piece of what an instance printed. `truncated`: what came before it was dropped."""
+
+    executor_id: str
+    stream: str
+    offset: int
+    data: bytes
+    truncated: bool
+
+
+@dataclass
+class Reason:
+    """Why something does not happen: the rule that says no, about which object, and what to do."""
+
+    rule: str
+    object: str
+    message: str
+    remedy: str
+    since: datetime | None
+
+
+@dataclass
+class Explanation:
+    """Why a session or a task is where it is, and what happened to it."""
+
+    summary: str
+    reasons: list[Reason]
+    story: list[Event]
+
+
+class TaskInformer:
+    """Callbacks for somebody who follows a task. Nothing in the SDK calls them; programs that derive from it load."""
+
+    def on_update(self, task: Task) -> None:
+        """The task changed."""
+
+    def on_error(self, error: FlameError) -> None:
+        """Following it failed."""
+
+
+@dataclass
+class FlameClientTls:
+    """PEM files for connecting: the authority that signed the server's certificate, and the own certificate."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
+@dataclass
+class FlameClientCache:
+    """Where the object cache is."""
+
+    endpoint: str | None = None
+    tls: FlameClientTls | None = None
+    storage: str | None = None
+
+
+@dataclass
+class FlamePackage:
+    """Where packages go, and the patterns of what is left out of them."""
+
+    storage: str | None
+    excludes: list[str] = field(default_factory=lambda: [".venv", "__pycache__", ".gitignore", "*.pyc"])
+
+
+@dataclass
+class FlameContextRunner:
+    """The application that a Runner makes its own from."""
+
+    template: str | None = None
+
+
+@dataclass
+class FlameClusterConfig:
+    """Where the cluster is."""
+
+    endpoint: str = ""
+    tls: FlameClientTls | None = None
+
+
+class FlameContext:
+    """The settings of this user's client: `~/.flame/flame.yaml` with the environment's changes.
+
+    Reads both when it is made. Raises InvalidConfigError.
+    """
+
+    def __init__(self, context: str | None = None) -> None:
+        from flame.config import load_context
+
+        loaded = load_context(context=context)
+        self.name = loaded.name
+        self.configured_endpoint = loaded.endpoint
+        self.tls = _tls(loaded.tls)
+        self.package = (
+            FlamePackage(loaded.package.storage, list(loaded.package.excludes)) if loaded.package is not None else None
+        )
+        cache = loaded.cache
+        self.cache = (
+            FlameClientCache(DEFAULT_FLAME_CACHE_ENDPOINT)
+            if cache is None
+            else FlameClientCache(cache.endpoint, _tls(cache.tls), str(cache.storage) if cache.storage else None)
+        )
+        self.runner = FlameContextRunner(loaded.runner.template)
+
+    @property
+    def endpoint(self) -> str:
+        """Where the cluster is said to be, or the default address when nothing says it."""
+        return self.configured_endpoint or DEFAULT_FLAME_ENDPOINT
+
+    @property
+    def cache_endpoint(self) -> str:
+        """Where the object cache is."""
+        return self.cache.endpoint or DEFAULT_FLAME_CACHE_ENDPOINT
+
+    @property
+    def cache_tls(self) -> FlameClientTls | None:
+        """How to verify the object cache."""
+        return self.cache.tls
+
+
+def _tls(tls: Any) -> FlameClientTls | None:
+    if tls is None:
+        return None
+    files = (tls.ca_file, tls.cert_file, tls.key_file)
+    return FlameClientTls(*(str(file) if file is not None else None for file in files))

@@ -1,0 +1,279 @@
+"""Between the SDK's values and the messages of `flame.v1`. Absent and empty stay different."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from google.protobuf.message import Message
+
+from flame.client.values import (
+    Application,
+    ApplicationAttributes,
+    ApplicationSchema,
+    ClusterInfo,
+    Event,
+    Executor,
+    Explanation,
+    LogChunk,
+    Node,
+    Reason,
+    ResourceRequirement,
+    SessionAttributes,
+    SessionUpdate,
+    Task,
+)
+from flame.model.errors import InvalidArgumentError
+from flame.model.specs import TaskOptions
+from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
+from flame.proto import frontend_pb2 as fe
+from flame.proto import types_pb2 as ty
+
+
+def time_of(milliseconds: int) -> datetime:
+    """Unix milliseconds as an aware time in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)
+
+
+def _time_or_none(milliseconds: int) -> datetime | None:
+    return time_of(milliseconds) if milliseconds else None
+
+
+def _optional(message: Message, name: str) -> Any:
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def events_of(events: Iterable[ty.Event]) -> list[Event]:
+    return [Event(event.code, _optional(event, "message"), time_of(event.creation_time)) for event in events]
+
+
+# --- resources and options -------------------------------------------------------------------------------------------
+
+
+def resources_to(amounts: ResourceRequirement | str | Any) -> ty.ResourceRequirement:
+    """Also takes text, and any object with cpu, memory and gpu. Raises InvalidArgumentError."""
+    if isinstance(amounts, str):
+        try:
+            amounts = ResourceRequirement.from_string(amounts)
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from error
+    try:
+        return ty.ResourceRequirement(cpu=amounts.cpu, memory=amounts.memory, gpu=amounts.gpu)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidArgumentError(f"invalid resources {amounts!r}: {error}") from error
+
+
+def resources_from(message: ty.ResourceRequirement) -> ResourceRequirement:
+    return ResourceRequirement(message.cpu, message.memory, message.gpu)
+
+
+def options_to(options: TaskOptions) -> ty.TaskOptions:
+    """Raises InvalidArgumentError."""
+    try:
+        return ty.TaskOptions(
+            timeout_ms=options.timeout_ms,
+            max_retries=options.max_retries,
+            priority=options.priority,
+            idempotency_key=options.idempotency_key,
+            labels=options.labels,
+        )
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"invalid task options: {error}") from error
+
+
+# --- applications ----------------------------------------------------------------------------------------------------
+
+
+def application_to(attrs: ApplicationAttributes | Mapping[str, Any]) -> ty.ApplicationSpec:
+    """The wire form of attributes, which may also be a dict of them. Raises InvalidArgumentError."""
+    if not isinstance(attrs, ApplicationAttributes):
+        unknown = attrs.keys() - {field.name for field in fields(ApplicationAttributes)}
+        if unknown:
+            raise InvalidArgumentError(f"unknown attributes of an application: {', '.join(sorted(unknown))}")
+        attrs = ApplicationAttributes(**attrs)
+    try:
+        spec = ty.ApplicationSpec(
+            shim=ty.Shim.Name(attrs.shim or Shim.HOST),
+            image=attrs.image,
+            description=attrs.description,
+            labels=attrs.labels or (),
+            command=attrs.command,
+            arguments=attrs.arguments or (),
+            environments=[ty.Environment(name=k, value=v) for k, v in (attrs.environments or {}).items()],
+            working_directory=attrs.working_directory,
+            max_instances=attrs.max_instances,
+            delay_release=attrs.delay_release,
+            url=attrs.url,
+            installer=attrs.installer,
+            start_timeout_ms=round((attrs.start_timeout or 0) * 1000),
+        )
+        schema = attrs.schema
+        if schema is not None and (schema.input or schema.output or schema.common_data):
+            spec.schema.CopyFrom(
+                ty.ApplicationSchema(
+                    input=schema.input or None, output=schema.output or None, common_data=schema.common_data or None
+                )
+            )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidArgumentError(f"invalid attributes of an application: {error}") from error
+    return spec
+
+
+def application_from(message: ty.Application) -> Application:
+    spec = message.spec
+    schema = None
+    if spec.HasField("schema"):
+        schema = ApplicationSchema(
+            _optional(spec.schema, "input"), _optional(spec.schema, "output"), _optional(spec.schema, "common_data")
+        )
+    return Application(
+        id=message.metadata.id,
+        name=message.metadata.name,
+        state=ApplicationState(message.status.state),
+        creation_time=time_of(message.status.creation_time),
+        shim=Shim(spec.shim),
+        image=_optional(spec, "image"),
+        description=_optional(spec, "description"),
+        labels=list(spec.labels),
+        command=_optional(spec, "command"),
+        arguments=list(spec.arguments),
+        environments={variable.name: variable.value for variable in spec.environments},
+        working_directory=_optional(spec, "working_directory"),
+        max_instances=_optional(spec, "max_instances"),
+        delay_release=_optional(spec, "delay_release"),
+        schema=schema,
+        url=_optional(spec, "url"),
+        installer=_optional(spec, "installer"),
+        start_timeout=spec.start_timeout_ms / 1000 if spec.start_timeout_ms else None,
+    )
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
+    """Raises InvalidArgumentError."""
+    data: Any = attrs.common_data
+    if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
+        raise InvalidArgumentError(f"common_data must be bytes, not {type(data).__name__}")
+    try:
+        spec = ty.SessionSpec(
+            application=attrs.application,
+            common_data=None if data is None else bytes(cast("bytes", data)),
+            min_instances=attrs.min_instances,
+            max_instances=attrs.max_instances,
+            batch_size=1,
+            priority=attrs.priority,
+            labels=attrs.labels,
+            retention_s=attrs.retention,
+        )
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"invalid attributes of a session: {error}") from error
+    if attrs.resreq is not None:
+        spec.resreq.CopyFrom(resources_to(attrs.resreq))
+    if attrs.task_defaults is not None:
+        spec.task_defaults.CopyFrom(options_to(attrs.task_defaults))
+    return spec
+
+
+def update_from(message: fe.SessionUpdate) -> SessionUpdate:
+    status = message.session.status
+    return SessionUpdate(
+        session_id=message.session.metadata.id,
+        state=SessionState(status.state),
+        pending=status.pending,
+        running=status.running,
+        succeed=status.succeed,
+        failed=status.failed,
+        cancelled=status.cancelled,
+        executors=status.executors,
+        pending_reason=status.pending_reason,
+        events=events_of(status.events),
+        tasks=[(str(change.task_id), TaskState(change.state), change.attempt) for change in message.tasks],
+    )
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def task_from(message: ty.Task) -> Task:
+    status, spec = message.status, message.spec
+    return Task(
+        id=message.metadata.id,
+        session_id=spec.session_id,
+        state=TaskState(status.state),
+        creation_time=time_of(status.creation_time),
+        input=_optional(spec, "input"),
+        output=_optional(spec, "output"),
+        completion_time=time_of(status.completion_time) if status.HasField("completion_time") else None,
+        events=events_of(status.events),
+        attempt=status.attempt,
+        executor_id=status.executor_id,
+    )
+
+
+# --- the cluster -----------------------------------------------------------------------------------------------------
+
+
+def node_from(message: ty.Node) -> Node:
+    status = message.status
+    return Node(
+        name=message.metadata.name,
+        hostname=message.spec.hostname,
+        state=NodeState(status.state),
+        capacity=resources_from(status.capacity),
+        allocated=resources_from(status.allocated),
+        arch=status.info.arch,
+        os=status.info.os,
+        addresses=[address.address for address in status.addresses],
+        last_heartbeat=_time_or_none(status.last_heartbeat_time * 1000),
+        message=message,
+    )
+
+
+def executor_from(message: ty.Executor) -> Executor:
+    status = message.status
+    return Executor(
+        id=message.metadata.id,
+        node=message.spec.node,
+        state=ExecutorState(status.state),
+        session_id=_optional(status, "session_id"),
+        resreq=resources_from(message.spec.resreq),
+        shim=Shim(message.spec.shim),
+        since=_time_or_none(status.since),
+        outstanding=status.outstanding,
+        pid=status.pid,
+        message=message,
+    )
+
+
+def cluster_from(message: fe.ClusterInfo) -> ClusterInfo:
+    return ClusterInfo(
+        name=message.name,
+        version=message.version,
+        generation=message.generation,
+        start_time=time_of(message.start_time),
+        unit=resources_from(message.unit),
+        storage=message.storage,
+        read_only=message.read_only,
+        read_only_reason=message.read_only_reason,
+        max_payload=message.max_payload,
+        endpoint=message.endpoint,
+    )
+
+
+def log_from(message: fe.LogChunk) -> LogChunk:
+    return LogChunk(message.executor_id, message.stream, message.offset, message.data, message.truncated)
+
+
+def explanation_from(message: fe.Explanation) -> Explanation:
+    return Explanation(
+        summary=message.summary,
+        reasons=[
+            Reason(reason.rule, reason.object, reason.message, reason.remedy, _time_or_none(reason.since))
+            for reason in message.reasons
+        ],
+        story=events_of(message.story),
+    )
