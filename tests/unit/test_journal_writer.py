@@ -73,14 +73,14 @@ class Harness:
         self.troubles.append(error)
         (self.troubled if error else self.recovered).set()
 
-    def submit(self, *seqs: int) -> asyncio.Event:
+    def submit(self, *seqs: int, patient: bool = False) -> asyncio.Event:
         event = asyncio.Event()
 
         def durable() -> None:
             self.done.extend(seqs)
             event.set()
 
-        self.writer.submit([record(seq) for seq in seqs], durable)
+        self.writer.submit([record(seq) for seq in seqs], durable, patient=patient)
         return event
 
     async def load(self, *seqs: int) -> dict[int, bytes]:
@@ -106,6 +106,17 @@ async def test_what_waits_becomes_one_transaction() -> None:
     assert harness.writer.backlog == 0
     assert await harness.close()
     assert harness.journal.closed
+
+
+async def test_a_patient_record_waits_for_company_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness()
+    harness.journal.gate.set()
+    await harness.submit(1, patient=True).wait()
+    monkeypatch.setattr("flame.journal.writer._PATIENCE_S", 600)
+    harness.submit(2, patient=True)
+    await harness.submit(3).wait()
+    assert harness.journal.attempts == [[1], [2, 3]]
+    assert await harness.close()
 
 
 async def test_a_failed_write_is_repeated_until_it_succeeds() -> None:

@@ -64,10 +64,9 @@ class GrpcServer:
 
     async def start(self, addresses: Sequence[str]) -> None:
         """Listen. Raises InvalidConfigError when an address can't be used."""
-        import grpc
-        import grpc.aio
         from flame.link.grpc_carrier import serve_grpc
 
+        grpc = _grpc()
         options = [
             ("grpc.max_receive_message_length", self._max_payload + FRAME_SLACK),
             ("grpc.max_send_message_length", -1),

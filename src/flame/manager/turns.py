@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from flame.engine import Engine
-from flame.engine.effects import Accepted, Effect, Forget, Purge, Record, Reply, Turn
+from flame.engine.effects import Accepted, Effect, Forget, Purge, Record, RecordKind, Reply, Turn
 from flame.engine.events import Event, JournalFailed, JournalRecovered, Submitted, Tick
 from flame.journal import JournalError, JournalWriter
 from flame.manager.payloads import Payloads
@@ -228,7 +228,9 @@ class Turns:
         self._execute(turn.now)
         if records:
             self._unsaid.append(_Unsaid(records, turn.after, records[-1].seq))
-            self.journal.submit(records, self._said)
+            # A submission that is on its way to an executor already: nobody but its sender waits for the acceptance.
+            patient = len(records) == 1 and records[0].kind == RecordKind.SUBMITTED and bool(turn.now)
+            self.journal.submit(records, self._said, patient=patient)
         elif self._unsaid:
             self._unsaid[-1].effects.extend(turn.after)
         else:
