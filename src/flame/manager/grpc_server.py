@@ -75,7 +75,7 @@ class GrpcServer:
         server: Any = grpc.aio.server(options=options)
         handlers = {name: self._handler(name) for name in self._frontend.methods}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("flame.v1.Frontend", handlers),))
-        serve_grpc(server, self._accept)
+        serve_grpc(server, self._accept, peer=_peer)
         self._server = server
         for text in addresses:
             address = grpc_address(text)
