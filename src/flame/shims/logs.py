@@ -185,7 +185,7 @@ class LogStore:
         self._keep_s = keep_s
         self._logs: dict[str, ExecutorLog] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in folder.iterdir():  # of an earlier run of this node
+        for left in sorted(folder.iterdir()):  # of an earlier run of this node
             if left.is_dir():
                 session = left / _SESSION
                 log = ExecutorLog(left, left.name, session.read_text() if session.exists() else "", limit)

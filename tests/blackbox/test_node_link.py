@@ -1,0 +1,159 @@
+"""The executor manager and its link: what it says of itself, and what survives when the link does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from flame.model.errors import NotFoundError
+from flame.proto import types_pb2
+from scripted_manager import PATIENCE, Node, a_node_here, appears, gone
+
+ECHO = """
+    class Echo(FlameService):
+        def on_task_invoke(self, context):
+            return context.input
+    run(Echo())
+"""
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with a_node_here() as node:
+        yield node
+
+
+def waiting(node: Node) -> str:
+    """A service whose task ends when the file `go on` exists."""
+    return f"""
+        class Wait(FlameService):
+            def on_task_invoke(self, context):
+                print(file=open({str(node.folder / "entered")!r}, "w"))
+                while not os.path.exists({str(node.folder / "go on")!r}):
+                    time.sleep(0.001)
+                if context.input == b"exit":
+                    os._exit(1)
+                return context.input
+        run(Wait())
+    """
+
+
+async def test_a_node_introduces_itself_and_says_regularly_that_it_is_well(node: Node) -> None:
+    (hello,) = node.manager.hellos
+    assert (hello.role, hello.id, len(hello.node.boot_id)) == ("node", "node-1", 32)
+    assert hello.node.node.status.capacity == types_pb2.ResourceRequirement(cpu=4, memory=8 << 30)
+    assert hello.node.node.status.info.os == "linux"
+    assert not hello.node.executors
+    await node.manager.until(lambda: len(node.manager.heartbeats) > 1, "heartbeats")
+    assert node.manager.heartbeats[0].state == types_pb2.Ready
+
+
+async def test_executors_go_on_without_the_manager_and_report_afterwards(node: Node) -> None:
+    node.start(1, waiting(node))
+    await node.manager.bound(1)
+    running, queued = node.manager.run(1, b"first", b"second", attempt=2)
+    await appears(node.folder / "entered")
+    await node.manager.close()
+    (node.folder / "go on").touch()
+    await until_idle(node, 1)
+    await node.manager.open()
+    await node.manager.until(lambda: len(node.manager.hellos) == 2, "the node to come back")
+    first, second = node.manager.hellos
+    assert second.node.boot_id == first.node.boot_id
+    (held,) = second.node.executors
+    assert (held.executor_id, held.channel, held.session_id) == ("executor-1", 1, "session-1")
+    assert held.state == types_pb2.ExecutorBound
+    assert held.resreq == types_pb2.ResourceRequirement(cpu=1, memory=1 << 30)
+    # Their results have not been heard, so the node still holds them.
+    assert dict(zip(held.task_ids, held.attempts, strict=True)) == {running: 2, queued: 2}
+    assert await node.manager.answered(1, [running, queued]) == [b"first", b"second"]
+    assert await node.manager.answered(1, node.manager.run(1, b"third")) == [b"third"]
+
+
+async def until_idle(node: Node, channel: int) -> None:
+    """Wait until an executor holds no task: its results are in the outbox."""
+    async with asyncio.timeout(PATIENCE):
+        while node.executors.executors[channel].outstanding:  # noqa: ASYNC110 - nothing tells it while the link is down
+            await asyncio.sleep(0.005)
+
+
+async def test_the_death_of_an_instance_is_told_after_the_reconnection(node: Node) -> None:
+    node.start(1, waiting(node))
+    await node.manager.bound(1)
+    (running,) = node.manager.run(1, b"exit")
+    await appears(node.folder / "entered")
+    await node.manager.close()
+    (node.folder / "go on").touch()
+    await node.executors.executors[1].life
+    await node.manager.open()
+    released = await node.manager.released(1)
+    assert released.crashed
+    (held,) = node.manager.hellos[-1].node.executors
+    assert list(held.task_ids) == [running]
+    assert not node.executors.executors
+
+
+async def test_executors_that_nobody_wants_any_more_are_killed(node: Node) -> None:
+    node.start(1, ECHO)
+    node.start(2, ECHO)
+    unwanted = await node.manager.bound(1)
+    await node.manager.bound(2)
+    await node.manager.close()
+    node.manager.discard = [1]
+    await node.manager.open()
+    await node.manager.released(1)
+    await gone(unwanted.pid)
+    assert await node.manager.answered(2, node.manager.run(2, b"kept")) == [b"kept"]
+
+
+async def test_what_a_discarded_executor_had_to_say_is_dropped(node: Node) -> None:
+    node.start(1, waiting(node))
+    await node.manager.bound(1)
+    node.manager.run(1, b"exit")
+    await appears(node.folder / "entered")
+    await node.manager.close()
+    (node.folder / "go on").touch()
+    await node.executors.executors[1].life
+    node.manager.discard = [1]
+    await node.manager.open()
+    await node.manager.until(lambda: node.manager.heartbeats, "a heartbeat")
+    assert not any(report.state == types_pb2.ExecutorReleased for report in node.manager.reports[1])
+    assert not node.executors.executors
+
+
+async def test_stopping_what_is_gone_is_answered_again(node: Node) -> None:
+    node.manager.stop(9)
+    assert (await node.manager.released(9)).state == types_pb2.ExecutorReleased
+
+
+async def test_stopping_during_the_start_leaves_nothing(node: Node) -> None:
+    node.start(1, "time.sleep(3600)")
+    await node.manager.until(lambda: node.manager.reports.get(1), "the process")
+    node.manager.stop(1, grace_ms=0)
+    released = await node.manager.released(1)
+    assert not released.code
+    await gone(released.pid)
+
+
+async def test_stopping_at_once_after_the_start(node: Node) -> None:
+    node.start(1, ECHO)
+    node.manager.stop(1, grace_ms=0)
+    await node.manager.released(1)
+    await node.executors.stop()
+    assert not any((node.folder / "work" / "executors").iterdir())
+
+
+async def test_an_unknown_method_is_refused(node: Node) -> None:
+    assert node.manager.link is not None
+    with pytest.raises(NotFoundError, match="no method 'Reboot' here"):
+        await node.manager.link.call("Reboot", b"")
+
+
+async def test_stopping_the_node_ends_its_executors(node: Node) -> None:
+    node.start(1, ECHO)
+    bound = await node.manager.bound(1)
+    await node.executors.stop()
+    assert (await node.manager.released(1)).message == "the node stops"
+    await gone(bound.pid)
