@@ -14,7 +14,7 @@ from flame.link.peer import is_loopback
 from flame.manager.frontend import Frontend
 from flame.model.errors import MEANING, FlameError, InternalError, InvalidConfigError
 from flame.proto import link_pb2
-from flame.security import Identity, Tokens, grpc_server_credentials, identify, subject_of_text
+from flame.security import Identity, Role, Tokens, grpc_server_credentials, identify, subject_of_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -60,6 +60,7 @@ class GrpcServer:
         self._insecure = insecure
         self._max_payload = max_payload
         self._server: grpc.aio.Server | None = None
+        self._everybody: Identity | None = None  # who callers without a token are, where it is the same for all
         self.addresses: list[str] = []
 
     async def start(self, addresses: Sequence[str]) -> None:
@@ -87,6 +88,8 @@ class GrpcServer:
             except RuntimeError as error:
                 raise InvalidConfigError(f"can't listen at {text}: {error}") from error
             self.addresses.append(text if address.unix else f"{text.rpartition(':')[0]}:{port}")
+        if self._tls is None and (self._insecure or all(map(_is_inside, addresses))):
+            self._everybody = Identity("anonymous" if self._insecure else "loopback", Role.ADMIN)
         await server.start()
 
     async def stop(self, grace: float) -> None:
@@ -131,17 +134,26 @@ class GrpcServer:
         for key, value in context.invocation_metadata() or ():
             if key == "authorization" and isinstance(value, str):
                 token = value.removeprefix(_BEARER)
+        if self._everybody is not None and not token:
+            return self._everybody
         return identify(_peer(context), token, self._tokens, tls=self._tls is not None, insecure=self._insecure)
 
 
-def _peer(context: grpc.aio.ServicerContext[Any, Any]) -> PeerInfo:
-    """What gRPC knows of the caller. A unix socket counts as the loopback: its file is open to the own user only."""
-    address = context.peer()
-    kind, _, rest = address.partition(":")
-    loopback = kind == "unix" or is_loopback(rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]"))
+def _is_inside(text: str) -> bool:
+    address = grpc_address(text)
+    return address.unix or address.host == "localhost" or is_loopback(address.host)
+
+
+def _peer(context: Any) -> PeerInfo:
+    """What is known of the caller. A unix socket counts as the loopback: its file is open to the own user only."""
+    from flame.link.grpc_carrier import peer_of_context
+
+    peer = peer_of_context(context)
     subject = context.auth_context().get("x509_subject")
-    certificate = subject_of_text(b"".join(subject).decode()) if subject else None
-    return PeerInfo(None, None, certificate, None, address, loopback)
+    if not subject:
+        return peer
+    certificate = subject_of_text(b"".join(subject).decode())
+    return PeerInfo(certificate=certificate, address=peer.address, loopback=peer.loopback)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], name: str, error: Exception) -> Any:

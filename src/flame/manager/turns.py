@@ -61,6 +61,7 @@ class Turns:
         self._loop = asyncio.get_running_loop()
         self._events: list[Event] = []
         self._due = False
+        self._in_a_hurry = False  # somebody waits for the acceptance of a submission of this turn
         self._handlers: dict[type[Effect], Callable[[Any], None]] = {
             Reply: self._answer,
             Accepted: self._answer,
@@ -137,6 +138,7 @@ class Turns:
                 waiter.set_result(effect.first_task_id)
 
         event.ticket = self.ticket(accepted)
+        self._in_a_hurry = True
         self.post(event)
         return await waiter
 
@@ -215,6 +217,7 @@ class Turns:
             self._on_fault(error)
             return
         self._carry_out(turn)
+        self._in_a_hurry = False
         if self._turn_waiters:
             waiters, self._turn_waiters = self._turn_waiters, []
             for waiter in waiters:
@@ -228,8 +231,13 @@ class Turns:
         self._execute(turn.now)
         if records:
             self._unsaid.append(_Unsaid(records, turn.after, records[-1].seq))
-            # A submission that is on its way to an executor already: nobody but its sender waits for the acceptance.
-            patient = len(records) == 1 and records[0].kind == RecordKind.SUBMITTED and bool(turn.now)
+            # A submission that is on its way to an executor already, and whose sender goes on without the acceptance.
+            patient = (
+                len(records) == 1
+                and records[0].kind == RecordKind.SUBMITTED
+                and bool(turn.now)
+                and not self._in_a_hurry
+            )
             self.journal.submit(records, self._said, patient=patient)
         elif self._unsaid:
             self._unsaid[-1].effects.extend(turn.after)

@@ -16,14 +16,31 @@ class Watcher:
 
     def __init__(self) -> None:
         self.changed: dict[int, None] = {}
+        self._due = False  # something changed that `wait` has not told yet
         self._woken = asyncio.Event()
 
     async def wait(self) -> None:
         """Until something changed since the last `wait` ended."""
-        await self._woken.wait()
-        self._woken.clear()
+        while not self._due:
+            self._woken.clear()
+            await self._woken.wait()
+        self._due = False
+
+    async def changes_within(self, seconds: float) -> bool:
+        """As `wait`, but not longer than this; whether something changed."""
+        if not self._due:
+            self._woken.clear()
+            timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
+            try:
+                await self._woken.wait()
+            finally:
+                timer.cancel()
+        changed, self._due = self._due, False
+        return changed
 
     def wake(self) -> None:
+        """Something changed."""
+        self._due = True
         self._woken.set()
 
 
