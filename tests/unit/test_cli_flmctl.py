@@ -432,7 +432,7 @@ def test_top_measures_between_two_pictures(script: Script, capsys: pytest.Captur
         (
             UnavailableError("can't connect", remedy="start one\nwith flmadm up"),
             7,
-            "error: can't connect\nhint: start one with flmadm up\n",
+            "error: can't connect\nhint: start one\n  with flmadm up\n",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from flame.config import TlsConfig, load_context
 from flame.link import Link
 
 if TYPE_CHECKING:
-    from flame.client import Connection
+    from flame.client.synchronous import Connection
 
 
 class LinkCaller:
@@ -43,7 +43,7 @@ async def open_caller(settings: Settings) -> LinkCaller:
 
 def open_connection(settings: Settings) -> Connection:
     """Connect with the SDK, for tasks. Raises FlameError."""
-    from flame.client import Connection
+    from flame.client.synchronous import Connection
 
     endpoint = find_endpoint(settings, announce=False)
     return Connection.connect(endpoint.text, endpoint.tls)

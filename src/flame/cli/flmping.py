@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -19,7 +19,8 @@ from flame.model.resources import Resources, parse_resources, parse_size
 
 if TYPE_CHECKING:
     from flame.cli.options import Settings
-    from flame.client import Session
+    from flame.client.futures import TaskFuture
+    from flame.client.synchronous import Session
 
 _MAX_MILLISECONDS = 2**63 - 1
 _MAX_TASKS = 2**31 - 1
@@ -102,7 +103,10 @@ def ping(job: Job, settings: Settings, *, perf: bool) -> int:
     with open_connection(settings) as connection:
         begin = time.perf_counter()
         session = connection.create_session(
-            "flmping", common_data=job.common_data, priority=job.priority, resreq=job.resreq
+            "flmping",
+            common_data=job.common_data,
+            priority=job.priority,
+            resreq=str(job.resreq) if job.resreq is not None else None,
         )
         created = stopwatch(time.perf_counter() - begin)
         print(f"Session <{session.id}> was created in <{created}>, start to run <{job.tasks:,}> tasks in the session:")
@@ -137,7 +141,7 @@ def run_tasks(session: Session, job: Job) -> list[Outcome]:
             all_done.set()
 
     with Progress(job.tasks, lambda: count):
-        futures = []
+        futures: list[TaskFuture] = []
         for index in range(job.tasks):
             submitted[index] = time.perf_counter()
             future = session.submit(job.payload)
@@ -178,10 +182,10 @@ def _words(outcome: Outcome) -> str:
     if outcome.error is not None:
         return str(outcome.error).replace("\n", " ")
     try:
-        answer = json.loads(outcome.output or b"null")
+        answer: object = json.loads(outcome.output or b"null")
     except ValueError:
         return repr(outcome.output)
-    return str(answer["message"]) if isinstance(answer, dict) and "message" in answer else str(answer)
+    return str(cast("dict[str, object]", answer).get("message")) if isinstance(answer, dict) else str(answer)
 
 
 def main() -> None:

@@ -90,4 +90,4 @@ def _complain(text: str) -> None:
 
 
 def _hint(text: str) -> None:
-    print("hint: " + " ".join(text.split()), file=sys.stderr)
+    print("hint: " + text.strip().replace("\n", "\n  "), file=sys.stderr)

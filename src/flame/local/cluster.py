@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Self
@@ -141,8 +142,14 @@ class Cluster:
         daemon, self._daemon = self._daemon, None
         if self in _started:
             _started.remove(self)
-        if daemon is not None:
-            daemon.stop()
+        if daemon is None:
+            return
+        daemon.stop()
+        # Where all went well nothing of this is left; a daemon that failed left its log to be read.
+        if self._temporary:
+            shutil.rmtree(daemon.settings.data, ignore_errors=True)
+        if self._anonymous:
+            shutil.rmtree(daemon.settings.folder, ignore_errors=True)
 
 
 def default_endpoint() -> str:

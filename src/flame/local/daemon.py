@@ -15,22 +15,26 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from flame._version import __version__
 from flame.config import ClusterConfig, load_cluster
-from flame.link import unix
+from flame.link import parse, tcp, unix
 from flame.local.folders import private_folder
 from flame.local.registry import SOCKET, ClusterRecord, retire, take_lock, write_record
 from flame.local.settings import DaemonSettings, Ready
+from flame.manager.daemon import event_loop_factory, tune_process
+from flame.manager.manager import SessionManager
+from flame.manager.settings import ManagerSettings
 from flame.model.errors import AlreadyExistsError, FlameError, InternalError, InvalidConfigError
 from flame.model.resources import Resources
+from flame.node import ExecutorManager, NodeSettings
+from flame.node.capacity import detect
+from flame.telemetry import set_up_logging
 
-if TYPE_CHECKING:
-    from flame.manager import ManagerSettings, SessionManager
-    from flame.node import ExecutorManager, NodeSettings
+# From the port of the gRPC frontend.
+BACKEND_OFFSET, LINK_OFFSET = 1, 2
 
 logger = logging.getLogger("flame.local")
 
@@ -38,53 +42,123 @@ logger = logging.getLogger("flame.local")
 def main() -> int:
     """Run until told to end; the exit code is 1 when the cluster could not start or broke."""
     settings = msgspec.json.decode(sys.argv[1], type=DaemonSettings)
-    from flame.telemetry import log_to_stderr
-
-    log_to_stderr()
+    set_up_logging()
     folder = Path(settings.folder)
     lock = take_lock(folder)
     if lock is None:
         _say(_failure(AlreadyExistsError(f"the local cluster {settings.name!r} is running already")))
         return 1
-    record = _record(settings)
-    (folder / SOCKET).unlink(missing_ok=True)
+    code = 1
+    record = None
     try:
-        return asyncio.run(_run(settings, folder, record))
-    finally:
-        retire(folder, record)
-        os.close(lock)
+        record = _record(settings, _config(settings))
+        (folder / SOCKET).unlink(missing_ok=True)
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            code = runner.run(_run(settings, record))
+    except FlameError as error:
+        logger.error("the cluster can't start: %s", error)
+        _say(_failure(error))
+    except Exception as error:
+        logger.exception("the cluster can't start")
+        _say(_failure(InternalError(f"the cluster can't start: {error}")))
+    if record is not None:
+        # After a failure the starter still wants to read the log; it removes what was temporary.
+        retire(folder, record, keep_data=code != 0)
+    os.close(lock)
+    return code
 
 
-async def _run(settings: DaemonSettings, folder: Path, record: ClusterRecord) -> int:
+async def _run(settings: DaemonSettings, record: ClusterRecord) -> int:
+    """Start both managers, say so, and wait for the end. Raises FlameError and OSError when they can't start."""
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     if not settings.detached:
         _watch_starter(loop, over)
+    config = _config(settings)
     async with contextlib.AsyncExitStack() as stack:
-        try:
-            config = _load(settings)
-            manager = _make_manager(settings, config)
-            await manager.start()
-            stack.push_async_callback(manager.stop)
-            node = _make_node(settings, config)
-            await node.start()
-            stack.push_async_callback(node.stop)
-            write_record(folder, record)
-        except FlameError as error:
-            logger.error("the cluster can't start: %s", error)
-            _say(_failure(error))
-            return 1
-        except OSError as error:
-            logger.exception("the cluster can't start")
-            _say(_failure(InternalError(f"the cluster can't start: {error}")))
-            return 1
+        manager = SessionManager(_manager_settings(settings, config, record))
+        await manager.start()
+        stack.push_async_callback(manager.stop)
+        node = ExecutorManager(_node_settings(settings, config, record))
+        await node.start()
+        stack.push_async_callback(node.stop)
+        write_record(Path(settings.folder), record)
+        tune_process()
         _say(Ready(endpoint=record.endpoint, pid=os.getpid()))
-        logger.info("cluster %s runs on %s, storage %s", settings.name, record.endpoint, record.storage)
-        await over.wait()
-        logger.info("cluster %s ends", settings.name)
-    return 0
+        ended = asyncio.create_task(over.wait())
+        broken = asyncio.create_task(manager.wait_failed())
+        await asyncio.wait((ended, broken), return_when=asyncio.FIRST_COMPLETED)
+        for task in (ended, broken):
+            task.cancel()
+        return 1 if broken.done() and not broken.cancelled() else 0
+
+
+def _manager_settings(settings: DaemonSettings, config: ClusterConfig, record: ClusterRecord) -> ManagerSettings:
+    cluster = config.cluster
+    links = [unix(Path(settings.folder) / SOCKET)]
+    frontend = backend = None
+    if settings.listen is not None:
+        host, port = listen_address(settings.listen)
+        links.append(tcp(host, port + LINK_OFFSET))
+        frontend, backend = str(tcp(host, port))[4:], str(tcp(host, port + BACKEND_OFFSET))[4:]
+    return ManagerSettings(
+        name=settings.name,
+        links=links,
+        frontend=frontend,
+        backend=backend,
+        endpoint=record.listen or record.endpoint,
+        storage=record.storage,
+        resreq=cluster.resreq,
+        tls=cluster.tls,
+        insecure=settings.insecure or cluster.insecure,
+        max_payload=cluster.limits.max_payload,
+        retry_limits=cluster.recovery.session.retry_limits,
+        max_sessions=cluster.limits.max_sessions,
+    )
+
+
+def _node_settings(settings: DaemonSettings, config: ClusterConfig, record: ClusterRecord) -> NodeSettings:
+    cluster = config.cluster
+    sockets = private_folder(Path(settings.folder) / "i")
+    return NodeSettings(
+        manager=unix(Path(settings.folder) / SOCKET),
+        work_dir=Path(settings.data) / "work",
+        capacity=_capacity(settings, cluster.resreq) or cluster.executors.capacity,
+        socket_dir=sockets,
+        shim=cluster.executors.shim,
+        endpoint=record.endpoint,
+        cache_endpoint=config.cache.endpoint if config.cache is not None else "",
+        ca_file=str(cluster.tls.ca_file) if cluster.tls is not None and cluster.tls.ca_file is not None else "",
+        max_payload=cluster.limits.max_payload,
+    )
+
+
+def _capacity(settings: DaemonSettings, unit: Resources) -> Resources | None:
+    """Room for the executors that were asked for; None = what the machine has."""
+    if settings.capacity is not None or settings.executors is None:
+        return settings.capacity
+    found = detect().resources
+    count = settings.executors
+    return Resources(
+        cpu=count * max(1, unit.cpu),
+        # The user knows that so many fit: a small machine is no reason to start fewer.
+        memory=max(found.memory, count * unit.memory),
+        gpu=max(found.gpu, count * unit.gpu),
+    )
+
+
+def _config(settings: DaemonSettings) -> ClusterConfig:
+    return load_cluster(Path(settings.config)) if settings.config is not None else ClusterConfig()
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT (IPv6 hosts in brackets). Raises InvalidConfigError."""
+    address = parse(f"tcp:{text}")
+    if not 0 < address.port <= 65535 - LINK_OFFSET:
+        raise InvalidConfigError(f"invalid port {address.port} to listen at", remedy="two more above it are used")
+    return address.host, address.port
 
 
 def _watch_starter(loop: asyncio.AbstractEventLoop, over: asyncio.Event) -> None:
@@ -98,19 +172,27 @@ def _watch_starter(loop: asyncio.AbstractEventLoop, over: asyncio.Event) -> None
     loop.add_reader(0, readable)
 
 
-def _record(settings: DaemonSettings) -> ClusterRecord:
+def _record(settings: DaemonSettings, config: ClusterConfig) -> ClusterRecord:
+    listen = None
+    if settings.listen is not None:
+        host, port = listen_address(settings.listen)
+        listen = f"{'http' if config.cluster.tls is None else 'https'}://{str(tcp(host, port))[4:]}"
+    if settings.storage:
+        storage = settings.storage
+    else:
+        storage = config.cluster.storage if settings.config is not None else f"sqlite://{settings.data}/flame.db"
     return ClusterRecord(
         name=settings.name,
         pid=os.getpid(),
         endpoint=f"unix:{settings.folder}/{SOCKET}",
-        storage=_storage(settings, None),
+        storage=storage,
         data=settings.data,
         log=f"{settings.data}/daemon.log",
         version=__version__,
         started=time.time(),
         temporary=settings.temporary,
         anonymous=settings.anonymous,
-        listen=settings.listen,
+        listen=listen,
     )
 
 

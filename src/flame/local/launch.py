@@ -65,7 +65,7 @@ class Daemon:
         ready = msgspec.json.decode(line, type=Ready)
         if ready.error:
             self.stop()
-            raise error_of(ready.code, ready.error, ready.remedy or self.last_words())
+            raise error_of(ready.code, ready.error, "\n".join(filter(None, (ready.remedy, self.last_words()))))
         self.endpoint = ready.endpoint
         if self.settings.detached and self._process.stdout is not None:
             self._process.stdout.close()
@@ -95,12 +95,13 @@ class Daemon:
         self._process.returncode = 0
 
     def last_words(self) -> str:
-        """Where the log is and how it ends."""
+        """How the log ends, and where it is unless it is about to go."""
+        name = "its log" if self.settings.temporary else f"its log {self.log}"
         try:
             lines = self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-        except OSError:
-            return f"see {self.log}"
-        return f"the last lines of {self.log}:\n" + "\n".join(lines) if lines else f"see {self.log}, it is empty"
+        except OSError as error:
+            return f"{name} can't be read: {error.strerror}"
+        return "\n".join([f"{name} ends with", *lines]) if lines else f"{name} is empty"
 
     def _read_line(self) -> bytes:
         """The daemon's one line; empty when it ended without. Raises TimedOutError."""

@@ -118,9 +118,9 @@ def sweep() -> None:
                     os.close(lock)
 
 
-def retire(folder: Path, record: ClusterRecord) -> None:
+def retire(folder: Path, record: ClusterRecord, *, keep_data: bool = False) -> None:
     """Take a cluster out of the registry, with its data when they were temporary. The caller holds its lock."""
-    if record.temporary:
+    if record.temporary and not keep_data:
         shutil.rmtree(record.data, ignore_errors=True)
     if record.anonymous:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from flame.cli.admin.options import cluster_name, name_option
 from flame.model.errors import InternalError
-
-if TYPE_CHECKING:
-    from flame.local import Cluster
 
 
 @click.command()
@@ -53,13 +48,22 @@ def up(
         insecure=insecure,
         detach=detach,
     )
-    cluster.start()
-    if not quiet:
-        _introduce(cluster.name)
     if detach:
+        cluster.start()
+        if not quiet:
+            _introduce(cluster.name)
         return 0
-    with cluster:
-        return _wait(cluster, quiet=quiet)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with cluster:
+            if not quiet:
+                _introduce(cluster.name)
+            words = cluster.wait()
+    except KeyboardInterrupt:
+        if not quiet:
+            print(f"Cluster <{cluster.name}> was stopped.")
+        return 0
+    raise InternalError(f"the cluster {cluster.name!r} ended by itself", remedy=words)
 
 
 def _introduce(name: str) -> None:
@@ -71,19 +75,3 @@ def _introduce(name: str) -> None:
     rows = [("  endpoint", record.endpoint), ("  gRPC", record.listen), ("  storage", record.storage)]
     for line in page([*((label, value) for label, value in rows if value), ("  log", record.log)]):
         print(line, flush=True)
-
-
-def _wait(cluster: Cluster, *, quiet: bool) -> int:
-    """Until Ctrl-C or SIGTERM, or until the cluster ends by itself, which is an error."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        words = cluster.wait()
-    except KeyboardInterrupt:
-        if not quiet:
-            print(f"Cluster <{cluster.name}> is stopping.", file=sys.stderr)
-        return 0
-    raise InternalError(f"the cluster {cluster.name!r} ended by itself", remedy=words)
