@@ -79,15 +79,20 @@ class Pair:
         return end
 
 
-@pytest.fixture(params=["unix", "tcp"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Address:
-    return link.unix(tmp_path / "s") if request.param == "unix" else link.tcp("127.0.0.1", 0)
+@pytest.fixture(params=["memory", "unix", "tcp"])
+def carried(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture
-async def pair(address: Address) -> AsyncIterator[Pair]:
+def address(carried: str, tmp_path: Path) -> Address:
+    return link.tcp("127.0.0.1", 0) if carried == "tcp" else link.unix(tmp_path / "s")
+
+
+@pytest.fixture
+async def pair(carried: str, address: Address) -> AsyncIterator[Pair]:
     pair = Pair()
-    pair.server = await link.serve(address, pair.accept)
+    pair.server = await link.serve(address, pair.accept, near=carried == "memory")
     yield pair
     for client in pair.clients:
         client.close()

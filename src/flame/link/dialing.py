@@ -11,6 +11,7 @@ from flame.link.connection import Link, OnCall, OnClosed, OnFrames, check_versio
 from flame.link.errors import from_wire
 from flame.link.framed import FramedCarrier, loss
 from flame.link.frames import DEFAULT_MAX_PAYLOAD, FRAME_SLACK, VERSION, Frame, Kind
+from flame.link.server import dial_near
 from flame.model.errors import FlameError, ProtocolError, UnavailableError
 from flame.proto import link_pb2
 
@@ -86,16 +87,11 @@ async def connect(
     """
     dialer = Dialer(hello, on_frames, on_closed, on_call)
     link = dialer.make_link(max_frame=max_frame, heartbeat=heartbeat)
-    carrier = FramedCarrier(link, max_frame)
-    link.carry(carrier)
-    loop = asyncio.get_running_loop()
     name = (server_hostname or address.host) if ssl is not None else None
     try:
         async with asyncio.timeout(timeout):
-            if address.unix:
-                await loop.create_unix_connection(lambda: carrier, address.path, ssl=ssl, server_hostname=name)
-            else:
-                await loop.create_connection(lambda: carrier, address.host, address.port, ssl=ssl, server_hostname=name)
+            if ssl is not None or not dial_near(address, link, max_frame):
+                await _dial(address, link, max_frame, ssl, name)
             await dialer.greet(link)
     except FlameError:
         raise
@@ -110,3 +106,14 @@ async def connect(
         dialer.give_up(link)
         raise
     return link
+
+
+async def _dial(address: Address, link: Link, max_frame: int, ssl: SSLContext | None, name: str | None) -> None:
+    """Give the link a socket that is connected to the address."""
+    loop = asyncio.get_running_loop()
+    carrier = FramedCarrier(link, max_frame)
+    link.carry(carrier)
+    if address.unix:
+        await loop.create_unix_connection(lambda: carrier, address.path, ssl=ssl, server_hostname=name)
+    else:
+        await loop.create_connection(lambda: carrier, address.host, address.port, ssl=ssl, server_hostname=name)

@@ -16,6 +16,7 @@ from flame.link.address import Address
 from flame.link.connection import HELLO_TIMEOUT, MAX_HELLO, Link, check_version
 from flame.link.framed import FramedCarrier
 from flame.link.frames import DEFAULT_MAX_PAYLOAD, FRAME_SLACK, VERSION, Frame, Kind
+from flame.link.memory import MemoryCarrier, join
 from flame.model.errors import FlameError, InternalError, InvalidConfigError, ProtocolError
 from flame.proto import link_pb2
 
@@ -95,6 +96,26 @@ class Greeter:
         link.welcome_with(welcome)
 
 
+# Servers on unix sockets without TLS, by their loop and address: see memory.py.
+_NEAR: dict[tuple[asyncio.AbstractEventLoop, Address], Greeter] = {}
+
+
+def dial_near(address: Address, link: Link, max_frame: int) -> bool:
+    """Connect the new link with a server of this very loop, when one listens at the address."""
+    greeter = _NEAR.get((asyncio.get_running_loop(), address))
+    if greeter is None:
+        return False
+    served = greeter.make_link()
+    here, there = MemoryCarrier(link, max_frame), MemoryCarrier(served, MAX_HELLO)
+    peer = join(here, there)
+    link.carry(here)
+    served.carry(there)
+    served.when_gone(lambda: greeter.forget(served))
+    served.connected(peer)
+    link.connected(peer)
+    return True
+
+
 class LinkServer:
     """A listening socket and the links that came through it."""
 
@@ -121,6 +142,9 @@ class LinkServer:
         """Listen no more and close all links, telling the peers `error`."""
         if self._server is not None:
             self._server.close()
+        near = (asyncio.get_running_loop(), self.address)
+        if _NEAR.get(near) is self._greeter:
+            del _NEAR[near]
         if self.address.unix:
             file = Path(self.address.path)
             with contextlib.suppress(OSError):
@@ -145,12 +169,14 @@ async def serve(
     max_frame: int = DEFAULT_MAX_PAYLOAD + FRAME_SLACK,
     heartbeat: float | None = 5.0,
     mode: int = 0o600,
+    near: bool = True,
 ) -> LinkServer:
     """Listen for links.
 
     `accept` gets each link after its HELLO was read; it sets the callbacks and returns the WELCOME, or raises a
     FlameError to refuse. What it sends on the link leaves after WELCOME. `max_frame` is the longest body a peer may
-    send (64 KiB before it is accepted), `heartbeat` is in seconds, `mode` the permissions of a unix socket. Raises
+    send (64 KiB before it is accepted), `heartbeat` is in seconds, `mode` the permissions of a unix socket;
+    `near`: who connects from this very loop to a unix socket without TLS gets the memory carrier (memory.py). Raises
     InvalidConfigError when the address can't be used.
     """
     greeter = Greeter(accept, max_frame=max_frame, heartbeat=heartbeat)
@@ -178,6 +204,8 @@ async def serve(
     except OSError as error:
         raise InvalidConfigError(f"can't listen at {address}: {error.strerror or error}") from error
     server.listen(listening)
+    if near and address.unix and ssl is None:
+        _NEAR[asyncio.get_running_loop(), address] = greeter
     return server
 
 
