@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncinotify import Inotify, Mask
 
-from flame.link import Frame, Kind, Link, LinkServer, serve, unix
+from flame.link import Address, Frame, Kind, Link, LinkServer, serve, unix
 from flame.model.errors import FlameError
 from flame.model.resources import Resources
 from flame.model.states import ExecutorState
@@ -28,8 +28,8 @@ PATIENCE = 30.0  # how long a test waits for something that must come
 class ScriptedManager:
     """Listens for one node and keeps what it says, by channel."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, address: Address) -> None:
+        self.address = address
         self.link: Link | None = None
         self.hellos: list[link_pb2.Hello] = []
         self.discard: list[int] = []
@@ -42,7 +42,8 @@ class ScriptedManager:
         self._task_id = 0
 
     async def open(self) -> None:
-        self._server = await serve(unix(self.path), self._accept)
+        self._server = await serve(self.address, self._accept)
+        self.address = self._server.address
 
     async def close(self) -> None:
         if self._server is not None:
@@ -196,7 +197,7 @@ class Node:
 
     def __init__(self, folder: Path, settings: NodeSettings) -> None:
         self.folder = folder
-        self.manager = ScriptedManager(Path(settings.manager.path))
+        self.manager = ScriptedManager(settings.manager)
         self.executors = ExecutorManager(settings)
 
     def service(self, source: str, name: str = "service") -> str:

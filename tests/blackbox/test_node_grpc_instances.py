@@ -103,7 +103,7 @@ async def test_cancelling_queued_and_running_tasks_of_a_grpc_service(node: Node,
     sleep = f"print(file=open({str(entered)!r}, 'w')) or time.sleep(3600)".encode()
     running, queued, taken_back = node.manager.run(1, sleep, b"b''", b"b''")
     await appears(entered)
-    node.manager.send(Kind.RETRACT, 1, link_pb2.Retract(keep=1))
+    node.manager.send(Kind.RETRACT, 1, link_pb2.Retract(keep=2))
     await node.manager.until(lambda: node.manager.retracted.get(1) == [taken_back], "the retracted task")
     node.manager.cancel(1, queued)
     (failure,) = await node.manager.answered(1, [queued])

@@ -145,7 +145,7 @@ async def test_tasks_that_are_not_started_can_be_taken_back(node: Node) -> None:
     await node.manager.bound(1)
     ids = node.manager.run(1, b"", b"", b"", b"")
     await appears(entered)
-    node.manager.send(Kind.RETRACT, 1, link_pb2.Retract(keep=1))
+    node.manager.send(Kind.RETRACT, 1, link_pb2.Retract(keep=2))
     await node.manager.until(lambda: node.manager.retracted.get(1), "retracted tasks")
     assert node.manager.retracted[1] == ids[2:]
     signal.touch()

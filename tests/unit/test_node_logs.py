@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,35 @@ async def test_logs_outlive_their_executor_and_the_node_for_the_stated_time(tmp_
     expired = LogStore(tmp_path, limit=1000, keep_s=-1)
     with pytest.raises(NotFoundError):
         await read(expired, session_id="s1")
-    assert not list(tmp_path.glob("*"))
+    assert not expired.kept()
+
+
+async def test_a_session_is_followed_through_all_its_executors(tmp_path: Path) -> None:
+    store = LogStore(tmp_path, limit=1000, keep_s=3600)
+    first = store.create("x1", "s1")
+    stdout, stderr = first.open_pipes()
+    stream = store.read(frontend_pb2.GetLogsRequest(session_id="s1", follow=True))
+    os.write(stdout, b"one")
+    assert (await anext(stream)).data == b"one"
+    second = store.create("x2", "s1")
+    other = store.create("x3", "s2")
+    other.streams["stdout"].append(b"not asked for")
+    other.end()
+    second.streams["stdout"].append(b"two")
+    second.end()
+    assert (await anext(stream)).data == b"two"
+    os.write(stderr, b"three")
+    os.close(stdout)
+    os.close(stderr)
+    first.end()
+    assert [(chunk.executor_id, chunk.stream, chunk.data) async for chunk in stream] == [("x1", "stderr", b"three")]
+
+
+async def test_the_log_of_another_session_is_not_shown(tmp_path: Path) -> None:
+    store = LogStore(tmp_path, limit=1000, keep_s=3600)
+    store.create("x1", "s1").end()
+    with pytest.raises(NotFoundError):
+        await read(store, session_id="s2", executor_id="x1")
 
 
 async def test_an_unknown_stream_is_refused(tmp_path: Path) -> None:

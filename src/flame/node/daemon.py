@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flame._version import __version__
@@ -47,10 +47,21 @@ async def serve(settings: NodeSettings) -> None:
         loop.add_signal_handler(number, told.set)
     manager = ExecutorManager(settings)
     await manager.start()
+    sys.stdout.write(f"flame-executor-manager is ready: node {settings.name}, session manager {settings.manager}\n")
+    sys.stdout.flush()
     try:
         await told.wait()
     finally:
         await manager.stop()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's when it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging()
     try:
         work_dir = chosen.work_dir or Path.home() / ".flame" / "node"
-        asyncio.run(serve(settings_of(load_cluster(chosen.config), work_dir, chosen.name)))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(settings_of(load_cluster(chosen.config), work_dir, chosen.name)))
     except FlameError as error:
         sys.stderr.write(f"flame-executor-manager: {error}\n")
         return MEANING[error.code].exit_code

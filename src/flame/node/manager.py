@@ -58,6 +58,7 @@ class ExecutorManager:
         self._outbox: list[Frame] = []
         self._paused = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lives: set[asyncio.Task[None]] = set()  # of executors, to the end of their cleaning up
         self._folder: Path | None = None
         self._ssl = None
 
@@ -108,9 +109,8 @@ class ExecutorManager:
         """End all executors and the link; returns when no process of this node runs any more."""
         for executor in list(self.executors.values()):
             executor.stop("the node stops", self.settings.stop_grace)
-        lives = [executor.life for executor in self.executors.values()]
-        if lives:
-            await asyncio.wait(lives)
+        if self._lives:
+            await asyncio.wait(self._lives)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -304,7 +304,10 @@ class ExecutorManager:
             name = kind.name if kind is not None else start.application.shim
             known = ", ".join(shim.name for shim in self._shims)
             shim = MissingShim(f"this node can't run shim {name}; it runs {known}")
-        self.executors[channel] = Executor(channel, start, self._visible(start), shim, self, self.settings)
+        executor = Executor(channel, start, self._visible(start), shim, self, self.settings)
+        self.executors[channel] = executor
+        self._lives.add(executor.life)
+        executor.life.add_done_callback(self._lives.discard)
 
     def _visible(self, start: link_pb2.Start) -> str | None:
         """The GPUs that this executor got, as CUDA_VISIBLE_DEVICES names them; empty on a node that has others."""

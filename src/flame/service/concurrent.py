@@ -116,7 +116,7 @@ class Concurrent(asyncio.Protocol):
 
     def _retract(self, keep: int) -> None:
         given: list[int] = []
-        while len(self._queue) > keep:
+        while self._queue and len(self._queue) + len(self._running) > keep:
             given.append(self._queue.pop()[0])
         given.reverse()
         self._write(link_pb2.RETRACTED, link_pb2.Retracted(task_ids=given).SerializeToString())

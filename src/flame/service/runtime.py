@@ -6,7 +6,7 @@ import os
 import sys
 
 from flame.service.api import FlameService
-from flame.service.wire import LinkClosedError, connect
+from flame.service.wire import connect
 
 _CO_COROUTINE = 0x80  # of a code object; inspect.iscoroutinefunction would import half of the library for it
 
@@ -30,7 +30,7 @@ def run(service: FlameService, concurrency: int = 1) -> None:
     if link:
         try:
             _serve_link(service, link, concurrency)
-        except (LinkClosedError, BrokenPipeError, ConnectionResetError) as error:
+        except OSError as error:  # of the link: those of handlers fail their tasks
             sys.exit(f"flame: the session ended unexpectedly: {error}")
     elif endpoint:
         from flame.service import grpc_server

@@ -205,9 +205,9 @@ class Sequential:
             signal.pthread_kill(self._main, STRIKE)
 
     def _retract(self, keep: int) -> None:
-        """Give back the last ones of the queue."""
+        """Give back the last ones of the queue until no more than `keep` tasks are here, the running one included."""
         given: list[int] = []
-        while len(self._queue) > keep:
+        while self._queue and len(self._queue) + bool(self._current) > keep:
             given.append(self._queue.pop()[0])
         given.reverse()
         self._wire.write(link_pb2.RETRACTED, link_pb2.Retracted(task_ids=given).SerializeToString())

@@ -69,6 +69,7 @@ class GrpcDialect:
         self._max_payload = max_payload
         self._session = ""
         self._queue: deque[tuple[int, bytes | None, int]] = deque()
+        self._calling = False  # whether a task runs
         self._work = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -125,7 +126,7 @@ class GrpcDialect:
     def retract(self, body: bytes) -> None:
         keep = link_pb2.Retract.FromString(body).keep
         given: list[int] = []
-        while len(self._queue) > keep:
+        while self._queue and len(self._queue) + self._calling > keep:
             given.append(self._queue.pop()[0])
         given.reverse()
         self._owner.retracted(link_pb2.Retracted(task_ids=given).SerializeToString())
@@ -152,6 +153,7 @@ class GrpcDialect:
             task_id, data, attempt = self._queue.popleft()
             request = shim_pb2.TaskContext(task_id=str(task_id), session_id=self._session, input=data)
             started = time.monotonic_ns()
+            self._calling = True
             try:
                 result: types_pb2.TaskResult = await self._invoke(request)
             except grpc.aio.AioRpcError as error:
@@ -163,6 +165,8 @@ class GrpcDialect:
                     text += f"; the limit is {self._max_payload} bytes (cluster.limits.max_payload)"
                 self._fail(task_id, attempt, _FAILED, text)
                 continue
+            finally:
+                self._calling = False
             busy_us = (time.monotonic_ns() - started) // 1000
             size = len(result.output)
             if result.return_code:

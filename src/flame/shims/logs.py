@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from flame.model.errors import NotFoundError
@@ -88,14 +88,17 @@ class StreamLog:
 class ExecutorLog:
     """Both streams of one executor, read from pipes that its instance writes to."""
 
-    def __init__(self, folder: Path, executor_id: str, session_id: str, limit: int) -> None:
+    def __init__(
+        self, folder: Path, executor_id: str, session_id: str, limit: int, followers: set[asyncio.Event]
+    ) -> None:
+        """`followers` are told whenever something was written, and of the end."""
         self.executor_id = executor_id
         self.session_id = session_id
         self.folder = folder
         self.streams = {name: StreamLog(folder, name, limit) for name in STREAMS}
         self.ended_at: float | None = None  # Unix seconds
         self._pipes: dict[str, int] = {}
-        self._news: set[asyncio.Event] = set()
+        self._followers = followers
 
     def open_pipes(self) -> tuple[int, int]:
         """The descriptors that the instance shall have as stdout and stderr; the caller closes them."""
@@ -119,7 +122,7 @@ class ExecutorLog:
             self._close_pipe(name)
             return False
         self.streams[name].append(data)
-        for news in self._news:
+        for news in self._followers:
             news.set()
         return True
 
@@ -137,7 +140,7 @@ class ExecutorLog:
         for stream in self.streams.values():
             stream.close()
         self.ended_at = time.time()
-        for news in self._news:
+        for news in self._followers:
             news.set()
 
     def _close_pipe(self, name: str) -> None:
@@ -145,35 +148,24 @@ class ExecutorLog:
         asyncio.get_running_loop().remove_reader(pipe)
         os.close(pipe)
 
-    async def read(self, stream: str, tail: int, *, follow: bool) -> AsyncIterator[frontend_pb2.LogChunk]:
-        """What is kept of one stream or (empty) both, the last `tail` bytes of each if not 0; then what comes."""
-        chosen = [log for name, log in self.streams.items() if stream in ("", name)]
-        positions = {log.name: max(log.start, log.end - tail) if tail else log.start for log in chosen}
-        news = asyncio.Event()
-        self._news.add(news)
-        try:
+    def chunks(self, stream: str, positions: dict[tuple[str, str], int], tail: int) -> Iterator[frontend_pb2.LogChunk]:
+        """What is kept of one stream or (empty) both behind `positions`, which move on; at first the last `tail` bytes
+        of each, all if 0."""
+        for name, log in self.streams.items():
+            if stream not in ("", name):
+                continue
+            key = (self.executor_id, name)
+            if key not in positions:
+                positions[key] = max(log.start, log.end - tail) if tail else 0
             while True:
-                ended = self.ended_at is not None  # before reading, so that nothing between the two is missed
-                news.clear()
-                for log in chosen:
-                    while True:
-                        wanted = positions[log.name]
-                        offset, data = log.read(wanted, _PIECE)
-                        if not data:
-                            break
-                        positions[log.name] = offset + len(data)
-                        yield frontend_pb2.LogChunk(
-                            executor_id=self.executor_id,
-                            stream=log.name,
-                            offset=offset,
-                            data=data,
-                            truncated=offset > wanted or (not tail and offset == log.start > 0),
-                        )
-                if ended or not follow:
-                    return
-                await news.wait()
-        finally:
-            self._news.discard(news)
+                wanted = positions[key]
+                offset, data = log.read(wanted, _PIECE)
+                if not data:
+                    break
+                positions[key] = offset + len(data)
+                yield frontend_pb2.LogChunk(
+                    executor_id=self.executor_id, stream=name, offset=offset, data=data, truncated=offset > wanted
+                )
 
 
 class LogStore:
@@ -184,11 +176,13 @@ class LogStore:
         self._limit = limit
         self._keep_s = keep_s
         self._logs: dict[str, ExecutorLog] = {}
+        self._followers: set[asyncio.Event] = set()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in sorted(folder.iterdir()):  # of an earlier run of this node
             if left.is_dir():
                 session = left / _SESSION
-                log = ExecutorLog(left, left.name, session.read_text() if session.exists() else "", limit)
+                owner = session.read_text() if session.exists() else ""
+                log = ExecutorLog(left, left.name, owner, limit, self._followers)
                 log.ended_at = left.stat().st_mtime
                 self._logs[left.name] = log
         self.prune()
@@ -199,7 +193,9 @@ class LogStore:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         (folder / _SESSION).write_text(session_id)
-        log = self._logs[executor_id] = ExecutorLog(folder, executor_id, session_id, self._limit)
+        log = self._logs[executor_id] = ExecutorLog(folder, executor_id, session_id, self._limit, self._followers)
+        for news in self._followers:
+            news.set()
         return log
 
     def prune(self) -> None:
@@ -210,17 +206,38 @@ class LogStore:
                 del self._logs[executor_id]
                 shutil.rmtree(log.folder, ignore_errors=True)
 
+    def kept(self) -> list[str]:
+        """The executors whose logs are here."""
+        return list(self._logs)
+
     async def read(self, request: frontend_pb2.GetLogsRequest) -> AsyncIterator[frontend_pb2.LogChunk]:
-        """The log of an executor, or of all executors of a session one after another. Raises NotFoundError."""
+        """The log of an executor, or of all executors of a session. With `follow` also what comes, until none of them
+        runs any more. Raises NotFoundError when nothing is kept of it here."""
         if request.stream not in ("", *STREAMS):
             raise NotFoundError(f"no stream {request.stream!r}", remedy=f"the streams are {' and '.join(STREAMS)}")
-        if request.executor_id:
-            logs = [log for log in (self._logs.get(request.executor_id),) if log is not None]
-        else:
-            logs = [log for log in self._logs.values() if log.session_id == request.session_id]
-        if not logs:
+        if not self._chosen(request):
             whose = f"executor {request.executor_id}" if request.executor_id else f"session {request.session_id}"
             raise NotFoundError(f"no logs of {whose} are kept here", remedy=f"they are kept {self._keep_s:g} s long")
-        for log in logs:
-            async for chunk in log.read(request.stream, request.tail_bytes, follow=request.follow):
-                yield chunk
+        news = asyncio.Event()
+        self._followers.add(news)
+        positions: dict[tuple[str, str], int] = {}
+        try:
+            while True:
+                news.clear()
+                logs = self._chosen(request)
+                running = any(log.ended_at is None for log in logs)  # before reading, so that nothing is missed
+                for log in logs:
+                    for chunk in log.chunks(request.stream, positions, request.tail_bytes):
+                        yield chunk
+                if not (request.follow and running):
+                    return
+                await news.wait()
+        finally:
+            self._followers.discard(news)
+
+    def _chosen(self, request: frontend_pb2.GetLogsRequest) -> list[ExecutorLog]:
+        return [
+            log
+            for log in self._logs.values()
+            if request.executor_id in ("", log.executor_id) and request.session_id in ("", log.session_id)
+        ]
