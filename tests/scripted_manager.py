@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import textwrap
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,6 +41,11 @@ class ScriptedManager:
         self._server: LinkServer | None = None
         self._news = asyncio.Event()
         self._task_id = 0
+        self._run = uuid.uuid4().hex[:12]
+
+    def executor_id(self, channel: int) -> str:
+        """Ids of executors are unique on a machine: processes are found by them."""
+        return f"{self._run}-{channel}"
 
     async def open(self) -> None:
         self._server = await serve(self.address, self._accept)
@@ -115,7 +121,7 @@ class ScriptedManager:
             start_timeout_ms=start_timeout_ms,
             **spec,
         )
-        executor_id = f"executor-{channel}"
+        executor_id = self.executor_id(channel)
         context = shim_pb2.SessionContext(
             session_id=f"session-{channel}",
             application=shim_pb2.ApplicationContext(name="app", command=command),

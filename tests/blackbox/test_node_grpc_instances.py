@@ -65,7 +65,7 @@ async def test_tasks_of_a_grpc_service(node: Node, dialect: str) -> None:
     node.manager.stop(1)
     released = await node.manager.released(1)
     assert not released.crashed
-    (chunk,) = await node.manager.read_log(executor_id="executor-1", stream="stdout")
+    (chunk,) = await node.manager.read_log(executor_id=node.manager.executor_id(1), stream="stdout")
     assert chunk.data == b"left\n"
     await gone(released.pid)
 

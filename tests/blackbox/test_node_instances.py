@@ -62,7 +62,9 @@ async def test_a_service_that_refuses_its_session_says_why(node: Node) -> None:
     released = await node.manager.released(1)
     assert (released.code, released.message) == (12, "the model is missing")
     await gone(released.pid)
-    stderr = b"".join(chunk.data for chunk in await node.manager.read_log(executor_id="executor-1", stream="stderr"))
+    stderr = b"".join(
+        chunk.data for chunk in await node.manager.read_log(executor_id=node.manager.executor_id(1), stream="stderr")
+    )
     assert b'raise ValueError("the model is missing")' in stderr
 
 
@@ -152,8 +154,8 @@ async def test_an_instance_sees_what_the_contract_lists_and_nothing_else(monkeyp
         (answer,) = await node.manager.answered(1, node.manager.run(1, b""))
         seen = json.loads(answer)
         own = seen["env"].pop("TMP")
-        assert Path(own).is_relative_to(node.folder / "work" / "executors" / "executor-1")
-        assert seen["cwd"] == str(node.folder / "work" / "executors" / "executor-1")
+        assert Path(own).is_relative_to(node.folder / "work" / "executors" / node.manager.executor_id(1))
+        assert seen["cwd"] == str(node.folder / "work" / "executors" / node.manager.executor_id(1))
         assert seen["group"] == bound.pid
         path, endpoint, link = (
             seen["env"].pop(name) for name in ("PATH", "FLAME_INSTANCE_ENDPOINT", "FLAME_INSTANCE_LINK")
@@ -165,7 +167,7 @@ async def test_an_instance_sees_what_the_contract_lists_and_nothing_else(monkeyp
             "FLAME_CACHE_ENDPOINT": "http://h:9090",
             "FLAME_CA_FILE": "/ca.pem",
             "FLAME_ENDPOINT": "http://h:8080",
-            "FLAME_EXECUTOR_ID": "executor-1",
+            "FLAME_EXECUTOR_ID": node.manager.executor_id(1),
             "FLAME_INSTANCE_TOKEN": "token-1",
             "FLAME_LOG": "debug",
             "FLAME_MAX_PAYLOAD": str(64 << 20),
@@ -480,7 +482,9 @@ async def test_what_an_instance_prints_can_be_read_during_its_life_and_after(nod
     node.start(1, source)
     await node.manager.bound(1)
     await node.manager.answered(1, node.manager.run(1, b"one"))
-    following = asyncio.create_task(node.manager.read_log(executor_id="executor-1", stream="stdout", follow=True))
+    following = asyncio.create_task(
+        node.manager.read_log(executor_id=node.manager.executor_id(1), stream="stdout", follow=True)
+    )
     await node.manager.answered(1, node.manager.run(1, b"two"))
     node.manager.stop(1)
     await node.manager.released(1)
@@ -490,7 +494,7 @@ async def test_what_an_instance_prints_can_be_read_during_its_life_and_after(nod
         ("stdout", b"out one\nout two\n"),
         ("stderr", b"err one\nerr two\n"),
     }
-    (tail,) = await node.manager.read_log(executor_id="executor-1", stream="stderr", tail_bytes=4)
+    (tail,) = await node.manager.read_log(executor_id=node.manager.executor_id(1), stream="stderr", tail_bytes=4)
     assert (tail.data, tail.offset, tail.truncated) == (b"two\n", 12, False)
     with pytest.raises(NotFoundError):
         await node.manager.read_log(executor_id="nobody")
@@ -520,9 +524,12 @@ async def test_a_gigabyte_of_output_costs_its_limit_and_disturbs_nobody() -> Non
         assert await node.manager.answered(1, [printing]) == [b"printed"]
         node.manager.stop(1)
         await node.manager.released(1)
-        kept = sum(file.stat().st_size for file in (node.folder / "work" / "logs" / "executor-1").glob("stdout.*"))
+        kept = sum(
+            file.stat().st_size
+            for file in (node.folder / "work" / "logs" / node.manager.executor_id(1)).glob("stdout.*")
+        )
         assert limit // 2 <= kept <= limit
-        chunks = await node.manager.read_log(executor_id="executor-1", stream="stdout")
+        chunks = await node.manager.read_log(executor_id=node.manager.executor_id(1), stream="stdout")
         data = b"".join(chunk.data for chunk in chunks)
         assert chunks[0].truncated
         assert data.endswith(b"x\nthe end\n")

@@ -63,7 +63,7 @@ async def test_executors_go_on_without_the_manager_and_report_afterwards(node: N
     first, second = node.manager.hellos
     assert second.node.boot_id == first.node.boot_id
     (held,) = second.node.executors
-    assert (held.executor_id, held.channel, held.session_id) == ("executor-1", 1, "session-1")
+    assert (held.executor_id, held.channel, held.session_id) == (node.manager.executor_id(1), 1, "session-1")
     assert held.state == types_pb2.ExecutorBound
     assert held.resreq == types_pb2.ResourceRequirement(cpu=1, memory=1 << 30)
     # Their results have not been heard, so the node still holds them.
@@ -117,6 +117,7 @@ async def test_what_a_discarded_executor_had_to_say_is_dropped(node: Node) -> No
     (node.folder / "go on").touch()
     await node.executors.executors[1].life
     node.manager.discard = [1]
+    node.manager.heartbeats.clear()
     await node.manager.open()
     await node.manager.until(lambda: node.manager.heartbeats, "a heartbeat")
     assert not any(report.state == types_pb2.ExecutorReleased for report in node.manager.reports[1])
