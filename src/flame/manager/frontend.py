@@ -140,7 +140,9 @@ class Frontend:
         try:
             await self._turns.ask(make)
         except FlameError as error:
-            return types_pb2.Result(return_code=-1, message=error.message)
+            return types_pb2.Result(
+                return_code=-1, message=error.message, error_code=int(error.code), remedy=error.remedy
+            )
         return types_pb2.Result(return_code=0)
 
     async def get_application(self, request: pb.GetApplicationRequest) -> types_pb2.Application:

@@ -23,7 +23,7 @@ from flame.manager.payloads import Payloads
 from flame.manager.settings import ManagerSettings
 from flame.manager.turns import Turns, wall_clock
 from flame.manager.watches import Watches
-from flame.model.errors import InvalidConfigError, ProtocolError, UnavailableError
+from flame.model.errors import InvalidConfigError, ProtocolError, ReadOnlyError, UnavailableError
 from flame.model.specs import ApplicationSchema, ApplicationSpec
 from flame.proto import frontend_pb2, link_pb2
 from flame.security import Tokens, authorize, check_listener, identify, server_ssl
@@ -92,10 +92,8 @@ class SessionManager:
         try:
             async with asyncio.timeout(SETTLE_S):
                 await self._turns.durable(self._turns.engine.seq)
-        except (TimeoutError, UnavailableError):
-            _log.error("stopped_unsettled some of what was asked is not durable")
-        except Exception:
-            _log.exception("stopped_unsettled")
+        except (TimeoutError, ReadOnlyError) as error:
+            _log.error("stopped_unsettled some of what was asked is not durable: %s", error)
         if self._grpc is not None:
             await self._grpc.stop(0.2)
         for server in self._servers:

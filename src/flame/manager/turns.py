@@ -240,11 +240,21 @@ class Turns:
             )
             self.journal.submit(records, self._said, patient=patient)
         elif self._unsaid:
-            self._unsaid[-1].effects.extend(turn.after)
+            self._unsaid[-1].effects.extend(self._say_refusals(turn.after) if self.trouble is not None else turn.after)
         else:
             self._execute(turn.after)
         if turn.wake_at != self._alarm_at:
             self._set_alarm(turn.wake_at)
+
+    def _say_refusals(self, effects: list[Effect]) -> list[Effect]:
+        """While nothing can be made durable, those who are refused hear it now: a refusal promises nothing."""
+        refusals: list[Effect] = []
+        others: list[Effect] = []
+        for effect in effects:
+            refused = isinstance(effect, Reply | Accepted) and effect.error is not None
+            (refusals if refused else others).append(effect)
+        self._execute(refusals)
+        return others
 
     def _said(self) -> None:
         """The oldest records are durable."""
