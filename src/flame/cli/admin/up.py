@@ -53,7 +53,9 @@ def up(
         if not quiet:
             _introduce(cluster.name)
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Also for Ctrl-C: a shell that starts programs in the background lets them ignore it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     try:
         with cluster:
             if not quiet:
