@@ -36,11 +36,13 @@ from flame.client.values import (
 from flame.model.errors import (
     AlreadyExistsError,
     FlameError,
+    FlameErrorCode,
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
     TimedOutError,
     UnavailableError,
+    error_of,
 )
 from flame.model.states import SessionState, TaskState
 from flame.proto import frontend_pb2 as fe
@@ -269,10 +271,11 @@ class AsyncConnection:
         return await self.uplink.call(method, request, reply, self.call_timeout)
 
     async def _change(self, method: str, request: Message) -> None:
-        """Calls that answer a Result. Old servers put faults into it that ours raise."""
+        """Calls that answer a Result. Servers that say no more than that it failed leave its code open."""
         result = await self._call(method, request, ty.Result)
         if result.return_code != 0:
-            raise InvalidArgumentError(result.message or f"{method} failed with code {result.return_code}")
+            code = result.error_code if result.HasField("error_code") else FlameErrorCode.INTERNAL
+            raise error_of(code, result.message or f"{method} failed with code {result.return_code}", result.remedy)
 
 
 class AsyncSession(SessionSnapshot):

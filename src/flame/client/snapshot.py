@@ -67,6 +67,11 @@ class SessionSnapshot:
         """The wire form of task options, the same object for the same options. Raises InvalidArgumentError."""
         if not arguments:
             return None
+        unknown = arguments.keys() - TaskArguments.__annotations__.keys()
+        if unknown:
+            hint = "run_timeout limits its run, result(timeout) the waiting" if "timeout" in unknown else ""
+            known = ", ".join(TaskArguments.__annotations__)
+            raise InvalidArgumentError(f"a task has no option {min(unknown)!r}", remedy=hint or f"it has {known}")
         try:
             labels = arguments.get("labels", {})
             key = (tuple(labels.items()), *((name, value) for name, value in arguments.items() if name != "labels"))

@@ -62,7 +62,10 @@ class _Batch:
 class TaskStream:
     """See above. `wake` runs a callable soon in the thread of the loop; `max_payload` is in bytes, 0 = unknown."""
 
-    def __init__(self, session_id: str, channel: int, wake: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(
+        self, session_id: str, channel: int, wake: Callable[[Callable[[], None]], object], *, fresh: bool = True
+    ) -> None:
+        """`fresh`: this client never submitted to the session. Otherwise the cluster says where its numbers go on."""
         self.session_id = session_id
         self.channel = channel
         self.thread_id = threading.get_ident()
@@ -75,6 +78,7 @@ class TaskStream:
         self._buffer: deque[Item] = deque()
         self._link: Link | None = None
         self._attached = False
+        self._fresh = fresh
         self._next_seq = 1
         # Sent or to be sent, in order of first_seq, which go on without gaps up to _next_seq.
         self._batches: deque[_Batch] = deque()
@@ -206,7 +210,7 @@ class TaskStream:
             attach.unresolved.extend(link_pb2.Range(first=first, last=last) for first, last in chunk.unresolved())
         link.send(Kind.ATTACH, self.channel, attach.SerializeToString())
         # The very first submission need not wait for ATTACHED; later it may tell of batches that arrived.
-        self._attached = self._next_seq == 1
+        self._attached = self._fresh and self._next_seq == 1
         self.pump()
 
     def disconnected(self) -> None:
@@ -279,6 +283,9 @@ class TaskStream:
         self._tell_idle()
 
     def _on_attached(self, message: link_pb2.Attached) -> None:
+        if not self._fresh:
+            self._fresh = True
+            self._next_seq = max((known.first_seq + known.count for known in message.accepted), default=1)
         for accepted in message.accepted:
             self._on_accepted(accepted)
         if not self._attached and self._link is not None:

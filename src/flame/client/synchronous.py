@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -316,8 +316,14 @@ class Session(SessionSnapshot):
         gather = Gather(progress.set, check_window(window))
         feeder = Feeder(stream, gather, iter(inputs), self.options(**options))
         deadline = None if timeout is None else time.monotonic() + timeout
-        feeder.feed(gather.room)
-        return _results(feeder, progress, deadline, return_exceptions)
+        try:
+            feeder.feed(gather.room)
+        except BaseException:
+            stream.abandon(gather)
+            raise
+        results = _results(feeder, progress, deadline, return_exceptions)
+        next(results)  # so that closing it does its work even when nobody ever takes a result
+        return results
 
     def as_completed(self, futures: Iterable[TaskFuture], timeout: float | None = None) -> Iterator[TaskFuture]:
         """The futures in the order in which they end. Raises TimedOutError `timeout` seconds after the first step."""
@@ -376,10 +382,11 @@ class TaskWatcher(Pull[Task]):
 
 def _results(
     feeder: Feeder, progress: threading.Event, deadline: float | None, return_exceptions: bool
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     gather = feeder.gather
     take = gather.take
     try:
+        yield None
         while True:
             value = take()
             if value is not MISSING:

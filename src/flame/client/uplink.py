@@ -82,6 +82,7 @@ class Uplink:
         self._dialer = Dialer(endpoint, self.client_id)
         self._streams: dict[int, TaskStream] = {}
         self._by_session: dict[str, TaskStream] = {}
+        self._known: set[str] = set()  # sessions that had a stream
         self._channel = 0
         self._changed = asyncio.Event()  # a link is there, or the reason why there will be none
         self._error: FlameError | None = None
@@ -229,7 +230,8 @@ class Uplink:
         if stream is not None:
             self._streams.pop(stream.channel, None)
         self._channel += 1
-        stream = TaskStream(session_id, self._channel, self._wake)
+        stream = TaskStream(session_id, self._channel, self._wake, fresh=session_id not in self._known)
+        self._known.add(session_id)
         if self._closed:
             stream.fail(InvalidStateError("the connection was closed", remedy="connect again"))
             return stream

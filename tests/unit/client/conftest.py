@@ -86,6 +86,7 @@ class Manager:
 
     async def _accept(self, accepted: Link) -> link_pb2.Welcome:
         self.links.append(accepted)
+        self.arrived.set()
         accepted.on_frames = self._received
         accepted.on_call = self._call
         accepted.on_closed = lambda closed, error: self.links.remove(closed) if closed in self.links else None
@@ -100,7 +101,7 @@ class Manager:
     def count(self, kind: int) -> int:
         return sum(frame.kind == kind for frame in self.frames)
 
-    # --- frames --------------------------------------------------------------------------------------------------------
+    # --- frames ------------------------------------------------------------------------------------------------------
 
     def _received(self, connected: Link, frames: list[Frame]) -> None:
         for frame in frames:
@@ -164,11 +165,11 @@ class Manager:
             runs.append((submit.first_seq, count, first))
         if error is not None:
             answer.error.CopyFrom(link.to_wire(error))
+        for task in new:
+            self._serve(task)
         if not self.accepting:
             return
         connected.send(Kind.ACCEPTED, channel, answer.SerializeToString())
-        for task in new:
-            self._serve(task)
         self._deliver(connected, session, [task for task in new if task.state != PENDING])
 
     def _serve(self, task: Task) -> None:
@@ -212,7 +213,11 @@ class Manager:
             ids += range(wanted.first, wanted.last + 1)
         for wanted in cancel.seqs:
             for first_seq, count, first in session.runs.get(connected.hello.id, []):
-                ids += [first + seq - first_seq for seq in range(wanted.first, wanted.last + 1) if first_seq <= seq < first_seq + count]
+                ids += [
+                    first + seq - first_seq
+                    for seq in range(wanted.first, wanted.last + 1)
+                    if first_seq <= seq < first_seq + count
+                ]
         self.cancel(session.id, ids)
 
     def cancel(self, session_id: str, ids: list[int]) -> list[int]:
@@ -230,7 +235,7 @@ class Manager:
         for connected in self.links:
             connected.send(Kind.NOTICE, self._channels[(connected, session_id)], body)
 
-    # --- calls ---------------------------------------------------------------------------------------------------------
+    # --- calls -------------------------------------------------------------------------------------------------------
 
     def _call(self, connected: Link, method: str, request: bytes) -> Awaitable[bytes] | AsyncIterator[bytes]:
         self.calls.append((method, request))
@@ -244,7 +249,9 @@ class Manager:
         handler = getattr(self, method, None)
         if handler is None:
             raise NotFoundError(f"no method {method}")
-        return handler(request).SerializeToString()
+        answer = handler(request).SerializeToString()
+        self.arrived.set()
+        return answer
 
     def _session(self, session_id: str) -> Session:
         if session_id not in self.sessions:
