@@ -298,6 +298,8 @@ def _bind_failed(engine: Engine, draft: Draft, executor: Executor, event: Execut
     )
     lives.record_event(draft, session, EventCode.BIND_FAILED, text)
     limit = engine.settings.retry_limits
+    if session.paused:  # an executor that was under way when the limit was reached
+        return
     if session.bind_failures >= limit:
         session.paused = (
             f"Session retry limit reached after {session.bind_failures}/{limit} failed attempts; "

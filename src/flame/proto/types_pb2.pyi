@@ -410,12 +410,16 @@ class NodeList(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("return_code", "message")
+    __slots__ = ("return_code", "message", "error_code", "remedy")
     RETURN_CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
     return_code: int
     message: str
-    def __init__(self, return_code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    error_code: int
+    remedy: str
+    def __init__(self, return_code: _Optional[int] = ..., message: _Optional[str] = ..., error_code: _Optional[int] = ..., remedy: _Optional[str] = ...) -> None: ...
 
 class TaskResult(_message.Message):
     __slots__ = ("return_code", "output", "message")
