@@ -61,7 +61,7 @@ class Attendant:
                 quiet = 0
 
     def _attend(self) -> None:
-        """Stand in for the main thread until its task has ended."""
+        """Stand in for the main thread until it wants to read itself."""
         while self._instance.attend():
             ready = self._bell_or_frames.poll()
             if any(descriptor == self._woken for descriptor, _ in ready):

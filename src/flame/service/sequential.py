@@ -55,7 +55,7 @@ class Sequential:
         self._attempt = 0
         self._started = 0  # of the current task; monotonic ns
         # What the attendant leaves for the main thread, under `_turn`.
-        self._attended = False
+        self._attended = False  # it waits for frames
         self._condemned = 0  # the task that the next STRIKE ends
         self._sentenced: tuple[int, str, bool] = (0, "", False)  # task id, reason, timed out
         self._main = 0
@@ -111,14 +111,23 @@ class Sequential:
                 outcomes.add(task_id, attempt, output)
             now = clock()
             self._busy_ns += now - started
-            if self._attended:
-                self._attended = False
-                self._attendant.wake()
-            if now - self._flushed > _FLUSH_NS or outcomes.size > FULL:
+            # An attendant that waits for frames looks at nothing else: no result may be left for it to send.
+            if now - self._flushed > _FLUSH_NS or self._attended or outcomes.size > FULL:
                 self._flush(now)
+                if self._attended and now - started < LONG_NS:
+                    self._relieve()
                 self._handle(self._wire.read(wait=False))
+                now = clock()
         self.busy = False
         self._flush(now)
+        if self._attended:
+            self._relieve()
+
+    def _relieve(self) -> None:
+        """Let the attendant watch again instead of waiting for frames. As long as tasks are long it may wait on: waking
+        it costs as much as everything else that is done between two tasks."""
+        self._attended = False
+        self._attendant.wake()
 
     def _failed(self, task_id: int, attempt: int, error: BaseException) -> None:
         """Note why a handler did not return. Raises what shall end the instance, SystemExit for one."""
