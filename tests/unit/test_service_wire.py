@@ -7,7 +7,7 @@ import threading
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame.link import frames
@@ -21,6 +21,7 @@ def test_header_and_kinds_are_those_of_the_link() -> None:
         assert link_pb2.FrameKind.Value(kind.name) == kind
 
 
+@settings(deadline=None)
 @given(bodies=st.lists(st.binary(max_size=40), max_size=6), cuts=st.lists(st.integers(0, 300), max_size=8))
 def test_frames_come_out_as_they_went_in_whatever_the_splits(bodies: list[bytes], cuts: list[int]) -> None:
     sent = [(index + 1, body) for index, body in enumerate(bodies)]
