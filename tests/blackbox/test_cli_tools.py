@@ -18,8 +18,36 @@ from pathlib import Path
 
 import pytest
 
+from flame.config import TlsConfig
+from flame.security import make_certificates
+
 BIN = Path(sys.executable).parent
 LIMIT = 60
+
+
+NOISY = """
+import sys
+import flame
+
+class Noisy(flame.FlameService):
+    def on_session_enter(self, context):
+        self.session = context.session_id
+        print("entered", self.session, flush=True)
+        print("careful", file=sys.stderr, flush=True)
+
+    def on_task_invoke(self, context):
+        return None
+
+    def on_session_leave(self):
+        print("left", self.session, flush=True)
+
+flame.run(Noisy())
+"""
+
+
+def tls_text(tls: TlsConfig) -> str:
+    """As YAML."""
+    return f"{{cert_file: {tls.cert_file}, key_file: {tls.key_file}, ca_file: {tls.ca_file}}}"
 
 
 class Shell:
@@ -265,12 +293,32 @@ def test_a_waiting_session_is_explained_and_its_tasks_cancelled(running: Shell) 
     running.good("flmctl", "close", "-s", "big")
 
 
-def test_top_and_logs(running: Shell) -> None:
+def test_top_shows_nodes_and_open_sessions(running: Shell) -> None:
+    running.good("flmctl", "create", "-a", "flmping", "--id", "shown")
     picture = running.good("flmctl", "top", "--once")
     assert "nodes 1/1 ready" in picture
-    session = re.search(r"<(flmping-\w{6})>", running.good("flmping", "-t", "1"))
-    assert session is not None
-    assert running.run("flmctl", "logs", "-s", session[1]).returncode == 0
+    assert " shown " in picture
+    running.good("flmctl", "close", "-s", "shown")
+
+
+def test_logs_are_followed_until_the_session_ends_and_kept(running: Shell) -> None:
+    program = running.home / "noisy.py"
+    program.write_text(NOISY)
+    file = running.home / "noisy.yaml"
+    file.write_text(f"metadata: {{name: noisy}}\nspec: {{command: {sys.executable}, arguments: [{program}]}}\n")
+    running.good("flmctl", "register", "-f", str(file))
+    running.good("flmctl", "create", "-a", "noisy", "--id", "noise", "--min-instances", "1")
+    with running.start("flmctl", "logs", "-s", "noise", "-f", "--stream", "stdout") as follower:
+        assert follower.stdout is not None
+        assert re.fullmatch(r"==> \S+ stdout <==\n", follower.stdout.readline())
+        assert follower.stdout.readline() == "entered noise\n"
+        running.good("flmctl", "close", "-s", "noise")
+        assert follower.stdout.readline() == "left noise\n"
+        assert follower.wait(LIMIT) == 0
+    kept = running.good("flmctl", "logs", "-s", "noise")
+    assert "entered noise\nleft noise\n" in kept
+    assert "careful\n" in kept
+    assert "entered" not in running.good("flmctl", "logs", "-s", "noise", "--stream", "stdout", "--tail", "5")
     assert running.run("flmctl", "logs", "-s", "nowhere").returncode == 4
 
 
@@ -339,6 +387,29 @@ def test_other_clients_can_connect_where_it_listens(shell: Shell) -> None:
     endpoint = f"http://127.0.0.1:{port}"
     assert "flmping" in shell.good("flmctl", "--endpoint", endpoint, "list", "-a")
     assert "<2> tasks was completed" in shell.good("flmping", "-t", "2", FLAME_ENDPOINT=endpoint)
+
+
+def test_with_tls_a_certificate_opens_the_door(shell: Shell) -> None:
+    certificates = make_certificates(shell.home / "certs")
+    port = free_port()
+    endpoint = f"https://127.0.0.1:{port}"
+    settings = f"{{name: c, endpoint: '{endpoint}', storage: none, tls: {tls_text(certificates.server)}}}"
+    (shell.home / "cluster.yaml").write_text(f"cluster: {settings}\n")
+    config = str(shell.home / "cluster.yaml")
+    assert "valid" in shell.good("flmadm", "check", config)
+    out = shell.good("flmadm", "up", "--detach", "--temporary", "--listen", f"127.0.0.1:{port}", "--config", config)
+    assert endpoint in out
+    client = shell.home / "flame.yaml"
+    client.write_text(
+        "current-context: me\ncontexts:\n"
+        f"- {{name: me, cluster: {{endpoint: '{endpoint}', tls: {tls_text(certificates.client)}}}}}\n"
+        f"- {{name: stranger, cluster: {{endpoint: '{endpoint}', tls: {{ca_file: certs/ca.pem}}}}}}\n"
+    )
+    assert "flmping" in shell.good("flmctl", "--config", str(client), "list", "-a")
+    assert "<1> tasks was completed" in shell.good("flmping", "-t", "1", "--config", str(client))
+    refused = shell.run("flmctl", "--config", str(client), "--context", "stranger", "list", "-a")
+    assert refused.returncode == 6
+    assert refused.stderr.startswith("error: ")
 
 
 def test_a_cluster_ends_when_its_starter_is_killed(shell: Shell) -> None:

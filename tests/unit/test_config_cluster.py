@@ -30,6 +30,11 @@ cluster:
   recovery:
     session:
       retry_limits: 2
+    task:
+      max_kills: 1
+    node:
+      drain: 5
+  retention: 60
   tls:
     cert_file: certs/server.crt
     key_file: certs/server.key
@@ -75,7 +80,9 @@ def test_all_keys_of_the_reference_are_read(tmp_path: Path) -> None:
     assert (cluster.executors.shim, cluster.executors.limits.max_executors) == (Shim.WASM, 7)
     assert (cluster.limits.max_sessions, cluster.limits.max_executors) == (10, 64)
     assert cluster.limits.max_payload == 128 * 1024**2
-    assert cluster.recovery.session.retry_limits == 2
+    recovery = cluster.recovery
+    assert (recovery.session.retry_limits, recovery.task.max_kills, recovery.node.drain) == (2, 1, 5)
+    assert cluster.retention == 60
     assert config.cache is not None
     assert (config.cache.network_interface, config.cache.eviction.policy) == ("lo", "none")
     assert (config.cache.eviction.max_memory, config.cache.eviction.max_objects) == (2 * 1024**3, 100)
@@ -94,9 +101,11 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
 def test_keys_without_effect_are_noted_with_their_line(tmp_path: Path) -> None:
     _, notes = read_cluster(write(tmp_path, FULL))
     assert [note.where.rsplit("/", 1)[1] for note in notes] == [
+        "flame-cluster.yaml:6: cluster.policies",
         "flame-cluster.yaml:8: cluster.schedule_interval",
-        "flame-cluster.yaml:24: cluster.pprof",
+        "flame-cluster.yaml:29: cluster.pprof",
         "flame-cluster.yaml:12: cluster.executors.limits.max_executors",
+        "flame-cluster.yaml:15: cluster.limits.max_executors",
     ]
 
 

@@ -62,12 +62,29 @@ class SessionRecovery(msgspec.Struct, frozen=True):
     retry_limits: int = 5
 
 
+class TaskRecovery(msgspec.Struct, frozen=True):
+    """`max_kills`: instances that one task may take down before it fails."""
+
+    max_kills: int = 3
+
+
+class NodeRecovery(msgspec.Struct, frozen=True):
+    """`drain`: seconds that a node may be away before its executors count as lost."""
+
+    drain: int = 30
+
+
 class RecoverySection(msgspec.Struct, frozen=True):
     session: SessionRecovery = SessionRecovery()
+    task: TaskRecovery = TaskRecovery()
+    node: NodeRecovery = NodeRecovery()
 
 
 class ClusterSection(msgspec.Struct, frozen=True):
-    """`endpoint` names host and port P; `storage` is `none`, `sqlite://FILE` or `fs://FOLDER` with absolute paths."""
+    """`endpoint` names host and port P; `storage` is `none`, `sqlite://FILE` or `fs://FOLDER` with absolute paths.
+
+    `retention`: seconds that a closed session stays readable, unless it says otherwise.
+    """
 
     name: str = "flame"
     endpoint: str = DEFAULT_ENDPOINT
@@ -78,6 +95,7 @@ class ClusterSection(msgspec.Struct, frozen=True):
     executors: ExecutorsSection = ExecutorsSection()
     limits: LimitsSection = LimitsSection()
     recovery: RecoverySection = RecoverySection()
+    retention: int = 86_400
     tls: TlsConfig | None = None
     insecure: bool = False
 
@@ -163,6 +181,7 @@ def _cluster(section: Section) -> ClusterSection:
             raise section.error(
                 "policies", f"unknown policy {policy!r}", f"the known ones are {', '.join(KNOWN_POLICIES)}"
             )
+    section.note("policies", "has no effect yet: sessions go by priority, those of equal priority share fairly")
     interval = section.integer("schedule_interval", 100)
     section.note("schedule_interval", "has no effect: the scheduler acts on events, not at intervals")
     _pprof(section)
@@ -176,6 +195,7 @@ def _cluster(section: Section) -> ClusterSection:
         executors=_executors(section.section_or_empty("executors")),
         limits=_limits(section.section_or_empty("limits")),
         recovery=_recovery(section.section_or_empty("recovery")),
+        retention=section.integer("retention", 86_400),
         tls=tls,
         insecure=section.flag("insecure"),
     )
@@ -192,6 +212,7 @@ def _executors(section: Section) -> ExecutorsSection:
 
 
 def _limits(section: Section) -> LimitsSection:
+    section.note("max_executors", "has no effect: the capacity of a node limits its executors")
     return LimitsSection(
         max_sessions=section.integer("max_sessions", minimum=1),
         max_executors=section.integer("max_executors", 128, minimum=1),
@@ -207,8 +228,12 @@ def _max_payload(section: Section) -> int:
 
 
 def _recovery(section: Section) -> RecoverySection:
-    session = section.section_or_empty("session")
-    return RecoverySection(session=SessionRecovery(retry_limits=session.integer("retry_limits", 5)))
+    session, task, node = (section.section_or_empty(key) for key in ("session", "task", "node"))
+    return RecoverySection(
+        session=SessionRecovery(retry_limits=session.integer("retry_limits", 5)),
+        task=TaskRecovery(max_kills=task.integer("max_kills", 3, minimum=1)),
+        node=NodeRecovery(drain=node.integer("drain", 30, maximum=86_400)),
+    )
 
 
 def _storage(section: Section) -> str:

@@ -25,12 +25,14 @@ from flame.local.folders import private_folder
 from flame.local.registry import SOCKET, ClusterRecord, retire, take_lock, write_record
 from flame.local.settings import DaemonSettings, Ready
 from flame.manager.daemon import event_loop_factory, tune_process
+from flame.manager.daemon import settings_of as manager_settings
 from flame.manager.manager import SessionManager
 from flame.manager.settings import ManagerSettings
 from flame.model.errors import AlreadyExistsError, FlameError, InternalError, InvalidConfigError
 from flame.model.resources import Resources
 from flame.node import ExecutorManager, NodeSettings
 from flame.node.capacity import detect
+from flame.node.daemon import settings_of as node_settings
 from flame.telemetry import set_up_logging
 
 # From the port of the gRPC frontend.
@@ -96,42 +98,33 @@ async def _run(settings: DaemonSettings, record: ClusterRecord) -> int:
 
 
 def _manager_settings(settings: DaemonSettings, config: ClusterConfig, record: ClusterRecord) -> ManagerSettings:
-    cluster = config.cluster
     links = [unix(Path(settings.folder) / SOCKET)]
     frontend = backend = None
     if settings.listen is not None:
         host, port = listen_address(settings.listen)
         links.append(tcp(host, port + LINK_OFFSET))
         frontend, backend = str(tcp(host, port))[4:], str(tcp(host, port + BACKEND_OFFSET))[4:]
-    return ManagerSettings(
+    return msgspec.structs.replace(
+        manager_settings(config, insecure=settings.insecure),
         name=settings.name,
         links=links,
         frontend=frontend,
         backend=backend,
         endpoint=record.listen or record.endpoint,
         storage=record.storage,
-        resreq=cluster.resreq,
-        tls=cluster.tls,
-        insecure=settings.insecure or cluster.insecure,
-        max_payload=cluster.limits.max_payload,
-        retry_limits=cluster.recovery.session.retry_limits,
-        max_sessions=cluster.limits.max_sessions,
     )
 
 
 def _node_settings(settings: DaemonSettings, config: ClusterConfig, record: ClusterRecord) -> NodeSettings:
     cluster = config.cluster
-    sockets = private_folder(Path(settings.folder) / "i")
-    return NodeSettings(
+    return msgspec.structs.replace(
+        node_settings(config, Path(settings.data) / "work"),
         manager=unix(Path(settings.folder) / SOCKET),
-        work_dir=Path(settings.data) / "work",
         capacity=_capacity(settings, cluster.resreq) or cluster.executors.capacity,
-        socket_dir=sockets,
-        shim=cluster.executors.shim,
+        socket_dir=private_folder(Path(settings.folder) / "i"),
+        # Its own link and those of its instances are unix sockets, where the kernel says who is there.
+        tls=None,
         endpoint=record.endpoint,
-        cache_endpoint=config.cache.endpoint if config.cache is not None else "",
-        ca_file=str(cluster.tls.ca_file) if cluster.tls is not None and cluster.tls.ca_file is not None else "",
-        max_payload=cluster.limits.max_payload,
     )
 
 

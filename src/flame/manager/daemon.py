@@ -42,6 +42,9 @@ def settings_of(config: ClusterConfig, *, insecure: bool = False) -> ManagerSett
         max_payload=cluster.limits.max_payload,
         retry_limits=cluster.recovery.session.retry_limits,
         max_sessions=cluster.limits.max_sessions,
+        max_kills=cluster.recovery.task.max_kills,
+        drain_ms=cluster.recovery.node.drain * 1000,
+        retention_s=cluster.retention,
     )
 
 
