@@ -210,6 +210,19 @@ def test_flmping_gives_up_in_time(running: Shell) -> None:
     assert "error: 2 of 2 tasks were not done within 0.5 s" in done.stderr
 
 
+def test_an_interrupted_flmping_closes_its_session(running: Shell) -> None:
+    with running.start("flmping", "-t", "2", "-d", "600000") as ping:
+        assert ping.stdout is not None
+        found = re.search(r"<(flmping-\w{6})>", ping.stdout.readline())
+        assert found is not None
+        ping.send_signal(signal.SIGINT)
+        assert ping.wait(LIMIT) == 130
+        assert ping.stderr is not None
+        assert "Traceback" not in ping.stderr.read()
+    session = json.loads(running.good("flmctl", "view", "-s", found[1], "-o", "json"))
+    assert (session["state"], session["running"], session["pending"]) == ("Closed", 0, 0)
+
+
 def test_flmping_starts_a_cluster_that_ends_with_it(shell: Shell) -> None:
     assert "<1> tasks was completed" in shell.good("flmping", "-t", "1")
     assert shell.run("flmadm", "status").returncode == 4

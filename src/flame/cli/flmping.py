@@ -108,10 +108,12 @@ def ping(job: Job, settings: Settings, *, perf: bool) -> int:
             priority=job.priority,
             resreq=str(job.resreq) if job.resreq is not None else None,
         )
-        created = stopwatch(time.perf_counter() - begin)
-        print(f"Session <{session.id}> was created in <{created}>, start to run <{job.tasks:,}> tasks in the session:")
-        sys.stdout.flush()
         try:
+            created = stopwatch(time.perf_counter() - begin)
+            print(
+                f"Session <{session.id}> was created in <{created}>, start to run <{job.tasks:,}> tasks in the session:"
+            )
+            sys.stdout.flush()
             begin = time.perf_counter()
             outcomes = run_tasks(session, job)
             seconds = time.perf_counter() - begin
