@@ -41,6 +41,7 @@ class Link(Protocol):
     """What a stream needs of the connection."""
 
     def send(self, kind: int, channel: int, body: bytes = b"", flags: int = 0) -> None: ...
+    def flush(self) -> None: ...
     def when_drained(self, callback: Callable[[], object]) -> None: ...
     @property
     def buffered(self) -> int: ...
@@ -137,7 +138,9 @@ class TaskStream:
             self._batches.append(batch)
             self._unaccepted_bytes += len(batch.body)
             link.send(Kind.SUBMIT, self.channel, batch.body)
-        if self._buffer and not self._pump_due:
+        if not self._buffer:
+            link.flush()  # a lonely task does not wait for another turn of the loop
+        elif not self._pump_due:
             self._pump_due = True
             link.when_drained(self.pump)
 

@@ -43,6 +43,7 @@ class Carrier(Protocol):
     @property
     def buffered(self) -> int: ...
     def write(self, kind: int, channel: int, body: bytes, flags: int) -> None: ...
+    def flush(self) -> None: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
     def finish(self) -> None: ...
@@ -103,6 +104,11 @@ class Link:
             self._carrier.write(kind, channel, body, flags)
         elif not self.closed:
             self._early.append(Frame(kind, channel, body, flags))
+
+    def flush(self) -> None:
+        """Hand over what is queued now, rather than at the end of this loop iteration."""
+        if not self.closed:
+            self._carrier.flush()
 
     @property
     def buffered(self) -> int:

@@ -83,7 +83,7 @@ class FramedCarrier(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._blocked = False
         self._receiver.connected(peer_of(transport))
-        self._flush()
+        self.flush()
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
@@ -145,7 +145,7 @@ class FramedCarrier(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._blocked = False
-        self._flush()
+        self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf = self._blocked = True
@@ -171,7 +171,7 @@ class FramedCarrier(asyncio.Protocol):
         self._out_size += size + HEADER_SIZE
         if not self._flush_due and not self._blocked:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
 
     def pause_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -191,7 +191,7 @@ class FramedCarrier(asyncio.Protocol):
         self._linger = self._loop.call_later(LINGER, self._transport.abort)
         # The peer's unread bytes must not turn our closing into a reset that takes the last frames with it.
         self.resume_reading()
-        self._flush()
+        self.flush()
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -199,7 +199,8 @@ class FramedCarrier(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand over what is queued, as far as the kernel takes it."""
         self._flush_due = False
         transport = self._transport
         if transport is None:

@@ -72,6 +72,9 @@ class GrpcCarrier:
         self.buffered += len(body) + HEADER_SIZE
         self._more.set()
 
+    def flush(self) -> None:
+        """Nothing to do: the writer is awake."""
+
     def pause_reading(self) -> None:
         self._readable.clear()
 

@@ -45,6 +45,9 @@ class MemoryCarrier:
         self.buffered += len(body) + HEADER_SIZE
         other.schedule()
 
+    def flush(self) -> None:
+        """Nothing to do: frames leave as they are written."""
+
     def schedule(self) -> None:
         """Receive what waits in the next iteration of the loop."""
         if not self._due and not self._paused:
