@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any
 
 from asyncinotify import Inotify, Mask
@@ -29,8 +30,9 @@ PATIENCE = 30.0  # how long a test waits for something that must come
 class ScriptedManager:
     """Listens for one node and keeps what it says, by channel."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, ssl: SSLContext | None = None) -> None:
         self.address = address
+        self._ssl = ssl
         self.link: Link | None = None
         self.hellos: list[link_pb2.Hello] = []
         self.discard: list[int] = []
@@ -48,7 +50,7 @@ class ScriptedManager:
         return f"{self._run}-{channel}"
 
     async def open(self) -> None:
-        self._server = await serve(self.address, self._accept)
+        self._server = await serve(self.address, self._accept, ssl=self._ssl)
         self.address = self._server.address
 
     async def close(self) -> None:

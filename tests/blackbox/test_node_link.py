@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from flame.model.errors import NotFoundError
+from flame.link import tcp
+from flame.model.errors import InvalidConfigError, NotFoundError
+from flame.node import ExecutorManager, NodeSettings
+from flame.node.folders import Folders
 from flame.proto import types_pb2
-from scripted_manager import PATIENCE, Node, a_node_here, appears, gone
+from flame.security import make_certificates, server_ssl
+from scripted_manager import PATIENCE, Node, ScriptedManager, a_node_here, appears, gone
 
 ECHO = """
     class Echo(FlameService):
@@ -150,6 +157,65 @@ async def test_an_unknown_method_is_refused(node: Node) -> None:
     assert node.manager.link is not None
     with pytest.raises(NotFoundError, match="no method 'Reboot' here"):
         await node.manager.link.call("Reboot", b"")
+
+
+async def test_instances_wait_with_their_results_while_the_manager_does_not_read(node: Node) -> None:
+    source = """
+        class Large(FlameService):
+            def on_task_invoke(self, context):
+                return bytes(1024 * 1024)
+        run(Large())
+    """
+    node.start(1, source)
+    await node.manager.bound(1)
+    assert node.manager.link is not None
+    node.manager.link.pause_reading()
+    ids = node.manager.run(1, *[b""] * 100)
+    async with asyncio.timeout(PATIENCE):
+        while not node.executors.congested:  # noqa: ASYNC110 - the one who would be told does not listen
+            await asyncio.sleep(0.005)
+    assert len(node.executors.executors[1].outstanding) > 50
+    node.manager.link.resume_reading()
+    assert await node.manager.answered(1, ids) == [bytes(1024 * 1024)] * 100
+    assert not node.executors.congested
+
+
+async def test_the_link_speaks_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path)
+    manager = ScriptedManager(tcp("127.0.0.1", 0), server_ssl(made.server))
+    await manager.open()
+    settings = NodeSettings(manager=manager.address, work_dir=tmp_path / "work", tls=made.node)
+    node = ExecutorManager(settings)
+    await node.start()
+    try:
+        await manager.until(lambda: manager.link, "the node")
+        assert manager.link is not None
+        certificate = manager.link.peer.certificate
+        assert certificate is not None
+        assert ("organizationName", "flame:node") in [pair for entry in certificate["subject"] for pair in entry]
+    finally:
+        await node.stop()
+        await manager.close()
+
+
+async def test_two_nodes_can_not_share_a_folder(node: Node) -> None:
+    with pytest.raises(InvalidConfigError, match="another executor manager uses"):
+        await ExecutorManager(node.executors.settings).start()
+
+
+async def test_what_a_node_and_its_keeper_left_when_both_were_killed_is_ended_by_the_next(tmp_path: Path) -> None:
+    executor_id = uuid.uuid4().hex
+    (tmp_path / "executors" / executor_id).mkdir(parents=True)
+    sockets = tmp_path / "s" / "nold"
+    sockets.mkdir(parents=True)
+    (tmp_path / "sockets").symlink_to(sockets)
+    orphan = await asyncio.create_subprocess_exec("sleep", "3600", env={"FLAME_EXECUTOR_ID": executor_id})
+    folders = await asyncio.to_thread(Folders.take, tmp_path, tmp_path / "s")
+    assert await orphan.wait() == -signal.SIGKILL
+    assert list(folders.executors.iterdir()) == []
+    assert not sockets.exists()
+    folders.release()
+    assert not folders.sockets.exists()
 
 
 async def test_stopping_the_node_ends_its_executors(node: Node) -> None:

@@ -10,10 +10,8 @@ import asyncio
 import logging
 import os
 import random
-import shutil
 import socket
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
@@ -28,6 +26,7 @@ from flame.model.resources import Resources
 from flame.model.states import BindCode, ExecutorState, Shim
 from flame.node import capacity
 from flame.node.executor import Executor
+from flame.node.folders import Folders
 from flame.node.settings import NodeSettings
 from flame.proto import frontend_pb2, link_pb2, types_pb2
 from flame.shims.environment import Surroundings
@@ -59,13 +58,17 @@ class ExecutorManager:
         self._paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._lives: set[asyncio.Task[None]] = set()  # of executors, to the end of their cleaning up
-        self._folder: Path | None = None
         self._ssl = None
 
     @property
     def boot_id(self) -> str:
         """Made anew for each object."""
         return self._boot_id
+
+    @property
+    def congested(self) -> bool:
+        """Whether instances wait with their results because the session manager does not read."""
+        return self._paused
 
     async def start(self) -> None:
         """Set up what instances need and begin to connect. Raises InvalidConfigError."""
@@ -79,16 +82,20 @@ class ExecutorManager:
             self._machine = capacity.Machine(settings.capacity, self._machine.devices[: settings.capacity.gpu])
         root = settings.socket_dir or default_socket_root()
         try:
-            executors = settings.work_dir / "executors"
-            executors.mkdir(parents=True, exist_ok=True, mode=0o700)
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._folder = Path(tempfile.mkdtemp(prefix="n", dir=root))
-            self._logs = LogStore(settings.work_dir / "logs", settings.log_bytes, settings.log_keep)
+            self._folders = await asyncio.to_thread(Folders.take, settings.work_dir, root)
         except OSError as error:
             raise InvalidConfigError(f"can't use the folders of this node: {error}") from error
-        self._reception = Reception(self._folder, settings.max_payload)
-        await self._reception.open()
-        self._keeper = Keeper(remove=[self._folder])
+        try:
+            self._logs = LogStore(settings.work_dir / "logs", settings.log_bytes, settings.log_keep)
+            self._reception = Reception(self._folders.sockets, settings.max_payload)
+            await self._reception.open()
+        except OSError as error:
+            self._folders.release()
+            raise InvalidConfigError(f"can't use the folders of this node: {error}") from error
+        except BaseException:
+            self._folders.release()
+            raise
+        self._keeper = Keeper(remove=[self._folders.sockets])
         self._keeper.start()
         surroundings = Surroundings(
             environ=os.environ,
@@ -100,7 +107,7 @@ class ExecutorManager:
             ca_file=settings.ca_file,
         )
         self._shims: dict[Shim, AnyShim] = {
-            Shim.HOST: HostShim(self._keeper, self._reception, self._logs, executors, surroundings)
+            Shim.HOST: HostShim(self._keeper, self._reception, self._logs, self._folders.executors, surroundings)
         }
         self._background(self._stay_connected())
         self._background(self._prune_logs())
@@ -121,8 +128,7 @@ class ExecutorManager:
         self.connected.clear()
         await self._reception.close()
         await self._keeper.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folders.release()
 
     def _background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
