@@ -73,14 +73,14 @@ class Harness:
         self.troubles.append(error)
         (self.troubled if error else self.recovered).set()
 
-    def submit(self, *seqs: int, patient: bool = False) -> asyncio.Event:
+    def submit(self, *seqs: int, at_once: bool = False) -> asyncio.Event:
         event = asyncio.Event()
 
         def durable() -> None:
             self.done.extend(seqs)
             event.set()
 
-        self.writer.submit([record(seq) for seq in seqs], durable, patient=patient)
+        self.writer.submit([record(seq) for seq in seqs], durable, at_once=at_once)
         return event
 
     async def load(self, *seqs: int) -> dict[int, bytes]:
@@ -108,14 +108,53 @@ async def test_what_waits_becomes_one_transaction() -> None:
     assert harness.journal.closed
 
 
-async def test_a_patient_record_waits_for_company_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lonely_small_group_is_written_at_once() -> None:
     harness = Harness()
     harness.journal.gate.set()
-    await harness.submit(1, patient=True).wait()
-    monkeypatch.setattr("flame.journal.writer._PATIENCE_S", 600)
-    harness.submit(2, patient=True)
-    await harness.submit(3).wait()
-    assert harness.journal.attempts == [[1], [2, 3]]
+    harness.submit(1, at_once=True)
+    assert harness.done == [1]
+    assert harness.writer.backlog == 0
+    assert await harness.close()
+
+
+async def test_a_group_is_written_behind_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness()
+    harness.submit(1)
+    await asyncio.to_thread(harness.journal.entered.wait)
+    last = harness.submit(2, at_once=True)
+    assert harness.done == []
+    harness.journal.gate.set()
+    await last.wait()
+    assert harness.done == [1, 2]
+    assert await harness.close()
+
+
+async def test_a_large_group_or_a_slow_disk_is_left_to_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness()
+    harness.journal.gate.set()
+    monkeypatch.setattr("flame.journal.writer._SMALL_BYTES", 1)
+    large = harness.submit(1, at_once=True)
+    assert harness.done == []
+    await large.wait()
+    monkeypatch.setattr("flame.journal.writer._SMALL_BYTES", 1000)
+    monkeypatch.setattr("flame.journal.writer._QUICK_S", 0)
+    harness.submit(2, at_once=True)
+    after_a_slow_one = harness.submit(3, at_once=True)
+    assert harness.done == [1, 2]
+    await after_a_slow_one.wait()
+    assert harness.journal.attempts == [[1], [2], [3]]
+    assert await harness.close()
+
+
+async def test_trouble_at_once_becomes_the_threads_trouble() -> None:
+    harness = Harness()
+    harness.journal.gate.set()
+    harness.journal.trouble = JournalError("no")
+    done = harness.submit(1, at_once=True)
+    await harness.troubled.wait()
+    harness.journal.trouble = None
+    await done.wait()
+    assert harness.journal.written == [1]
     assert await harness.close()
 
 

@@ -19,9 +19,10 @@ _log = logging.getLogger(__name__)
 
 _GROUP_BYTES = 32 * 1024 * 1024
 _IDLE_S = 0.02
-# How long a lonely submission waits for the results of its own task to share its commit. An instance that has nothing
-# else to do answers within this time, and then one sync of the disk is waited for instead of two.
-_PATIENCE_S = 0.001
+# A commit in the event loop holds up everybody: only while the disk answers this fast, and for this little.
+_QUICK_S = 0.002
+_SMALL_BYTES = 64 * 1024
+_NUDGE_EVERY = 256  # writes in the loop, after which the thread looks whether there is housekeeping
 _RETRY_FIRST_S = 0.1
 _RETRY_LAST_S = 5.0
 
@@ -33,7 +34,6 @@ class _Append(NamedTuple):
     records: Sequence[Record]
     done: Done
     size: int
-    patient: bool
 
 
 class _Load(NamedTuple):
@@ -46,7 +46,11 @@ class _Purge(NamedTuple):
     upto: int
 
 
-_Job = _Append | _Load | _Purge | None
+class _Nudge(NamedTuple):
+    """Look after housekeeping."""
+
+
+_Job = _Append | _Load | _Purge | _Nudge | None
 
 
 class JournalWriter:
@@ -69,6 +73,10 @@ class JournalWriter:
         self._housekeeping = True
         self._closing = False
         self._give_up = False
+        self._lock = threading.Lock()  # held by whoever uses the journal
+        self._outstanding = 0  # submissions that the thread has not finished
+        self._quick = True  # how the last write was
+        self._written_here = 0
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self.backlog = 0
         """Bytes of records that are not durable yet."""
@@ -78,20 +86,38 @@ class JournalWriter:
         if self._journal.durable:
             self._thread.start()
 
-    def submit(self, records: Sequence[Record], done: Done, *, patient: bool = False) -> None:
+    def submit(self, records: Sequence[Record], done: Done, *, at_once: bool = False) -> None:
         """Make records durable; `done` is called once they are, after those of all earlier submissions.
 
-        `patient` records may wait a moment for others that will share their transaction.
+        With `at_once` a small group is written here and now, when nothing else waits and the disk has been quick:
+        handing a lonely group to the thread and back takes as long again as writing it. `done` then runs inside.
         """
-        if not self._journal.durable:
-            self._journal.append(records)
-            done()
-            return
         size = 0
         for record in records:
             size += len(record.body) + len(record.meta)
+        if self._write_here(records, size, at_once):
+            done()
+            return
+        self._outstanding += 1
         self.backlog += size
-        self._queue.put(_Append(records, done, size, patient))
+        self._queue.put(_Append(records, done, size))
+
+    def _write_here(self, records: Sequence[Record], size: int, at_once: bool) -> bool:
+        if not self._journal.durable:
+            self._journal.append(records)
+            return True
+        if not at_once or not self._quick or self._outstanding or size >= _SMALL_BYTES:
+            return False
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            written = self._append(records) is None  # else the thread tries again and tells of the trouble
+        finally:
+            self._lock.release()
+        self._written_here += 1
+        if self._written_here % _NUDGE_EVERY == 0:
+            self._queue.put(_Nudge())
+        return written
 
     def load(self, seqs: Sequence[int], done: Loaded) -> None:
         """Read bodies of durable records; `done` gets those found, and the error when reading failed."""
@@ -129,11 +155,12 @@ class JournalWriter:
         try:
             while not self._closing:
                 loads = self._take()
-                self._write_pending()
-                for job in loads:
-                    self._load(job)
-                while self._purges:
-                    self._purge(self._purges.popleft())
+                with self._lock:
+                    self._write_pending()
+                    for job in loads:
+                        self._load(job)
+                    while self._purges:
+                        self._purge(self._purges.popleft())
         finally:
             self._journal.close()
 
@@ -146,16 +173,11 @@ class JournalWriter:
                 self._sort(queue.get(timeout=_IDLE_S), loads)
                 break
             except Empty:
-                self._housekeeping = self._maintain()
+                with self._lock:
+                    self._housekeeping = self._maintain()
         else:
             self._sort(queue.get(), loads)
         self._take_rest(loads)
-        if len(self._pending) == 1 and self._pending[0].patient:
-            try:
-                self._sort(queue.get(timeout=_PATIENCE_S), loads)
-                self._take_rest(loads)
-            except Empty:
-                pass
         return loads
 
     def _take_rest(self, loads: list[_Load]) -> None:
@@ -172,6 +194,8 @@ class JournalWriter:
             loads.append(job)
         elif isinstance(job, _Purge):
             self._purges.append(job)
+        elif isinstance(job, _Nudge):
+            self._housekeeping = True
         else:
             self._closing = True
 
@@ -210,7 +234,8 @@ class JournalWriter:
             pause = min(pause * 2, _RETRY_LAST_S)
         return False
 
-    def _append(self, records: list[Record]) -> JournalError | None:
+    def _append(self, records: Sequence[Record]) -> JournalError | None:
+        began = time.monotonic()
         try:
             self._journal.append(records)
         except JournalError as error:
@@ -218,6 +243,7 @@ class JournalWriter:
         except Exception as error:  # a fault of the store must not end the thread: everybody would wait for ever
             _log.exception("journal_write_fault")
             return JournalError(f"can't write the journal: {error!r}")
+        self._quick = time.monotonic() - began < _QUICK_S
         return None
 
     def _serve_reads(self, seconds: float) -> bool:
@@ -264,5 +290,6 @@ class JournalWriter:
 
     def _finish(self, group: list[_Append], size: int) -> None:
         self.backlog -= size
+        self._outstanding -= len(group)
         for job in group:
             job.done()

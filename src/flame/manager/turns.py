@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from flame.engine import Engine
@@ -26,6 +27,7 @@ _log = logging.getLogger("flame.manager")
 
 E = TypeVar("E", bound=Effect)
 Answer = Callable[[Any], None]
+PATIENCE_S = 0.001
 
 
 class _Unsaid(NamedTuple):
@@ -34,6 +36,13 @@ class _Unsaid(NamedTuple):
     records: list[Record]
     effects: list[Effect]
     last_seq: int
+
+
+class _Waiting(NamedTuple):
+    """Records that wait a moment for others to share their commit."""
+
+    records: list[Record]
+    timer: asyncio.TimerHandle
 
 
 def wall_clock() -> int:
@@ -71,6 +80,7 @@ class Turns:
         self._answers: dict[int, Answer] = {}
         self._ticket = 0
         self._unsaid: deque[_Unsaid] = deque()
+        self._waiting: _Waiting | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0
         self._durable_waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -181,6 +191,7 @@ class Turns:
     def close(self) -> None:
         """No further turns."""
         self._closed = True
+        self._wait_no_longer()
         self._events.clear()
         if self._alarm is not None:
             self._alarm.cancel()
@@ -216,7 +227,7 @@ class Turns:
             self.close()
             self._on_fault(error)
             return
-        self._carry_out(turn)
+        self._carry_out(turn, lonely=len(events) == 1)
         self._in_a_hurry = False
         if self._turn_waiters:
             waiters, self._turn_waiters = self._turn_waiters, []
@@ -224,21 +235,39 @@ class Turns:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def _carry_out(self, turn: Turn) -> None:
+    def _can_wait(self, turn: Turn) -> bool:
+        """Whether this is one submission, on its way to an executor already, whose sender goes on meanwhile.
+
+        An executor that has nothing else to do answers within a moment; then submission and results share one commit,
+        and one sync of the disk is waited for instead of two.
+        """
+        kinds = [record.kind for record in turn.records]
+        return kinds == [RecordKind.SUBMITTED] and bool(turn.now) and not self._in_a_hurry and self.trouble is None
+
+    def _make_durable(self, records: list[Record], *, patient: bool, at_once: bool) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.timer.cancel()
+            self.journal.submit([*waiting.records, *records], partial(self._said, 2), at_once=at_once)
+        elif patient and not self.journal.backlog:
+            self._waiting = _Waiting(records, self._loop.call_later(PATIENCE_S, self._wait_no_longer))
+        else:
+            self.journal.submit(records, self._said, at_once=at_once)
+
+    def _wait_no_longer(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.timer.cancel()
+            self.journal.submit(waiting.records, self._said)
+
+    def _carry_out(self, turn: Turn, *, lonely: bool = False) -> None:
         records = turn.records
         if records:
             self.payloads.keep(records)
         self._execute(turn.now)
         if records:
             self._unsaid.append(_Unsaid(records, turn.after, records[-1].seq))
-            # A submission that is on its way to an executor already, and whose sender goes on without the acceptance.
-            patient = (
-                len(records) == 1
-                and records[0].kind == RecordKind.SUBMITTED
-                and bool(turn.now)
-                and not self._in_a_hurry
-            )
-            self.journal.submit(records, self._said, patient=patient)
+            self._make_durable(records, patient=lonely and self._can_wait(turn), at_once=lonely)
         elif self._unsaid:
             self._unsaid[-1].effects.extend(self._say_refusals(turn.after) if self.trouble is not None else turn.after)
         else:
@@ -256,12 +285,13 @@ class Turns:
         self._execute(refusals)
         return others
 
-    def _said(self) -> None:
-        """The oldest records are durable."""
-        unsaid = self._unsaid.popleft()
-        self.durable_seq = unsaid.last_seq
-        self._execute(unsaid.effects)
-        self.payloads.settle(unsaid.records)
+    def _said(self, turns: int = 1) -> None:
+        """The records of the oldest turns are durable."""
+        for _ in range(turns):
+            unsaid = self._unsaid.popleft()
+            self.durable_seq = unsaid.last_seq
+            self._execute(unsaid.effects)
+            self.payloads.settle(unsaid.records)
         while self._durable_waiters and self._durable_waiters[0][0] <= self.durable_seq:
             _, waiter = self._durable_waiters.popleft()
             if not waiter.done():
