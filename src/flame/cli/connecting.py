@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flame.cli.options import Settings
-from flame.client.endpoints import Dialer, Endpoint, parse_endpoint
-from flame.client.values import FlameClientTls
 from flame.config import TlsConfig, load_context
-from flame.link import Link
 
 if TYPE_CHECKING:
+    from flame.client.endpoints import Endpoint
     from flame.client.synchronous import Connection
+    from flame.client.values import FlameClientTls
+    from flame.link import Link
+    from flame.local import Cluster
+    from flame.local.registry import ClusterRecord
 
 
 class LinkCaller:
@@ -36,28 +38,48 @@ class LinkCaller:
 
 async def open_caller(settings: Settings) -> LinkCaller:
     """Connect for calls only. Raises FlameError."""
-    dialer = Dialer(find_endpoint(settings), f"cli-{os.urandom(8).hex()}")
+    where = find_cluster(settings)
+    from flame.client.endpoints import Dialer
+
+    dialer = Dialer(where.endpoint(), f"cli-{os.urandom(8).hex()}")
     # No session is attached to this link: nothing comes unasked, and who waits for a call hears of its end.
     return LinkCaller(await dialer.dial(settings.timeout, _ignore, _ignore))
 
 
 def open_connection(settings: Settings) -> Connection:
     """Connect with the SDK, for tasks. Raises FlameError."""
+    where = find_cluster(settings, announce=False)
+    # While a new cluster starts: both take about as long.
     from flame.client.synchronous import Connection
 
-    endpoint = find_endpoint(settings, announce=False)
+    endpoint = where.endpoint()
     return Connection.connect(endpoint.text, endpoint.tls)
 
 
-def find_endpoint(settings: Settings, *, announce: bool = True) -> Endpoint:
+class Where(NamedTuple):
+    """The cluster that is meant: an address, or a local cluster that may still be starting."""
+
+    address: str | None
+    tls: TlsConfig | None
+    local: Cluster | ClusterRecord | None
+
+    def endpoint(self) -> Endpoint:
+        """Wait for the local cluster if need be. Raises FlameError."""
+        from flame.client.endpoints import parse_endpoint
+
+        address = self.local.endpoint if self.local is not None else self.address or ""
+        return parse_endpoint(address, _client_tls(self.tls))
+
+
+def find_cluster(settings: Settings, *, announce: bool = True) -> Where:
     """The cluster of --endpoint, of the context or the environment, or the local one, started when there is none.
 
     `announce`: say when a cluster was started that will end with this command.
     """
     context = load_context(settings.config, context=settings.context)
-    address, tls = settings.endpoint or context.endpoint, _client_tls(context.tls)
+    address = settings.endpoint or context.endpoint
     if address is not None:
-        return parse_endpoint(address, tls)
+        return Where(address, context.tls, None)
     from flame.local import Cluster, find_or_start
 
     local = find_or_start()
@@ -66,12 +88,14 @@ def find_endpoint(settings: Settings, *, announce: bool = True) -> Endpoint:
             "note: no cluster was running; this one ends with the command (flmadm up --detach starts one that stays)",
             file=sys.stderr,
         )
-    return parse_endpoint(local.endpoint)
+    return Where(None, None, local)
 
 
 def _client_tls(tls: TlsConfig | None) -> FlameClientTls | None:
     if tls is None:
         return None
+    from flame.client.values import FlameClientTls
+
     return FlameClientTls(
         **{
             name: str(file)
