@@ -40,6 +40,7 @@ class ScriptedManager:
         self.reports: dict[int, list[link_pb2.Report]] = {}
         self.results: dict[int, list[link_pb2.Results]] = {}
         self.retracted: dict[int, list[int]] = {}
+        self._answers: dict[int, dict[int, bytes | link_pb2.Failure | None]] = {}
         self._server: LinkServer | None = None
         self._news = asyncio.Event()
         self._task_id = 0
@@ -78,6 +79,7 @@ class ScriptedManager:
                 self.reports.setdefault(channel, []).append(link_pb2.Report.FromString(body))
             elif kind == Kind.RESULTS:
                 self.results.setdefault(channel, []).append(link_pb2.Results.FromString(body))
+                self._answered(channel, self.results[channel][-1])
             elif kind == Kind.RETRACTED:
                 self.retracted.setdefault(channel, []).extend(link_pb2.Retracted.FromString(body).task_ids)
             elif kind == Kind.NODE_STATUS:
@@ -180,13 +182,14 @@ class ScriptedManager:
 
     def answers(self, channel: int) -> dict[int, bytes | link_pb2.Failure | None]:
         """The result of each task so far: its output, or its failure."""
-        found: dict[int, bytes | link_pb2.Failure | None] = {}
-        for results in self.results.get(channel, ()):
-            failures = {failure.index: failure for failure in results.failures}
-            for index, (task_id, output) in enumerate(zip(results.task_ids, results.outputs, strict=True)):
-                assert task_id not in found, "two results of one task"
-                found[task_id] = failures.get(index) or (None if index in results.absent else output)
-        return found
+        return self._answers.setdefault(channel, {})
+
+    def _answered(self, channel: int, results: link_pb2.Results) -> None:
+        found = self.answers(channel)
+        failures = {failure.index: failure for failure in results.failures}
+        for index, (task_id, output) in enumerate(zip(results.task_ids, results.outputs, strict=True)):
+            assert task_id not in found, "two results of one task"
+            found[task_id] = failures.get(index) or (None if index in results.absent else output)
 
     async def answered(self, channel: int, task_ids: Sequence[int]) -> list[Any]:
         """Wait for the results of these tasks."""
