@@ -32,13 +32,9 @@ def run(folder: Path, program: str) -> str:
     """Run it with an embedded cluster of its own; what it printed."""
     environment = {**os.environ, "HOME": str(folder), "XDG_RUNTIME_DIR": str(folder), "XDG_STATE_HOME": str(folder)}
     environment.pop("FLAME_ENDPOINT", None)
+    command = [sys.executable, "-W", "error", program]
     done = subprocess.run(
-        [sys.executable, "-W", "error", program],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
