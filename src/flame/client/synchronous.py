@@ -13,7 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from flame.client.asynchronous import CONNECT_TIMEOUT, AsyncConnection, AsyncSession, check_window
+from flame.client.async_connection import CONNECT_TIMEOUT, AsyncConnection
+from flame.client.async_session import AsyncSession, check_window
 from flame.client.background import LoopThread, Pull, loop_thread
 from flame.client.endpoints import resolve
 from flame.client.feeding import Feeder

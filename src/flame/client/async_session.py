@@ -1,281 +1,39 @@
-"""The SDK for asyncio: `AsyncConnection` and `AsyncSession`. The synchronous SDK is a facade over these."""
+"""`AsyncSession`: tasks of one session for asyncio."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from google.protobuf.message import Message
 
 from flame.client import wire
-from flame.client.endpoints import resolve
 from flame.client.feeding import Feeder
 from flame.client.futures import TaskFuture, settle
 from flame.client.gather import DEFAULT_WINDOW, MISSING, Gather, Missing
 from flame.client.outcomes import outcome_of
 from flame.client.snapshot import SessionSnapshot, TaskArguments, payload_of
 from flame.client.stream import TaskStream
-from flame.client.uplink import CALL_TIMEOUT, RECONNECT_TIMEOUT, Uplink
-from flame.client.values import (
-    Application,
-    ApplicationAttributes,
-    ClusterInfo,
-    Executor,
-    Explanation,
-    FlameClientTls,
-    LogChunk,
-    Node,
-    SessionAttributes,
-    SessionUpdate,
-    Task,
-    short_name,
-)
+from flame.client.values import Explanation, LogChunk, SessionUpdate, Task, short_name
 from flame.model.errors import (
-    AlreadyExistsError,
     FlameError,
-    FlameErrorCode,
     InvalidArgumentError,
     InvalidStateError,
-    NotFoundError,
     TimedOutError,
     UnavailableError,
-    error_of,
 )
-from flame.model.states import SessionState, TaskState
+from flame.model.states import TaskState
 from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
 
+if TYPE_CHECKING:
+    from flame.client.async_connection import AsyncConnection
+
 M = TypeVar("M", bound=Message)
-CONNECT_TIMEOUT = 10.0
-_PAGE = 1000
 _YIELD_EVERY = 512
-
-
-async def connect(
-    addr: str | None = None,
-    tls_config: FlameClientTls | None = None,
-    *,
-    timeout: float = CONNECT_TIMEOUT,
-    call_timeout: float = CALL_TIMEOUT,
-    reconnect_timeout: float | None = RECONNECT_TIMEOUT,
-) -> AsyncConnection:
-    """Connect to a cluster.
-
-    `addr` is `http://host:port`, `https://host:port`, `unix:/path`, or None: the configured cluster, else the local
-    one, which is started when it does not run. All times in seconds: `timeout` for connecting, `call_timeout` for each
-    call, `reconnect_timeout` after which everything that waits fails when the cluster is gone (None = never).
-    Raises UnavailableError, UnauthenticatedError, InvalidConfigError.
-    """
-    loop = asyncio.get_running_loop()
-    # Reading files and starting a local cluster block; the loop goes on meanwhile.
-    endpoint = await loop.run_in_executor(None, resolve, addr, tls_config)
-    uplink = Uplink(endpoint, reconnect_timeout=reconnect_timeout)
-    await uplink.open(timeout)
-    return AsyncConnection(uplink, call_timeout)
-
-
-class AsyncConnection:
-    """A connection to one cluster; made by `connect`. As an async context manager it is closed at the end."""
-
-    def __init__(self, uplink: Uplink, call_timeout: float = CALL_TIMEOUT) -> None:
-        self.uplink = uplink
-        self.call_timeout = call_timeout
-
-    @property
-    def addr(self) -> str:
-        """The address that was connected to."""
-        return self.uplink.endpoint.text
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """End the connection. Unfinished futures fail here; their tasks go on in the cluster."""
-        await self.uplink.close()
-
-    # --- applications ------------------------------------------------------------------------------------------------
-
-    async def register_application(self, name: str, app_attrs: ApplicationAttributes | Mapping[str, Any]) -> None:
-        """Raises AlreadyExistsError, InvalidArgumentError."""
-        spec = wire.application_to(app_attrs)
-        request = fe.RegisterApplicationRequest(name=name, application=spec)
-        try:
-            await self._change("RegisterApplication", request)
-        except UnavailableError as error:
-            if not self.uplink.broken(error):
-                raise
-            await self._register_again(request)
-
-    async def _register_again(self, request: fe.RegisterApplicationRequest) -> None:
-        """The connection broke: whether it is registered now, only the cluster knows."""
-        try:
-            await self._change("RegisterApplication", request)
-        except AlreadyExistsError:
-            found = await self._call("GetApplication", fe.GetApplicationRequest(name=request.name), ty.Application)
-            if found.spec.command != request.application.command or found.spec.url != request.application.url:
-                raise
-
-    async def update_application(self, name: str, app_attrs: ApplicationAttributes | Mapping[str, Any]) -> None:
-        """Replace the attributes; running executors keep the old ones. Raises NotFoundError, InvalidArgumentError."""
-        request = fe.UpdateApplicationRequest(name=name, application=wire.application_to(app_attrs))
-        await self._change("UpdateApplication", request)
-
-    async def unregister_application(self, name: str) -> None:
-        """Raises NotFoundError, and InvalidStateError while it has open sessions."""
-        await self._change("UnregisterApplication", fe.UnregisterApplicationRequest(name=name))
-
-    async def list_applications(self) -> list[Application]:
-        """All registered applications."""
-        answer = await self._call("ListApplication", fe.ListApplicationRequest(), ty.ApplicationList)
-        return [wire.application_from(message) for message in answer.applications]
-
-    async def get_application(self, name: str) -> Application | None:
-        """The application of that name, None when there is none."""
-        try:
-            message = await self._call("GetApplication", fe.GetApplicationRequest(name=name), ty.Application)
-        except NotFoundError:
-            return None
-        return wire.application_from(message)
-
-    # --- the cluster -------------------------------------------------------------------------------------------------
-
-    async def get_cluster(self) -> ClusterInfo:
-        """Name, version, limits and health of the cluster."""
-        return wire.cluster_from(await self._call("GetCluster", fe.GetClusterRequest(), fe.ClusterInfo))
-
-    async def list_nodes(self) -> list[Node]:
-        """All nodes."""
-        answer = await self._call("ListNodes", fe.ListNodesRequest(), ty.NodeList)
-        return [wire.node_from(message) for message in answer.nodes]
-
-    async def get_node(self, name: str) -> Node:
-        """Raises NotFoundError."""
-        return wire.node_from((await self._call("GetNode", fe.GetNodeRequest(name=name), fe.GetNodeResponse)).node)
-
-    async def list_executors(self, session_id: str = "", node: str = "") -> list[Executor]:
-        """All executors, or those of a session or a node."""
-        request = fe.ListExecutorRequest(session_id=session_id, node=node)
-        answer = await self._call("ListExecutor", request, ty.ExecutorList)
-        return [wire.executor_from(message) for message in answer.executors]
-
-    async def get_executor(self, executor_id: str) -> Executor:
-        """Raises NotFoundError."""
-        request = fe.GetExecutorRequest(executor_id=executor_id)
-        return wire.executor_from(await self._call("GetExecutor", request, ty.Executor))
-
-    # --- sessions --------------------------------------------------------------------------------------------------
-
-    async def create_session(self, attrs: SessionAttributes | str, **options: Any) -> AsyncSession:
-        """A new session, described by attributes, or by an application's name and attributes as keywords.
-
-        Raises AlreadyExistsError, NotFoundError (no such application), InvalidArgumentError.
-        """
-        attrs = session_attributes(attrs, options)
-        session_id = attrs.id or short_name(attrs.application)
-        spec = wire.session_to(attrs)
-        try:
-            message = await self._call(
-                "CreateSession", fe.CreateSessionRequest(session_id=session_id, session=spec), ty.Session
-            )
-        except UnavailableError as error:
-            if not self.uplink.broken(error):
-                raise
-            # The connection broke: it may have been created. Opening with a spec does the right thing either way.
-            message = await self._call(
-                "OpenSession", fe.OpenSessionRequest(session_id=session_id, session=spec), ty.Session
-            )
-        return AsyncSession(self, message)
-
-    async def open_session(self, session_id: str, spec: SessionAttributes | None = None) -> AsyncSession:
-        """The open session of that id; with a spec it is created when it does not exist, and compared when it does.
-
-        Raises NotFoundError, InvalidStateError (it is closed), InvalidArgumentError (it differs from the spec).
-        """
-        request = fe.OpenSessionRequest(session_id=session_id)
-        if spec is not None:
-            request.session.CopyFrom(wire.session_to(spec))
-        return AsyncSession(self, await self._call("OpenSession", request, ty.Session))
-
-    async def get_session(self, session_id: str) -> AsyncSession:
-        """The session of that id, open or closed. Raises NotFoundError."""
-        request = fe.GetSessionRequest(session_id=session_id)
-        return AsyncSession(self, await self._call("GetSession", request, ty.Session))
-
-    async def list_sessions(
-        self,
-        states: Sequence[SessionState] = (),
-        application: str = "",
-        labels: Mapping[str, str] | None = None,
-    ) -> list[AsyncSession]:
-        """All sessions that match: in one of the states, of the application, with all of the labels."""
-        found: list[AsyncSession] = []
-        token = ""
-        while True:
-            request = fe.ListSessionRequest(
-                states=[ty.SessionState.Name(state) for state in states],
-                application=application,
-                labels=labels,
-                page_size=_PAGE,
-                page_token=token,
-            )
-            answer = await self._call("ListSession", request, ty.SessionList)
-            found.extend(AsyncSession(self, message) for message in answer.sessions)
-            token = answer.next_page_token
-            if not token:
-                return found
-
-    async def close_session(self, session_id: str, *, force: bool = False) -> AsyncSession:
-        """Close a session: its pending tasks are cancelled. Closing a closed one does nothing.
-
-        While tasks run this is refused with InvalidStateError, unless `force`, which cancels them too.
-        """
-        request = fe.CloseSessionRequest(session_id=session_id, force=force)
-        return AsyncSession(self, await self._call("CloseSession", request, ty.Session))
-
-    async def delete_session(self, session_id: str) -> None:
-        """Remove a closed session with its tasks and results. Raises NotFoundError, InvalidStateError."""
-        await self._call("DeleteSession", fe.DeleteSessionRequest(session_id=session_id), ty.Session)
-
-    # --- what happens ------------------------------------------------------------------------------------------------
-
-    async def logs(
-        self,
-        session_id: str = "",
-        *,
-        executor_id: str = "",
-        stream: str = "",
-        follow: bool = False,
-        tail_bytes: int = 0,
-    ) -> AsyncIterator[LogChunk]:
-        """What the instances of a session, or of one executor, printed; see AsyncSession.logs."""
-        request = fe.GetLogsRequest(
-            session_id=session_id, executor_id=executor_id, stream=stream, follow=follow, tail_bytes=tail_bytes
-        )
-        async for message in self.uplink.stream("GetLogs", request, fe.LogChunk):
-            yield wire.log_from(message)
-
-    async def explain(self, session_id: str, task_id: str = "") -> Explanation:
-        """Why a session gets no (further) executor, or what happened to a task. Raises NotFoundError."""
-        request = fe.ExplainRequest(session_id=session_id, task_id=str(task_id or ""))
-        return wire.explanation_from(await self._call("Explain", request, fe.Explanation))
-
-    # --- inside ------------------------------------------------------------------------------------------------------
-
-    async def _call(self, method: str, request: Message, reply: type[M]) -> M:
-        return await self.uplink.call(method, request, reply, self.call_timeout)
-
-    async def _change(self, method: str, request: Message) -> None:
-        """Calls that answer a Result. Servers that say no more than that it failed leave its code open."""
-        result = await self._call(method, request, ty.Result)
-        if result.return_code != 0:
-            code = result.error_code if result.HasField("error_code") else FlameErrorCode.INTERNAL
-            raise error_of(code, result.message or f"{method} failed with code {result.return_code}", result.remedy)
 
 
 class AsyncSession(SessionSnapshot):
@@ -639,18 +397,6 @@ async def _feed(
         await wait_for_room()
         feeder.feed(_YIELD_EVERY)
         await asyncio.sleep(0)
-
-
-def session_attributes(attrs: SessionAttributes | str, options: Mapping[str, Any]) -> SessionAttributes:
-    """Attributes from the two ways to give them. Raises InvalidArgumentError."""
-    if isinstance(attrs, SessionAttributes):
-        if options:
-            raise InvalidArgumentError("give either SessionAttributes or an application's name with keywords")
-        return attrs
-    try:
-        return SessionAttributes(attrs, **{"id" if key == "session_id" else key: v for key, v in options.items()})
-    except TypeError as error:
-        raise InvalidArgumentError(f"invalid attributes of a session: {error}") from error
 
 
 def check_window(window: int | None) -> int:
