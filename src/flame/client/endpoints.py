@@ -44,7 +44,7 @@ def resolve(addr: str | None, tls: FlameClientTls | None) -> Endpoint:
     https only. Raises InvalidConfigError.
     """
     if addr is None:
-        from flame.client.values import FlameContext
+        from flame.client.context import FlameContext
 
         context = FlameContext()
         addr, tls = context.configured_endpoint, tls or context.tls

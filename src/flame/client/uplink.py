@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
+import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -73,7 +72,7 @@ class Uplink:
     ) -> None:
         """`wake` runs a callable soon in the loop's thread; by default it may be called in that thread only."""
         self.endpoint = endpoint
-        self.client_id = uuid.uuid4().hex
+        self.client_id = os.urandom(16).hex()
         self.reconnect_timeout = reconnect_timeout
         self.link: Link | None = None
         self.max_payload = 0
@@ -144,7 +143,7 @@ class Uplink:
                     self._give_up(UnavailableError(f"the cluster is gone for {elapsed:.0f} s: {error.message}"))
                     return
                 pause = min(max(elapsed / 10, _SHORTEST_PAUSE), _LONGEST_PAUSE)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause * (0.5 + os.urandom(1)[0] / 512))  # so that clients do not come all at once
             except Exception as error:
                 logger.exception("connecting to %s failed", self.endpoint.text)
                 self._give_up(UnavailableError(f"{type(error).__name__}: {error}"))
