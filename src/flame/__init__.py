@@ -203,7 +203,8 @@ _SOURCES = {
         "DEFAULT_FLAME_CACHE_ENDPOINT DEFAULT_FLAME_CONF DEFAULT_FLAME_ENDPOINT DEFAULT_FLAME_RUNNER_TEMPLATE "
         "FLAME_INSTANCE_ENDPOINT Application ApplicationAttributes ApplicationID ApplicationSchema ClusterInfo "
         "CommonData Event Executor Explanation FlameClientTls LogChunk Message Node Reason "
-        "ResourceRequirement SessionAttributes SessionID SessionUpdate Task TaskID TaskInformer TaskInput TaskOutput short_name"
+        "ResourceRequirement SessionAttributes SessionID SessionUpdate Task TaskID TaskInformer TaskInput "
+        "TaskOutput short_name"
     ),
     "flame.model.errors": (
         "AlreadyExistsError ExhaustedError FlameError FlameErrorCode InternalError InvalidArgumentError "
