@@ -109,12 +109,13 @@ class AsyncConnection:
                 raise
 
     async def update_application(self, name: str, app_attrs: ApplicationAttributes | Mapping[str, Any]) -> None:
-        """Replace the attributes; running executors keep the old ones. Raises NotFoundError, InvalidArgumentError."""
+        """Replace the attributes. Raises NotFoundError, InvalidArgumentError, InvalidStateError (open sessions)."""
         request = fe.UpdateApplicationRequest(name=name, application=wire.application_to(app_attrs))
         await self._change("UpdateApplication", request)
 
     async def unregister_application(self, name: str) -> None:
-        """Raises NotFoundError, and InvalidStateError while it has open sessions."""
+        """Forget it and its closed sessions; an unknown one is no error. Raises InvalidStateError while it has open
+        sessions."""
         await self._change("UnregisterApplication", fe.UnregisterApplicationRequest(name=name))
 
     async def list_applications(self) -> list[Application]:

@@ -104,11 +104,12 @@ class Connection:
         self._run(self.asynchronous.register_application(name, app_attrs))
 
     def update_application(self, name: str, app_attrs: ApplicationAttributes | Mapping[str, Any]) -> None:
-        """Replace the attributes; running executors keep the old ones. Raises NotFoundError, InvalidArgumentError."""
+        """Replace the attributes. Raises NotFoundError, InvalidArgumentError, InvalidStateError (open sessions)."""
         self._run(self.asynchronous.update_application(name, app_attrs))
 
     def unregister_application(self, name: str) -> None:
-        """Raises NotFoundError, and InvalidStateError while it has open sessions."""
+        """Forget it and its closed sessions; an unknown one is no error. Raises InvalidStateError while it has open
+        sessions."""
         self._run(self.asynchronous.unregister_application(name))
 
     def list_applications(self) -> list[Application]:

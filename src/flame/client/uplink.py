@@ -42,6 +42,7 @@ REPEATABLE = frozenset(
         "GetApplication",
         "ListApplication",
         "UpdateApplication",
+        "UnregisterApplication",
         "ListExecutor",
         "GetExecutor",
         "ListNodes",

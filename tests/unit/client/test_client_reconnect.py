@@ -161,13 +161,12 @@ async def test_an_application_is_registered_once_whenever_the_break_comes(remote
 
 async def test_a_call_whose_outcome_is_unknown_says_so(remote: Any, manager: Any) -> None:
     async def drop(link: Any) -> None:
-        del manager.before["UnregisterApplication"]
+        del manager.before["DeleteSession"]
         link.abort()
 
-    await remote.connection.register_application("a", {"command": "x"})
-    manager.before["UnregisterApplication"] = drop
-    with pytest.raises(UnavailableError, match="broke during UnregisterApplication"):
-        await remote.connection.unregister_application("a")
+    manager.before["DeleteSession"] = drop
+    with pytest.raises(UnavailableError, match="broke during DeleteSession"):
+        await remote.connection.delete_session(remote.id)
 
 
 async def test_a_task_is_created_once_whenever_the_break_comes(remote: Any, manager: Any) -> None:
