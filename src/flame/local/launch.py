@@ -12,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from flame.local.registry import ClusterRecord, cluster_folder, find, listener, sweep
+from flame.local.registry import ClusterRecord, cluster_folder, find, listener, retire, sweep, take_lock
 from flame.local.settings import DaemonSettings, Ready
-from flame.model.errors import FlameError, InternalError, TimedOutError, error_of
+from flame.model.errors import InternalError, NotFoundError, TimedOutError, error_of
 
-START_TIMEOUT = 30.0
+# A large journal takes its time to be read; whoever loses patience before has Ctrl-C.
+START_TIMEOUT = 300.0
 STOP_TIMEOUT = 30.0
 LOG = "daemon.log"
 _LOG_LINES = 10
@@ -110,7 +111,7 @@ class Daemon:
         line = b""
         while not line.endswith(b"\n"):
             left = self._deadline - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            if left <= 0 or not _readable(descriptor, left):
                 self._process.kill()
                 raise TimedOutError(
                     f"the local cluster did not start within {START_TIMEOUT:g} s", remedy=self.last_words()
@@ -134,30 +135,39 @@ def launch(settings: DaemonSettings) -> Daemon:
 def stop_cluster(record: ClusterRecord) -> bool:
     """End a running cluster that any process of this user started, and wait for it. False when it had to be killed.
 
-    Raises FlameError when it does not run any more.
+    Raises NotFoundError when it does not run any more.
     """
     folder = cluster_folder(record.name)
     pid = listener(folder)
     if pid is None:
-        raise error_of(5, f"the local cluster {record.name!r} is not running")
+        raise NotFoundError(f"the local cluster {record.name!r} is not running")
     process = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
-        if select.select([process], [], [], STOP_TIMEOUT)[0]:
+        if _readable(process, STOP_TIMEOUT):
             return True
         signal.pidfd_send_signal(process, signal.SIGKILL)
-        select.select([process], [], [])
-        return False
+        _readable(process, None)
     finally:
         os.close(process)
+    lock = take_lock(folder)
+    if lock is not None:
+        retire(folder, record)
+        os.close(lock)
+    return False
+
+
+def _readable(descriptor: int, timeout: float | None) -> bool:
+    """Wait until there is something to read (of a process: until it ended); False after `timeout` seconds."""
+    # Not select(): it knows no descriptors beyond 1023, and this may be a program with many.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 def running_cluster(name: str) -> ClusterRecord:
     """The running cluster of this name. Raises NotFoundError."""
     record = find(name)
     if record is None:
-        raise error_of(5, f"no local cluster {name!r} is running", "start it with flmadm up --detach")
+        raise NotFoundError(f"no local cluster {name!r} is running", remedy="start it with flmadm up --detach")
     return record
-
-
-__all__ = ["Daemon", "FlameError", "launch", "running_cluster", "stop_cluster"]
