@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from flame.engine.views import TaskView
@@ -12,7 +13,7 @@ from flame.model.states import TaskState
 from flame.proto import link_pb2, types_pb2
 
 # Tasks are read in blocks: so many of them, or as many as lie in so many bodies, since each body may be large.
-BLOCK_TASKS = 512
+BLOCK_TASKS = 128
 BLOCK_BODIES = 16
 
 
@@ -40,6 +41,7 @@ class TaskReader:
                 for message in await self._messages(block, payloads):
                     yield message
                 block, bodies = [], set()
+                await asyncio.sleep(0)  # a long list must not hold up everybody else
         for message in await self._messages(block, payloads):
             yield message
 
