@@ -75,6 +75,7 @@ test: $(DEVELOPED) $(FOREIGN) lint
 
 bench: $(DEVELOPED)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.limits
 
 clean:
 	rm -rf $(VENV) .venv-foreign .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import flame
-from blackbox.trouble import ask, connect, echoes, numbers, register
+from blackbox.trouble import ask, connect, echoes, numbers, register, until
 from cluster import Cluster
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
 from flame.proto import link_pb2
@@ -161,9 +161,8 @@ def test_a_million_pending_tasks(cluster: Cluster, connection: flame.Connection)
     connection.register_application("never", flame.ApplicationAttributes(command="sleep", arguments=["3600"]))
     session = connection.create_session("never", max_instances=1)
     count = 1_000_000
-    futures = iter(session.map((b"x" * 100 for _ in range(count)), window=count))
-    session.submit(b"last").task_id  # noqa: B018
-    del futures
-    session.refresh()
+    futures = [session.submit(b"x" * 100) for _ in range(count)]
+    until(lambda: (session.refresh(), session.pending == count)[1], "a million pending tasks")
+    assert len(futures) == count
     assert memory() - before < 300_000_000
     session.close(force=True)
