@@ -6,6 +6,7 @@ Everything runs against the embedded cluster in its default configuration (durab
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import flame
 from benchmarks.contenders.stage import PAYLOAD, tree
+from flame import aio
 from flame.local import Cluster
 
 SERVICE = Path(__file__).resolve().parent / "echo_service.py"
@@ -63,7 +65,34 @@ def callers(count: int, seconds: float) -> dict[str, float]:
         for thread in threads:
             thread.join()
         session.close()
-    return {f"{count} callers, tasks/s": sum(done) / seconds}
+    return {f"{count} threads, tasks/s": sum(done) / seconds}
+
+
+def coroutines(count: int, seconds: float) -> dict[str, float]:
+    """The same with `count` coroutines of one event loop."""
+    done = 0
+
+    async def play(endpoint: str) -> None:
+        async with await aio.connect(endpoint) as connection:
+            session = await connection.create_session("echo", max_instances=2)
+            async for _ in session.map(PAYLOAD for _ in range(200)):
+                pass
+            until = time.perf_counter() + seconds
+
+            async def loop() -> None:
+                nonlocal done
+                while time.perf_counter() < until:
+                    await session.invoke(PAYLOAD)
+                    done += 1
+
+            await asyncio.gather(*(loop() for _ in range(count)))
+            await session.close()
+
+    with Cluster(executors=2) as cluster:
+        with flame.connect(cluster.endpoint) as connection:
+            open_session(connection).close()
+        asyncio.run(play(cluster.endpoint))
+    return {f"{count} coroutines, tasks/s": done / seconds}
 
 
 def million(count: int) -> dict[str, float]:
@@ -161,7 +190,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["callers", "million", "restart"])
     options = parser.parse_args()
     parts: dict[str, Callable[[], dict[str, float]]] = {
-        "callers": lambda: callers(64, 3.0),
+        "callers": lambda: callers(64, 3.0) | coroutines(64, 3.0),
         "restart": lambda: restart(30_000),
         "million": lambda: million(options.million),
     }
