@@ -27,7 +27,8 @@ _log = logging.getLogger("flame.manager")
 
 E = TypeVar("E", bound=Effect)
 Answer = Callable[[Any], None]
-PATIENCE_S = 0.001
+# Timers of the loop are about a millisecond coarse: shorter, and some would end before the answer could come.
+PATIENCE_S = 0.002
 
 
 class _Unsaid(NamedTuple):
@@ -258,7 +259,7 @@ class Turns:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.timer.cancel()
-            self.journal.submit(waiting.records, self._said)
+            self.journal.submit(waiting.records, self._said, at_once=True)
 
     def _carry_out(self, turn: Turn, *, lonely: bool = False) -> None:
         records = turn.records
