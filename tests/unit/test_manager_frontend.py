@@ -329,7 +329,7 @@ async def test_a_watcher_that_hangs_up_leaves_nothing(world: World) -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     await stream.aclose()
     await client.round_trip()
-    await client.round_trip()
+    await create_task(client)
     assert engine_session.watched == {}
 
 

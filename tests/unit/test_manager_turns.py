@@ -83,7 +83,7 @@ class Bench:
     ) -> None:
         self.engine.turns.append(Turn(list(records), list(now), list(after), **more))
         self.turns.post(Tick())
-        await self.turns.turned()
+        self.turns.run_now()
 
 
 def a_record(seq: int, kind: RecordKind = RecordKind.FINISHED) -> Record:
@@ -98,8 +98,17 @@ async def bench() -> Bench:
 async def test_events_of_one_iteration_are_one_turn(bench: Bench) -> None:
     for _ in range(3):
         bench.turns.post(Tick())
-    await bench.turns.turned()
+    bench.turns.run_now()
     assert [len(events) for events in bench.engine.seen] == [3]
+
+
+async def test_what_can_wait_makes_no_turn_of_its_own(bench: Bench) -> None:
+    bench.turns.post_later(Tick())
+    await asyncio.sleep(0)
+    assert bench.engine.seen == []
+    bench.turns.post(Tick())
+    await asyncio.sleep(0)
+    assert [len(events) for events in bench.engine.seen] == [2]
 
 
 async def test_now_is_at_once_and_after_waits_for_the_records(bench: Bench) -> None:
@@ -153,7 +162,7 @@ async def test_who_waits_for_the_acceptance_does_not_wait_for_the_result(bench: 
     bench.engine.turns.append(turn)
     submitting = asyncio.create_task(bench.turns.submit(Submitted(0, "s", "", 0, 1, b"")))
     await asyncio.sleep(0)
-    await bench.turns.turned()
+    bench.turns.run_now()
     assert bench.journal.finish() == [1]
     assert await submitting == 77
 
@@ -196,7 +205,7 @@ async def test_during_trouble_refusals_are_told_and_promises_wait(bench: Bench) 
         await waiting
     with pytest.raises(ReadOnlyError, match="the disk is full"):
         await bench.turns.durable(1)
-    await bench.turns.turned()
+    bench.turns.run_now()
     assert isinstance(bench.engine.seen[-1][0], JournalFailed)
     bench.engine.turns.append(Turn([], [], [Said("later"), Reply(1, None, ReadOnlyError("no"))]))
     with pytest.raises(ReadOnlyError, match="no"):

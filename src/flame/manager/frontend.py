@@ -219,7 +219,6 @@ class Frontend:
         session_id = request.session_id
         views.session(self._engine, session_id)
         with self._watches.watch(session_id) as watcher:
-            await self._turns.turned()  # from here on no change can be missed
             view = views.session(self._engine, session_id)
             while True:
                 changes = [self._change(session_id, task_id) for task_id in watcher.changed]
@@ -293,7 +292,6 @@ class Frontend:
         session_id, task_id = request.session_id, _task_id(request.task_id)
         told = TaskState.PENDING
         with self._watches.watch(session_id, task_id) as watcher:
-            await self._turns.turned()  # from here on no change can be missed
             while True:
                 try:
                     view = views.task(self._engine, session_id, task_id)

@@ -107,19 +107,23 @@ class Payloads:
         self._journal.load(missing, loaded)
 
     async def fetch(self, seqs: Iterable[int]) -> Bodies:
-        """As `load`; raises JournalError."""
-        waiter: asyncio.Future[Bodies] = asyncio.get_running_loop().create_future()
+        """As `load`; raises JournalError. Does not wait when everything is in memory."""
+        outcome: list[tuple[Bodies, JournalError | None]] = []
+        waiter: asyncio.Future[None] | None = None
 
         def done(bodies: Bodies, error: JournalError | None) -> None:
-            if waiter.done():
-                return
-            if error is not None:
-                waiter.set_exception(error)
-            else:
-                waiter.set_result(bodies)
+            outcome.append((bodies, error))
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
         self.load(seqs, done)
-        return await waiter
+        if not outcome:
+            waiter = asyncio.get_running_loop().create_future()
+            await waiter
+        bodies, error = outcome[0]
+        if error is not None:
+            raise error
+        return bodies
 
     def parsed_submit(self, seq: int, body: bytes | None = None) -> link_pb2.Submit | None:
         """The submission as a message, when it is in memory or given."""

@@ -85,7 +85,6 @@ class Turns:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0
         self._durable_waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._turn_waiters: list[asyncio.Future[None]] = []
         self._closed = False
         self.trouble: JournalError | None = None
         self.durable_seq = engine.seq
@@ -114,6 +113,10 @@ class Turns:
         if not self._due:
             self._due = True
             self._loop.call_soon(self._run)
+
+    def post_later(self, event: Event) -> None:
+        """Tell the engine in the next turn that is made anyway: for what changes nothing that anybody waits for."""
+        self._events.append(event)
 
     def ticket(self, answer: Answer) -> int:
         """A ticket for an event; `answer` gets the Reply or Accepted that carries it."""
@@ -153,13 +156,6 @@ class Turns:
         self.post(event)
         return await waiter
 
-    async def turned(self) -> None:
-        """Wait until the engine has seen every event posted so far."""
-        if self._events:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._turn_waiters.append(waiter)
-            await waiter
-
     async def durable(self, seq: int) -> None:
         """Wait until the record `seq` is durable. Raises ReadOnlyError while the journal can't be written."""
         if seq <= self.durable_seq:
@@ -185,7 +181,7 @@ class Turns:
         self._carry_out(turn)
 
     def run_now(self) -> None:
-        """Do the waiting turn now instead of at the end of the iteration."""
+        """Do the waiting turn now instead of at the end of the iteration: the engine has then seen all events."""
         if self._events:
             self._run()
 
@@ -230,11 +226,6 @@ class Turns:
             return
         self._carry_out(turn, lonely=len(events) == 1)
         self._in_a_hurry = False
-        if self._turn_waiters:
-            waiters, self._turn_waiters = self._turn_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
 
     def _can_wait(self, turn: Turn) -> bool:
         """Whether this is one submission, on its way to an executor already, whose sender goes on meanwhile.

@@ -56,15 +56,16 @@ class Watches:
 
     @contextmanager
     def watch(self, session_id: str, task_id: int = 0) -> Generator[Watcher]:
-        """A watcher that is told of changes from now on until the block is left."""
+        """A watcher that is told of changes until the block is left. From the block's start on it misses none."""
         watcher = Watcher()
         tasks = self._watchers.setdefault(session_id, {})
         tasks.setdefault(task_id, []).append(watcher)
         self._turns.post(Watch(session_id, task_id))
+        self._turns.run_now()
         try:
             yield watcher
         finally:
-            self._turns.post(Unwatch(session_id, task_id))
+            self._turns.post_later(Unwatch(session_id, task_id))
             tasks[task_id].remove(watcher)
             if not tasks[task_id]:
                 del tasks[task_id]
