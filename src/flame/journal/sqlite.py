@@ -6,6 +6,8 @@ One connection, locked exclusively, used by one thread. What matters for speed h
   lock, and getting it back from a busy event loop costs more than the insert;
 - the write-ahead log is written full of zeros ahead of use: a sync that changes the length of a file costs about
   twice as much as one that does not;
+- there is no index: it would be a quarter of each small commit, and only purging looks for a session's records. They
+  lie between its first record, which is remembered, and its last;
 - checkpoints happen here and not inside a commit: when the log has grown and nothing waits, or when it is very long.
 """
 
@@ -26,7 +28,6 @@ _SCHEMA = (
     """CREATE TABLE records (
         seq INTEGER PRIMARY KEY, session TEXT NOT NULL, kind INTEGER NOT NULL,
         meta BLOB NOT NULL, meta_sum INTEGER NOT NULL, body_sum INTEGER NOT NULL, body BLOB NOT NULL)""",
-    "CREATE INDEX records_of_session ON records (session)",
     # Sessions whose records up to `upto` count as gone although their rows may still be there.
     "CREATE TABLE purged (session TEXT PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID",
 )
@@ -39,7 +40,7 @@ _PREALLOCATED = 16 * 1024 * 1024
 _CHECKPOINT_IDLE = 8 * 1024 * 1024
 _CHECKPOINT_FORCED = 64 * 1024 * 1024
 _ZEROS = bytes(1024 * 1024)
-_PURGE_ROWS = 256
+_PURGE_ROWS = 512  # looked at in one go
 _PURGE_BYTES = 8 * 1024 * 1024
 _LOAD_ROWS = 128
 
@@ -55,7 +56,9 @@ class SqliteJournal:
         self._connection: sqlite3.Connection | None = None
         self._log_size = 0  # bytes of the write-ahead log in use, estimated from what was written
         self._preallocate = True
-        self._purging: dict[str, int] = {}
+        self._spans: dict[str, list[int]] = {}  # session -> seqs of its first and its last record
+        self._purging: dict[str, int] = {}  # session -> the last seq to remove
+        self._purged: dict[str, int] = {}  # of those: how far removing came
 
     def open(self) -> None:
         """Lock the file and check its header and version. Raises JournalError with what to do."""
@@ -87,6 +90,7 @@ class SqliteJournal:
                 if seq <= last or _sum_of(seq, session, kind, meta) != meta_sum:
                     raise self._damaged(seq)
                 last = seq
+                self._extend_span(session, seq)
                 if seq > self._purging.get(session, 0):
                     yield Record(seq, kind, session, meta)
         except sqlite3.Error as error:
@@ -108,7 +112,9 @@ class SqliteJournal:
             if connection.in_transaction:
                 connection.rollback()
             raise self._explain("write", error) from error
-        self._log_size += sum(len(r.body) + len(r.meta) for r in records) + 12_288
+        for record in records:
+            self._extend_span(record.session, record.seq)
+        self._log_size += sum(len(r.body) + len(r.meta) for r in records) + 8_192
         if self._log_size > _CHECKPOINT_FORCED:
             self._checkpoint()
 
@@ -201,6 +207,13 @@ class SqliteJournal:
                 start += size
         connection.execute("COMMIT")
 
+    def _extend_span(self, session: str, seq: int) -> None:
+        span = self._spans.get(session)
+        if span is None:
+            self._spans[session] = [seq, seq]
+        else:
+            span[1] = seq
+
     def _lengthen_log(self) -> bool:
         """Write zeros behind the log. They end where valid frames end, so a recovery stops there as at end of file."""
         try:
@@ -225,23 +238,29 @@ class SqliteJournal:
         self._log_size = 0
 
     def _remove_some(self, session: str) -> None:
+        """Remove records of a purged session: at most so many rows, or so many bytes of bodies."""
         connection = self._opened()
         upto = self._purging[session]
-        query = "SELECT seq, length(body) FROM records WHERE session=? AND seq<=? ORDER BY seq LIMIT ?"
-        rows: list[tuple[int, int]] = connection.execute(query, (session, upto, _PURGE_ROWS)).fetchall()
-        if not rows:
-            connection.execute("DELETE FROM purged WHERE session=? AND upto=?", (session, upto))
-            del self._purging[session]
-            return
+        span = self._spans.get(session, [1, upto])
+        done = self._purged.get(session, span[0] - 1)
+        end = min(done + _PURGE_ROWS, upto)
+        query = "SELECT seq, length(body) FROM records WHERE seq>? AND seq<=? AND session=? ORDER BY seq"
         size = 0
-        last = 0
-        for seq, length in rows:
-            if last and size + length > _PURGE_BYTES:
+        for seq, length in connection.execute(query, (done, end, session)).fetchall():
+            if size and size + length > _PURGE_BYTES:
+                end = seq - 1
                 break
-            last = seq
             size += length
-        connection.execute("DELETE FROM records WHERE session=? AND seq<=?", (session, last))
+        connection.execute("DELETE FROM records WHERE seq>? AND seq<=? AND session=?", (done, end, session))
         self._log_size += size // 16 + 65_536
+        self._purged[session] = end
+        if end >= upto:
+            connection.execute("DELETE FROM purged WHERE session=? AND upto=?", (session, upto))
+            del self._purging[session], self._purged[session]
+            if span[1] <= upto:
+                self._spans.pop(session, None)
+            else:
+                span[0] = upto + 1  # there is another session of that name
 
     # --- errors ------------------------------------------------------------------------------------------------------
 

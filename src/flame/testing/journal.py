@@ -94,6 +94,21 @@ class JournalConformance:
         drain(journal)
         journal.append([record(4, "a", b"new")])
         assert [(r.seq, r.meta) for r in journal.replay()] == [(3, b"new"), (4, b"new")]
+        journal.append([record(5, "b")])
+        journal.purge("a", 4)
+        drain(journal)
+        assert journal.load([1, 2, 3, 4, 5]) == {5: b"body"}
+        journal.close()
+
+    def test_purge_gives_the_room_back_of_many_sessions_among_each_other(self, tmp_path: Path) -> None:
+        journal = self.opened(tmp_path)
+        for start in range(1, 3001, 3):
+            journal.append([record(start, "a"), record(start + 1, "b"), record(start + 2, "c")])
+        journal.purge("b", 3000)
+        journal.purge("c", 3000)
+        drain(journal)
+        left = journal.load(range(1, 3001))
+        assert sorted(left) == list(range(1, 3001, 3))
         journal.close()
 
     def test_an_unfinished_purge_goes_on_after_a_restart(self, tmp_path: Path) -> None:
