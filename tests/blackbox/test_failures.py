@@ -141,6 +141,32 @@ def test_a_frozen_daemon_is_a_pause(cluster: Cluster, victim: str) -> None:
         session.close()
 
 
+@pytest.mark.timeout(180)
+def test_the_work_of_a_node_frozen_beyond_its_deadline_moves_and_the_node_comes_back(tmp_path: Path) -> None:
+    settings = {"recovery": {"node": {"drain": 1}}}
+    with (
+        Cluster(tmp_path, nodes=2, capacity="cpu=1,mem=4g", settings=settings) as cluster,
+        connect(cluster) as connection,
+    ):
+        register(connection)
+        session = connection.create_session("trouble", min_instances=2)
+        until(lambda: len(instances(connection, session.id)) == 2, "an instance on each node")
+        frozen = cluster.nodes["node-1"]
+        futures = [session.submit(ask("sleep", seconds=0.5, n=n)) for n in range(4)]
+        until(lambda: (session.refresh(), session.running == 2)[1], "both nodes to work")
+        said = len(cluster.manager.lines)
+        os.kill(frozen.pid, signal.SIGSTOP)
+        # The frozen node's own task is waited for until three heartbeats were silent, then it runs elsewhere.
+        assert numbers(future.result(60) for future in futures) == list(range(4))
+        os.kill(frozen.pid, signal.SIGCONT)
+        cluster.manager.wait_for("node_joined node=node-1 ", after=said)
+        assert numbers(session.map(echoes(200))) == list(range(200))
+        session.refresh()
+        assert (session.succeed, session.failed) == (204, 0)
+        until(lambda: len(instances(connection, session.id)) == 2, "an instance on each node again")
+        session.close()
+
+
 def test_a_frozen_instance_costs_its_task_a_timeout_and_nobody_else(cluster: Cluster) -> None:
     with connect(cluster) as connection:
         register(connection)

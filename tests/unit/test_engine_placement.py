@@ -214,6 +214,25 @@ def test_unknown_executors_of_a_node_are_stopped_and_keep_their_place_until_then
     assert len(bench.started()) == 1
 
 
+def test_an_executor_found_again_keeps_its_gpus_and_its_process() -> None:
+    bench = Bench()
+    bench.session(resreq=Resources(1, GIB, 1))
+    bench.submit(tasks=2)
+    held = ev.Held("x9", 99, "s", Resources(1, GIB, 1), ExecutorState.BOUND, 1, [1], pid=77, gpus=[0])
+    turn = bench.node(cpu=4, gpu=2, held=[held])
+    assert [start.gpus for start in turn.now if isinstance(start, fx.StartExecutor)] == [(1,)]
+    assert views.executors(bench.engine)[0].pid == 77
+
+
+def test_an_executor_whose_place_was_given_away_is_not_taken_up_again() -> None:
+    bench = Bench()
+    bench.session()
+    bench.submit(tasks=2)
+    held = [ev.Held(f"x{n}", 90 + n, "s", Resources(1, GIB, 0), ExecutorState.BOUND, 1, []) for n in range(2)]
+    turn = bench.node(cpu=1, held=held)
+    assert [effect.channel for effect in turn.now if isinstance(effect, fx.StopExecutor)] == [91]
+
+
 @pytest.mark.parametrize(
     ("resreq", "nodes", "words"),
     [

@@ -137,6 +137,8 @@ class Held(msgspec.Struct, gc=False):
     concurrency: int
     task_ids: Sequence[int]
     attempts: Sequence[int] = ()  # empty = all 1
+    pid: int = 0
+    gpus: Sequence[int] = ()
 
 
 class NodeJoined(Event):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flame.engine import lives, tasks
 from flame.engine.effects import RetractTasks, StartExecutor, StopExecutor
+from flame.engine.events import Held
 from flame.engine.executors import Executor, Node
 from flame.engine.lifecycles import REPORTS
 from flame.engine.records import Finish
@@ -16,7 +17,7 @@ from flame.scheduler.plan import Demand, Plan, Room, plan
 
 if TYPE_CHECKING:
     from flame.engine.engine import Engine
-    from flame.engine.events import ExecutorReported, Held, NodeHeartbeat, NodeJoined, NodeLeft
+    from flame.engine.events import ExecutorReported, NodeHeartbeat, NodeJoined, NodeLeft
     from flame.engine.turn import Draft
 
 BACKOFF_MS = 100  # after the first bind failure, doubled with each further one
@@ -72,14 +73,16 @@ def _reconcile(engine: Engine, draft: Draft, executor: Executor, item: Held) -> 
 
 
 def _adopt(engine: Engine, draft: Draft, node: Node, item: Held) -> bool:
-    """After a restart of the session manager: an executor that went on meanwhile. False = it is not wanted."""
+    """An executor that went on while we knew nothing of it: after a restart of the session manager, or when its node
+    was thought lost. False = it is not wanted."""
     session = engine.sessions.get(item.session_id)
     if session is None or session.state is not SessionState.OPEN or item.channel in engine.executors:
         return False
     if item.state not in (ExecutorState.BINDING, ExecutorState.BOUND):
         return False
-    executor = _add(engine, draft, node, session, item.executor_id, item.channel)
-    executor.resreq = item.resreq
+    if not item.resreq.fits(node.capacity - node.allocated) or not set(item.gpus) <= set(node.free_gpus):
+        return False  # its place was given to another meanwhile
+    executor = _add(engine, draft, node, session, item)
     executor.step("started", draft.now_ms)
     attempts = item.attempts or [1] * len(item.task_ids)
     for task_id, attempt in dict(zip(item.task_ids, attempts, strict=True)).items():
@@ -150,8 +153,13 @@ def on_grace_over(engine: Engine, draft: Draft, name: str) -> None:
 # --- executors -------------------------------------------------------------------------------------------------------
 
 
-def _add(engine: Engine, draft: Draft, node: Node, session: Session, executor_id: str, channel: int) -> Executor:
-    executor = Executor(executor_id, channel, node, session, draft.now_ms)
+def _add(engine: Engine, draft: Draft, node: Node, session: Session, item: Held) -> Executor:
+    channel = item.channel
+    executor = Executor(item.executor_id, channel, node, session, draft.now_ms)
+    executor.resreq = item.resreq
+    executor.pid = item.pid
+    executor.gpus = tuple(item.gpus)
+    node.free_gpus = [gpu for gpu in node.free_gpus if gpu not in executor.gpus]
     engine.executors[channel] = executor
     session.executors[channel] = executor
     node.executors[channel] = executor
@@ -164,9 +172,9 @@ def _start(engine: Engine, draft: Draft, session: Session, node: Node) -> None:
         engine.next_channel = (engine.next_channel + 1) % (1 << 32)
     channel = engine.next_channel
     engine.next_channel = (channel + 1) % (1 << 32)
-    executor = _add(engine, draft, node, session, engine.make_id(), channel)
-    executor.gpus = tuple(node.free_gpus[: executor.resreq.gpu])
-    del node.free_gpus[: executor.resreq.gpu]
+    gpus = node.free_gpus[: session.resreq.gpu]
+    item = Held(engine.make_id(), channel, session.id, session.resreq, ExecutorState.VOID, 1, (), gpus=gpus)
+    executor = _add(engine, draft, node, session, item)
     lives.tell(draft, session, f"executor {executor.id} starts on node {node.name}")
     draft.now.append(StartExecutor(node.name, channel, executor.id, session.id, executor.gpus))
 

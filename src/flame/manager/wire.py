@@ -378,6 +378,8 @@ def _held(item: link_pb2.HeldExecutor) -> Held:
         item.concurrency,
         list(item.task_ids),
         list(item.attempts),
+        item.pid,
+        tuple(item.gpus),
     )
 
 

@@ -144,6 +144,8 @@ class Executor:
             concurrency=self.concurrency,
             task_ids=tasks,
             attempts=tasks.values() if any(attempt != 1 for attempt in tasks.values()) else (),
+            pid=self._instance.pid if self._instance is not None else 0,
+            gpus=self._start.gpus,
         )
 
     # --- the instance says (shims.shim.Owner) ----------------------------------------------------------------------

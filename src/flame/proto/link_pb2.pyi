@@ -123,7 +123,7 @@ class NodeHello(_message.Message):
     def __init__(self, node: _Optional[_Union[_types_pb2.Node, _Mapping]] = ..., boot_id: _Optional[str] = ..., executors: _Optional[_Iterable[_Union[HeldExecutor, _Mapping]]] = ...) -> None: ...
 
 class HeldExecutor(_message.Message):
-    __slots__ = ("executor_id", "channel", "session_id", "resreq", "state", "concurrency", "task_ids", "attempts")
+    __slots__ = ("executor_id", "channel", "session_id", "resreq", "state", "concurrency", "task_ids", "attempts", "pid", "gpus")
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,8 @@ class HeldExecutor(_message.Message):
     CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
     TASK_IDS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
     executor_id: str
     channel: int
     session_id: str
@@ -140,7 +142,9 @@ class HeldExecutor(_message.Message):
     concurrency: int
     task_ids: _containers.RepeatedScalarFieldContainer[int]
     attempts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, executor_id: _Optional[str] = ..., channel: _Optional[int] = ..., session_id: _Optional[str] = ..., resreq: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., state: _Optional[_Union[_types_pb2.ExecutorState, str]] = ..., concurrency: _Optional[int] = ..., task_ids: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ...) -> None: ...
+    pid: int
+    gpus: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, executor_id: _Optional[str] = ..., channel: _Optional[int] = ..., session_id: _Optional[str] = ..., resreq: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., state: _Optional[_Union[_types_pb2.ExecutorState, str]] = ..., concurrency: _Optional[int] = ..., task_ids: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., pid: _Optional[int] = ..., gpus: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class InstanceHello(_message.Message):
     __slots__ = ("concurrency", "pid")
