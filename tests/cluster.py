@@ -139,9 +139,9 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start_manager(self) -> Daemon:
-        """Start the session manager (again); returns when it listens."""
-        self.manager = self._daemon("flame-session-manager", [])
+    def start_manager(self, script: Path | None = None) -> Daemon:
+        """Start the session manager (again), or a script that runs it; returns when it listens."""
+        self.manager = self._daemon("flame-session-manager", [], script)
         self.manager.wait_for("is ready")
         return self.manager
 
@@ -165,9 +165,10 @@ class Cluster:
         path = os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", os.defpath)))
         return {**kept, "PATH": path, "HOME": str(self.home), "FLAME_ENDPOINT": self.endpoint, **more}
 
-    def _daemon(self, program: str, arguments: list[str]) -> Daemon:
+    def _daemon(self, program: str, arguments: list[str], script: Path | None = None) -> Daemon:
         module = {"flame-session-manager": "flame.manager.daemon", "flame-executor-manager": "flame.node.daemon"}
-        command = [sys.executable, "-m", module[program], "--config", str(self.config), *arguments]
+        what = ["-m", module[program]] if script is None else [str(script)]
+        command = [sys.executable, *what, "--config", str(self.config), *arguments]
         return Daemon(program, command, self.environ(), self.folder)
 
     def foreign(self, script: str, *arguments: str) -> str:

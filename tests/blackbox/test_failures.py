@@ -203,6 +203,27 @@ def test_a_full_disk_stops_acceptance_and_loses_nothing(cluster: Cluster) -> Non
         session.close()
 
 
+def test_a_disk_that_fails_to_sync_stops_acceptance_and_loses_nothing(cluster: Cluster) -> None:
+    cluster.manager.stop()
+    cluster.start_manager(Path(__file__).parent / "services" / "failing_sync.py")
+    with connect(cluster) as connection:
+        register(connection)
+        session = connection.create_session("trouble")
+        assert numbers(session.map(echoes(100))) == list(range(100))
+        os.kill(cluster.manager.pid, signal.SIGUSR1)
+        waiting = [session.submit(ask(n=n)) for n in range(100)]
+        until(lambda: connection.get_cluster().read_only, "the manager to say that it can't write")
+        with pytest.raises(ReadOnlyError):
+            connection.create_session("trouble")
+        assert not any(future.done() for future in waiting)
+        cluster.manager.kill()
+        cluster.start_manager()
+        assert numbers(future.result(60) for future in waiting) == list(range(100))
+        session.refresh()
+        assert (session.succeed, session.failed) == (200, 0)
+        session.close()
+
+
 def test_nothing_runs_after_the_daemons_ended(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster, connect(cluster) as connection:
         register(connection)
