@@ -107,12 +107,14 @@ def main() -> int:
     options = parser.parse_args()
     picked = contenders(options.only)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in picked}
+    into = HERE / "results"
+    text = ""
     for number in range(options.rounds):
         for name, (command, extra) in picked.items():
             print(f"round {number + 1}/{options.rounds}: {name}", file=sys.stderr, flush=True)
             results[name].append(run_once(command, extra, ["--tasks", str(options.tasks)]))
-    into = HERE / "results"
-    print(report.save(results, "flame", machine(), into, "tasks"))
+        text = report.save(results, "flame", machine(), into, "tasks")  # after each round: a run may be ended early
+    print(text)
     if (PEERS / "bin" / "python").exists():
         plot = [str(PEERS / "bin" / "python"), "-c", report.PLOT, str(into / "tasks.json"), str(into / "tasks.png")]
         subprocess.run(plot, check=True)
