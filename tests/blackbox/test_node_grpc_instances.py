@@ -35,7 +35,7 @@ async def node() -> AsyncIterator[Node]:
 @pytest.fixture(params=["flamepy", "flame", "flame, async def"])
 def dialect(request: pytest.FixtureRequest) -> str:
     if request.param == "flamepy" and not FOREIGN.exists():
-        pytest.skip("the foreign SDK is not installed (.venv-foreign)")
+        pytest.fail("the foreign SDK is not installed in .venv-foreign: run make foreign")
     return request.param
 
 
