@@ -9,23 +9,16 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import CancelledError
 from typing import Any, Generic, TypeVar
 
+from flame.link.loops import event_loop_factory
+
 T = TypeVar("T")
-
-
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed (the extra `speed`): a fifth less time for a lonely task."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 class LoopThread:
     """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
-        self.loop = _new_event_loop()
+        self.loop = event_loop_factory()()
         self.process = os.getpid()
         self._started = threading.Event()
         self.thread = threading.Thread(target=self._run, name="flame-client", daemon=True)

@@ -153,13 +153,6 @@ class InterruptTasks(Effect):
     reason: str
 
 
-class DropNode(Effect):
-    """End the node's link (a second one of the same name came, or its grace time is over)."""
-
-    node: str
-    reason: str
-
-
 # --- housekeeping ------------------------------------------------------------------------------------------------
 
 

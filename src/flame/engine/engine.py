@@ -91,6 +91,11 @@ class Engine:
         """The session's executors may get tasks at the end of this turn."""
         self._touched[session.id] = session
 
+    def capacity_changed(self) -> None:
+        """A node, or room on one, came or went: who was blocked may not be any more."""
+        self.capacity_version += 1
+        self.dirty = True
+
     def after_progress(self, draft: Draft, executor: Executor) -> None:
         """An executor has fewer tasks than before."""
         session = executor.session

@@ -161,16 +161,19 @@ def on_delete(engine: Engine, draft: Draft, event: DeleteSession) -> None:
 
 def keep_until_retention(engine: Engine, session: Session) -> None:
     """Set the alarm at which a closed session is forgotten."""
+    engine.alarm(_retention_end(engine, session), "retention", session.id)
+
+
+def _retention_end(engine: Engine, session: Session) -> int:
     seconds = session.spec.retention_s if session.spec.retention_s is not None else engine.settings.retention_s
-    engine.alarm((session.completed or 0) + seconds * 1000, "retention", session.id)
+    return (session.completed or 0) + seconds * 1000
 
 
 def on_retention_over(engine: Engine, draft: Draft, session_id: str) -> None:
     session = engine.sessions.get(session_id)
     if session is None or session.state is not SessionState.CLOSED:
         return
-    seconds = session.spec.retention_s if session.spec.retention_s is not None else engine.settings.retention_s
-    if (session.completed or 0) + seconds * 1000 <= draft.now_ms:  # else: an alarm of an earlier session of this id
+    if _retention_end(engine, session) <= draft.now_ms:  # else: an alarm of an earlier session of this id
         engine.purge(draft, session)
 
 

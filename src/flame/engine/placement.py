@@ -10,7 +10,7 @@ from flame.engine.events import Held
 from flame.engine.executors import Executor, Node
 from flame.engine.lifecycles import REPORTS
 from flame.engine.records import Finish
-from flame.engine.sessions import PENDING, RUNNING, Blocked, Session
+from flame.engine.sessions import PENDING, Blocked, Session
 from flame.model.resources import Resources
 from flame.model.states import EventCode, ExecutorState, NodeState, SessionState, TaskState
 from flame.scheduler.plan import Demand, Plan, Room, plan
@@ -51,12 +51,12 @@ def on_node_joined(engine: Engine, draft: Draft, event: NodeJoined) -> None:
     for channel in node.leaving.keys() - held.keys():
         _left(engine, node, channel)
     for item in held.values():
-        if item.channel in node.leaving or not _adopt(engine, draft, node, item):
-            if item.channel not in node.leaving:
-                _leaves(node, item.channel, item.resreq)
-            draft.now.append(StopExecutor(node.name, item.channel, 0, "nobody waits for it any more"))
-    engine.capacity_version += 1
-    engine.dirty = True
+        if item.channel not in node.leaving:
+            if _adopt(engine, draft, node, item):
+                continue
+            _leaves(node, item.channel, item.resreq)
+        draft.now.append(StopExecutor(node.name, item.channel, 0, "nobody waits for it any more"))
+    engine.capacity_changed()
 
 
 def _reconcile(engine: Engine, draft: Draft, executor: Executor, item: Held) -> None:
@@ -87,9 +87,7 @@ def _adopt(engine: Engine, draft: Draft, node: Node, item: Held) -> bool:
     attempts = item.attempts or [1] * len(item.task_ids)
     for task_id, attempt in dict(zip(item.task_ids, attempts, strict=True)).items():
         if 1 <= task_id <= session.total and session.states[task_id - 1] == PENDING:
-            session.states[task_id - 1] = RUNNING
-            session.pending -= 1
-            session.running += 1
+            session.take_up(task_id)
             executor.outstanding[task_id] = attempt
             if attempt > session.attempts.get(task_id, 1):
                 session.attempts[task_id] = attempt
@@ -109,8 +107,7 @@ def _leaves(node: Node, channel: int, resreq: Resources) -> None:
 
 def _left(engine: Engine, node: Node, channel: int) -> None:
     node.allocated -= node.leaving.pop(channel)
-    engine.capacity_version += 1
-    engine.dirty = True
+    engine.capacity_changed()
 
 
 def on_node_heartbeat(engine: Engine, draft: Draft, event: NodeHeartbeat) -> None:
@@ -120,8 +117,7 @@ def on_node_heartbeat(engine: Engine, draft: Draft, event: NodeHeartbeat) -> Non
     node.heartbeat = draft.now_ms
     if event.capacity is not None and event.capacity != node.capacity:
         node.resize(event.capacity)
-        engine.capacity_version += 1
-        engine.dirty = True
+        engine.capacity_changed()
 
 
 def on_node_left(engine: Engine, draft: Draft, event: NodeLeft) -> None:
@@ -133,8 +129,7 @@ def on_node_left(engine: Engine, draft: Draft, event: NodeLeft) -> None:
     for session in {executor.session.id: executor.session for executor in node.executors.values()}.values():
         lives.tell(draft, session, f"node {node.name} is away: {event.reason or 'link lost'}")
     engine.alarm(draft.now_ms + engine.settings.drain_ms, "grace", node.name)
-    engine.capacity_version += 1
-    engine.dirty = True
+    engine.capacity_changed()
 
 
 def on_grace_over(engine: Engine, draft: Draft, name: str) -> None:
@@ -203,8 +198,7 @@ def _detach(engine: Engine, executor: Executor) -> None:
     if node.executors.pop(executor.channel, None) is not None:
         node.allocated -= executor.resreq
         node.free_gpus = sorted({*node.free_gpus, *executor.gpus})
-    engine.capacity_version += 1
-    engine.dirty = True
+    engine.capacity_changed()
 
 
 def lose(engine: Engine, draft: Draft, executor: Executor, why: str) -> None:

@@ -197,6 +197,12 @@ class Session:
         self.pending += 1
         heappush(self._lane(self.chunk_of(task_id).options.priority).returned, task_id)
 
+    def take_up(self, task_id: int) -> None:
+        """A pending task runs already, as its executor says; it may stay in its lane, which skips it."""
+        self.states[task_id - 1] = RUNNING
+        self.pending -= 1
+        self.running += 1
+
     def _lane(self, priority: int) -> Lane:
         lane = self.lanes.get(priority)
         if lane is None:

@@ -21,11 +21,12 @@ import msgspec
 from flame._version import __version__
 from flame.config import ClusterConfig, load_cluster
 from flame.link import parse, tcp, unix
+from flame.link.loops import event_loop_factory
 from flame.local.folders import private_folder
 from flame.local.registry import SOCKET, ClusterRecord, retire, take_lock, write_record
 from flame.local.settings import DaemonSettings, Ready
-from flame.manager.daemon import event_loop_factory, tune_process
 from flame.manager.daemon import settings_of as manager_settings
+from flame.manager.daemon import tune_process
 from flame.manager.manager import SessionManager
 from flame.manager.settings import ManagerSettings
 from flame.model.errors import AlreadyExistsError, FlameError, InternalError, InvalidConfigError

@@ -8,12 +8,13 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flame._version import __version__
 from flame.config import ClusterConfig, load_cluster
 from flame.link import tcp
+from flame.link.loops import event_loop_factory
 from flame.link.peer import is_loopback
 from flame.manager.manager import SessionManager
 from flame.manager.settings import ManagerSettings
@@ -58,15 +59,6 @@ def tune_process() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     sys.setswitchinterval(0.001)
-
-
-def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's when it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 async def run(settings: ManagerSettings) -> int:

@@ -9,7 +9,6 @@ from functools import partial
 
 from flame.engine.effects import (
     Dispatch,
-    DropNode,
     InterruptTasks,
     Part,
     RetractTasks,
@@ -34,7 +33,6 @@ _log = logging.getLogger("flame.manager")
 MAX_NODE_NAME = 253
 FRAME_BYTES = 4 * 1024 * 1024  # tasks with large inputs go out in several frames
 BUFFERED_BYTES = 64 * 1024 * 1024  # of one node that does not read: tasks wait, the rest does not
-READ_AGAIN_S = 1.0
 
 _ForExecutor = StartExecutor | StopExecutor | Dispatch | RetractTasks | InterruptTasks
 
@@ -61,7 +59,6 @@ class Nodes:
         """Called with the id of an executor that is gone."""
         for effect in (StartExecutor, StopExecutor, Dispatch, RetractTasks, InterruptTasks):
             turns.handle(effect, self._for_executor)
-        turns.handle(DropNode, self._drop)
 
     # --- coming and going ------------------------------------------------------------------------------------------
 
@@ -88,11 +85,6 @@ class Nodes:
         reason = error.message if error is not None else "the connection was closed"
         _log.warning("node_left node=%s reason=%r", node.name, reason)
         self._turns.post(NodeLeft(node.name, reason))
-
-    def _drop(self, effect: DropNode) -> None:
-        node = self._nodes.get(effect.node)
-        if node is not None:
-            node.link.close(UnavailableError(effect.reason))
 
     # --- from the node -----------------------------------------------------------------------------------------------
 

@@ -7,12 +7,13 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flame._version import __version__
 from flame.config import ClusterConfig, load_cluster
 from flame.link import tcp
+from flame.link.loops import event_loop_factory
 from flame.model.errors import MEANING, FlameError
 from flame.node.manager import ExecutorManager
 from flame.node.settings import NodeSettings
@@ -55,15 +56,6 @@ async def serve(settings: NodeSettings) -> None:
         await manager.stop()
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's when it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. The exit status is 0 after a signal, else that of the error (model/errors.py)."""
     parser = argparse.ArgumentParser(prog="flame-executor-manager", description="Run executors on this node.")
@@ -75,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging()
     try:
         work_dir = chosen.work_dir or Path.home() / ".flame" / "node"
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(serve(settings_of(load_cluster(chosen.config), work_dir, chosen.name)))
     except FlameError as error:
         sys.stderr.write(f"flame-executor-manager: {error}\n")

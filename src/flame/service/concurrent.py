@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.service.api import FlameService, TaskContext
-from flame.service.incoming import Queued, queued, session_context
+from flame.service.incoming import Queued, named_by, queued, session_context, take_out
 from flame.service.outcome import CODE, FULL, Outcomes, describe, format_traceback, log_traceback
 from flame.service.wire import Frame, LinkClosedError, Wire
 
@@ -95,19 +95,10 @@ class Concurrent(asyncio.Protocol):
         self._write(link_pb2.ENTERED, result.SerializeToString())
 
     def _cancel(self, cancel: link_pb2.Cancel) -> None:
-        ranges = [(wanted.first, wanted.last) for wanted in cancel.task_ids]
-
-        def named(task_id: int) -> bool:
-            return any(first <= task_id <= last for first, last in ranges)
-
-        kept: list[Queued] = []
-        for task_id, data, attempt in self._queue:
-            if named(task_id):
-                self._outcomes.stop(task_id, attempt, cancel.reason, timed_out=cancel.timed_out)
-                self._flush_soon()
-            else:
-                kept.append((task_id, data, attempt))
-        self._queue = deque(kept)
+        named = named_by(cancel)
+        for task_id, _, attempt in take_out(self._queue, named):
+            self._outcomes.stop(task_id, attempt, cancel.reason, timed_out=cancel.timed_out)
+            self._flush_soon()
         for task_id, task in self._running.items():
             if named(task_id):
                 self._sentenced[task_id] = (cancel.reason, cancel.timed_out)

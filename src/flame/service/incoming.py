@@ -7,6 +7,11 @@ from itertools import repeat
 from flame.proto import link_pb2, shim_pb2
 from flame.service.api import ApplicationContext, SessionContext
 
+TYPE_CHECKING = False  # like typing's, without its import
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable
+
 Queued = tuple[int, "bytes | None", int]  # task id, input, attempt
 
 
@@ -17,6 +22,20 @@ def queued(body: bytes) -> zip[Queued]:
     for index in tasks.absent:
         inputs[index] = None
     return zip(tasks.task_ids, inputs, tasks.attempts or repeat(1), strict=False)
+
+
+def named_by(cancel: link_pb2.Cancel) -> Callable[[int], bool]:
+    """Tells whether a Cancel names a task."""
+    ranges = [(wanted.first, wanted.last) for wanted in cancel.task_ids]
+    return lambda task_id: any(first <= task_id <= last for first, last in ranges)
+
+
+def take_out(queue: deque[Queued], named: Callable[[int], bool]) -> list[Queued]:
+    """Remove the tasks that are named; the others keep their order. Answers those removed."""
+    tasks = list(queue)
+    queue.clear()
+    queue.extend(task for task in tasks if not named(task[0]))
+    return [task for task in tasks if named(task[0])]
 
 
 def session_context(wire: shim_pb2.SessionContext) -> SessionContext:

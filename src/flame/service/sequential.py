@@ -19,7 +19,7 @@ from collections import deque
 from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.service.api import FlameService, TaskCancelled, TaskContext
 from flame.service.attendant import Attendant
-from flame.service.incoming import Queued, queued, session_context
+from flame.service.incoming import Queued, named_by, queued, session_context, take_out
 from flame.service.outcome import CODE, FULL, Outcomes, describe, format_traceback, log_traceback
 from flame.service.wire import Frame, LinkClosedError, Wire
 
@@ -195,19 +195,9 @@ class Sequential:
 
     def _cancel(self, cancel: link_pb2.Cancel) -> None:
         """End the queued tasks that it names at once; the running one gets the signal."""
-        ranges = [(wanted.first, wanted.last) for wanted in cancel.task_ids]
-
-        def named(task_id: int) -> bool:
-            return any(first <= task_id <= last for first, last in ranges)
-
-        kept: list[Queued] = []
-        for task_id, data, attempt in self._queue:
-            if named(task_id):
-                self._outcomes.stop(task_id, attempt, cancel.reason, timed_out=cancel.timed_out)
-            else:
-                kept.append((task_id, data, attempt))
-        self._queue.clear()
-        self._queue.extend(kept)
+        named = named_by(cancel)
+        for task_id, _, attempt in take_out(self._queue, named):
+            self._outcomes.stop(task_id, attempt, cancel.reason, timed_out=cancel.timed_out)
         if self._current and named(self._current):
             self._condemned = self._current
             self._sentenced = (self._current, cancel.reason, cancel.timed_out)
