@@ -14,7 +14,7 @@ import msgspec
 
 from flame.engine.records import Finish
 from flame.model.errors import FlameError
-from flame.model.specs import RecordedEvent
+from flame.model.specs import Gang, RecordedEvent
 from flame.model.states import SessionState
 
 
@@ -31,6 +31,9 @@ class RecordKind(IntEnum):
     FINISHED = 8  # results from an executor, or tasks that the engine itself ended
     RETRIED = 9
     EVENT = 10
+    TENANT = 11
+    TENANT_GONE = 12
+    NODE_MARK = 13
 
 
 class Record(msgspec.Struct, gc=False):
@@ -108,6 +111,7 @@ class StartExecutor(Effect):
     executor_id: str
     session_id: str
     gpus: Sequence[int] = ()
+    gang: Gang | None = None
 
 
 class StopExecutor(Effect):

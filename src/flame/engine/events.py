@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import msgspec
 
 from flame.model.resources import Resources
-from flame.model.specs import NO_OPTIONS, ApplicationSpec, SessionSpec, TaskOptions
+from flame.model.specs import NO_OPTIONS, ApplicationSpec, Gang, SessionSpec, TaskOptions
 from flame.model.states import ExecutorState, TaskState
+from flame.model.tenants import TenantSpec
 
 
 class Event(msgspec.Struct, gc=False):
@@ -64,6 +65,36 @@ class CloseSession(Event):
 class DeleteSession(Event):
     ticket: int
     session_id: str
+
+
+# --- tenants and nodes, from administrators ----------------------------------------------------------------------
+
+
+class SetTenant(Event):
+    """Create the tenant, or with `create` False replace the spec of one that exists.
+
+    `configured`: from the cluster's settings at start; no error when it exists, and its spec is the one that counts.
+    """
+
+    ticket: int
+    name: str
+    spec: TenantSpec
+    create: bool = True
+    configured: bool = False
+
+
+class DeleteTenant(Event):
+    ticket: int
+    name: str
+
+
+class MarkNode(Event):
+    """`cordon`, `drain` or `uncordon`. `grace_ms`: how long running tasks may go on while the node drains."""
+
+    ticket: int
+    name: str
+    mark: str
+    grace_ms: int = 30_000
 
 
 # --- tasks, from clients -------------------------------------------------------------------------------------------
@@ -139,6 +170,7 @@ class Held(msgspec.Struct, gc=False):
     attempts: Sequence[int] = ()  # empty = all 1
     pid: int = 0
     gpus: Sequence[int] = ()
+    gang: Gang | None = None
 
 
 class NodeJoined(Event):
@@ -152,6 +184,9 @@ class NodeJoined(Event):
     os: str = ""
     addresses: Sequence[tuple[str, str]] = ()
     held: Sequence[Held] = ()
+    labels: dict[str, str] = {}
+    taints: Sequence[str] = ()
+    max_executors: int = 0  # 0 = as many as fit
 
 
 class NodeHeartbeat(Event):

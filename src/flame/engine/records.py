@@ -9,6 +9,7 @@ import msgspec
 
 from flame.model.specs import NO_OPTIONS, ApplicationSpec, SessionSpec, TaskOptions
 from flame.model.states import TaskState
+from flame.model.tenants import TenantSpec
 
 
 class Generation(msgspec.Struct, gc=False, array_like=True):
@@ -69,6 +70,21 @@ class RetriedMeta(msgspec.Struct, gc=False, array_like=True):
     """Tasks that go back: (task id, next attempt, failures so far, instances it took down so far)."""
 
     tasks: list[tuple[int, int, int, int]]
+
+
+class TenantMeta(msgspec.Struct, gc=False, array_like=True):
+    name: str
+    spec: TenantSpec
+    created: int
+
+
+class NodeMarkMeta(msgspec.Struct, gc=False, array_like=True):
+    """`mark` is `cordon`, `drain` or `uncordon`."""
+
+    name: str
+    mark: str
+    grace_ms: int
+    time: int
 
 
 class EventMeta(msgspec.Struct, gc=False, array_like=True):

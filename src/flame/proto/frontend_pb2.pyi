@@ -264,12 +264,54 @@ class Reason(_message.Message):
     since: int
     def __init__(self, rule: _Optional[str] = ..., object: _Optional[str] = ..., message: _Optional[str] = ..., remedy: _Optional[str] = ..., since: _Optional[int] = ...) -> None: ...
 
+class CreateTenantRequest(_message.Message):
+    __slots__ = ("name", "tenant")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tenant: _types_pb2.TenantSpec
+    def __init__(self, name: _Optional[str] = ..., tenant: _Optional[_Union[_types_pb2.TenantSpec, _Mapping]] = ...) -> None: ...
+
+class UpdateTenantRequest(_message.Message):
+    __slots__ = ("name", "tenant")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tenant: _types_pb2.TenantSpec
+    def __init__(self, name: _Optional[str] = ..., tenant: _Optional[_Union[_types_pb2.TenantSpec, _Mapping]] = ...) -> None: ...
+
+class DeleteTenantRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetTenantRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListTenantsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MarkNodeRequest(_message.Message):
+    __slots__ = ("name", "mark", "grace_ms")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MARK_FIELD_NUMBER: _ClassVar[int]
+    GRACE_MS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    mark: str
+    grace_ms: int
+    def __init__(self, name: _Optional[str] = ..., mark: _Optional[str] = ..., grace_ms: _Optional[int] = ...) -> None: ...
+
 class GetClusterRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ClusterInfo(_message.Message):
-    __slots__ = ("name", "version", "generation", "start_time", "unit", "storage", "read_only", "read_only_reason", "max_payload", "endpoint")
+    __slots__ = ("name", "version", "generation", "start_time", "unit", "storage", "read_only", "read_only_reason", "max_payload", "endpoint", "policies")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +322,7 @@ class ClusterInfo(_message.Message):
     READ_ONLY_REASON_FIELD_NUMBER: _ClassVar[int]
     MAX_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     generation: int
@@ -290,4 +333,5 @@ class ClusterInfo(_message.Message):
     read_only_reason: str
     max_payload: int
     endpoint: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., generation: _Optional[int] = ..., start_time: _Optional[int] = ..., unit: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., storage: _Optional[str] = ..., read_only: _Optional[bool] = ..., read_only_reason: _Optional[str] = ..., max_payload: _Optional[int] = ..., endpoint: _Optional[str] = ...) -> None: ...
+    policies: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., generation: _Optional[int] = ..., start_time: _Optional[int] = ..., unit: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., storage: _Optional[str] = ..., read_only: _Optional[bool] = ..., read_only_reason: _Optional[str] = ..., max_payload: _Optional[int] = ..., endpoint: _Optional[str] = ..., policies: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -123,7 +123,7 @@ class NodeHello(_message.Message):
     def __init__(self, node: _Optional[_Union[_types_pb2.Node, _Mapping]] = ..., boot_id: _Optional[str] = ..., executors: _Optional[_Iterable[_Union[HeldExecutor, _Mapping]]] = ...) -> None: ...
 
 class HeldExecutor(_message.Message):
-    __slots__ = ("executor_id", "channel", "session_id", "resreq", "state", "concurrency", "task_ids", "attempts", "pid", "gpus")
+    __slots__ = ("executor_id", "channel", "session_id", "resreq", "state", "concurrency", "task_ids", "attempts", "pid", "gpus", "gang")
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,7 @@ class HeldExecutor(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     GPUS_FIELD_NUMBER: _ClassVar[int]
+    GANG_FIELD_NUMBER: _ClassVar[int]
     executor_id: str
     channel: int
     session_id: str
@@ -144,7 +145,8 @@ class HeldExecutor(_message.Message):
     attempts: _containers.RepeatedScalarFieldContainer[int]
     pid: int
     gpus: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, executor_id: _Optional[str] = ..., channel: _Optional[int] = ..., session_id: _Optional[str] = ..., resreq: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., state: _Optional[_Union[_types_pb2.ExecutorState, str]] = ..., concurrency: _Optional[int] = ..., task_ids: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., pid: _Optional[int] = ..., gpus: _Optional[_Iterable[int]] = ...) -> None: ...
+    gang: _types_pb2.Gang
+    def __init__(self, executor_id: _Optional[str] = ..., channel: _Optional[int] = ..., session_id: _Optional[str] = ..., resreq: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., state: _Optional[_Union[_types_pb2.ExecutorState, str]] = ..., concurrency: _Optional[int] = ..., task_ids: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., pid: _Optional[int] = ..., gpus: _Optional[_Iterable[int]] = ..., gang: _Optional[_Union[_types_pb2.Gang, _Mapping]] = ...) -> None: ...
 
 class InstanceHello(_message.Message):
     __slots__ = ("concurrency", "pid")
@@ -301,20 +303,22 @@ class Notice(_message.Message):
     def __init__(self, state: _Optional[_Union[_types_pb2.SessionState, str]] = ..., events: _Optional[_Iterable[_Union[_types_pb2.Event, _Mapping]]] = ..., pending_reason: _Optional[str] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("executor_id", "context", "application", "resreq", "gpus", "token")
+    __slots__ = ("executor_id", "context", "application", "resreq", "gpus", "token", "gang")
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     APPLICATION_FIELD_NUMBER: _ClassVar[int]
     RESREQ_FIELD_NUMBER: _ClassVar[int]
     GPUS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    GANG_FIELD_NUMBER: _ClassVar[int]
     executor_id: str
     context: _shim_pb2.SessionContext
     application: _types_pb2.ApplicationSpec
     resreq: _types_pb2.ResourceRequirement
     gpus: _containers.RepeatedScalarFieldContainer[int]
     token: str
-    def __init__(self, executor_id: _Optional[str] = ..., context: _Optional[_Union[_shim_pb2.SessionContext, _Mapping]] = ..., application: _Optional[_Union[_types_pb2.ApplicationSpec, _Mapping]] = ..., resreq: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., gpus: _Optional[_Iterable[int]] = ..., token: _Optional[str] = ...) -> None: ...
+    gang: _types_pb2.Gang
+    def __init__(self, executor_id: _Optional[str] = ..., context: _Optional[_Union[_shim_pb2.SessionContext, _Mapping]] = ..., application: _Optional[_Union[_types_pb2.ApplicationSpec, _Mapping]] = ..., resreq: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., gpus: _Optional[_Iterable[int]] = ..., token: _Optional[str] = ..., gang: _Optional[_Union[_types_pb2.Gang, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("state", "code", "message", "pid", "concurrency", "crashed")

@@ -104,7 +104,7 @@ class ResourceRequirement(_message.Message):
     def __init__(self, cpu: _Optional[int] = ..., memory: _Optional[int] = ..., gpu: _Optional[int] = ...) -> None: ...
 
 class TaskOptions(_message.Message):
-    __slots__ = ("timeout_ms", "max_retries", "priority", "idempotency_key", "labels")
+    __slots__ = ("timeout_ms", "max_retries", "priority", "idempotency_key", "labels", "deadline_ms", "retry_delay_ms", "retry_max_delay_ms", "key")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -117,15 +117,23 @@ class TaskOptions(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    RETRY_DELAY_MS_FIELD_NUMBER: _ClassVar[int]
+    RETRY_MAX_DELAY_MS_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     timeout_ms: int
     max_retries: int
     priority: int
     idempotency_key: str
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, timeout_ms: _Optional[int] = ..., max_retries: _Optional[int] = ..., priority: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    deadline_ms: int
+    retry_delay_ms: int
+    retry_max_delay_ms: int
+    key: str
+    def __init__(self, timeout_ms: _Optional[int] = ..., max_retries: _Optional[int] = ..., priority: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., deadline_ms: _Optional[int] = ..., retry_delay_ms: _Optional[int] = ..., retry_max_delay_ms: _Optional[int] = ..., key: _Optional[str] = ...) -> None: ...
 
 class SessionStatus(_message.Message):
-    __slots__ = ("state", "creation_time", "completion_time", "pending", "running", "succeed", "failed", "events", "cancelled", "executors", "pending_reason")
+    __slots__ = ("state", "creation_time", "completion_time", "pending", "running", "succeed", "failed", "events", "cancelled", "executors", "pending_reason", "pending_since", "wanted")
     STATE_FIELD_NUMBER: _ClassVar[int]
     CREATION_TIME_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +145,8 @@ class SessionStatus(_message.Message):
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     PENDING_REASON_FIELD_NUMBER: _ClassVar[int]
+    PENDING_SINCE_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
     state: SessionState
     creation_time: int
     completion_time: int
@@ -148,11 +158,20 @@ class SessionStatus(_message.Message):
     cancelled: int
     executors: int
     pending_reason: str
-    def __init__(self, state: _Optional[_Union[SessionState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., pending: _Optional[int] = ..., running: _Optional[int] = ..., succeed: _Optional[int] = ..., failed: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cancelled: _Optional[int] = ..., executors: _Optional[int] = ..., pending_reason: _Optional[str] = ...) -> None: ...
+    pending_since: int
+    wanted: int
+    def __init__(self, state: _Optional[_Union[SessionState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., pending: _Optional[int] = ..., running: _Optional[int] = ..., succeed: _Optional[int] = ..., failed: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cancelled: _Optional[int] = ..., executors: _Optional[int] = ..., pending_reason: _Optional[str] = ..., pending_since: _Optional[int] = ..., wanted: _Optional[int] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
-    __slots__ = ("application", "common_data", "min_instances", "max_instances", "batch_size", "priority", "resreq", "tenant", "labels", "task_defaults", "retention_s")
+    __slots__ = ("application", "common_data", "min_instances", "max_instances", "batch_size", "priority", "resreq", "tenant", "labels", "task_defaults", "retention_s", "gang", "topology", "on_member_loss", "selector", "tolerations", "prefer_nodes", "max_running_per_key")
     class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class SelectorEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +189,13 @@ class SessionSpec(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     TASK_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     RETENTION_S_FIELD_NUMBER: _ClassVar[int]
+    GANG_FIELD_NUMBER: _ClassVar[int]
+    TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
+    ON_MEMBER_LOSS_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    TOLERATIONS_FIELD_NUMBER: _ClassVar[int]
+    PREFER_NODES_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_PER_KEY_FIELD_NUMBER: _ClassVar[int]
     application: str
     common_data: bytes
     min_instances: int
@@ -181,7 +207,14 @@ class SessionSpec(_message.Message):
     labels: _containers.ScalarMap[str, str]
     task_defaults: TaskOptions
     retention_s: int
-    def __init__(self, application: _Optional[str] = ..., common_data: _Optional[bytes] = ..., min_instances: _Optional[int] = ..., max_instances: _Optional[int] = ..., batch_size: _Optional[int] = ..., priority: _Optional[int] = ..., resreq: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., tenant: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., task_defaults: _Optional[_Union[TaskOptions, _Mapping]] = ..., retention_s: _Optional[int] = ...) -> None: ...
+    gang: bool
+    topology: str
+    on_member_loss: str
+    selector: _containers.ScalarMap[str, str]
+    tolerations: _containers.RepeatedScalarFieldContainer[str]
+    prefer_nodes: _containers.RepeatedScalarFieldContainer[str]
+    max_running_per_key: int
+    def __init__(self, application: _Optional[str] = ..., common_data: _Optional[bytes] = ..., min_instances: _Optional[int] = ..., max_instances: _Optional[int] = ..., batch_size: _Optional[int] = ..., priority: _Optional[int] = ..., resreq: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., tenant: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., task_defaults: _Optional[_Union[TaskOptions, _Mapping]] = ..., retention_s: _Optional[int] = ..., gang: _Optional[bool] = ..., topology: _Optional[str] = ..., on_member_loss: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., tolerations: _Optional[_Iterable[str]] = ..., prefer_nodes: _Optional[_Iterable[str]] = ..., max_running_per_key: _Optional[int] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("metadata", "spec", "status")
@@ -266,7 +299,7 @@ class ApplicationSchema(_message.Message):
     def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., common_data: _Optional[str] = ...) -> None: ...
 
 class ApplicationSpec(_message.Message):
-    __slots__ = ("shim", "description", "labels", "image", "command", "arguments", "environments", "working_directory", "max_instances", "delay_release", "schema", "url", "installer", "start_timeout_ms")
+    __slots__ = ("shim", "description", "labels", "image", "command", "arguments", "environments", "working_directory", "max_instances", "delay_release", "schema", "url", "installer", "start_timeout_ms", "warm_instances")
     SHIM_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -281,6 +314,7 @@ class ApplicationSpec(_message.Message):
     URL_FIELD_NUMBER: _ClassVar[int]
     INSTALLER_FIELD_NUMBER: _ClassVar[int]
     START_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    WARM_INSTANCES_FIELD_NUMBER: _ClassVar[int]
     shim: Shim
     description: str
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -295,7 +329,8 @@ class ApplicationSpec(_message.Message):
     url: str
     installer: str
     start_timeout_ms: int
-    def __init__(self, shim: _Optional[_Union[Shim, str]] = ..., description: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., image: _Optional[str] = ..., command: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., environments: _Optional[_Iterable[_Union[Environment, _Mapping]]] = ..., working_directory: _Optional[str] = ..., max_instances: _Optional[int] = ..., delay_release: _Optional[int] = ..., schema: _Optional[_Union[ApplicationSchema, _Mapping]] = ..., url: _Optional[str] = ..., installer: _Optional[str] = ..., start_timeout_ms: _Optional[int] = ...) -> None: ...
+    warm_instances: int
+    def __init__(self, shim: _Optional[_Union[Shim, str]] = ..., description: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., image: _Optional[str] = ..., command: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., environments: _Optional[_Iterable[_Union[Environment, _Mapping]]] = ..., working_directory: _Optional[str] = ..., max_instances: _Optional[int] = ..., delay_release: _Optional[int] = ..., schema: _Optional[_Union[ApplicationSchema, _Mapping]] = ..., url: _Optional[str] = ..., installer: _Optional[str] = ..., start_timeout_ms: _Optional[int] = ..., warm_instances: _Optional[int] = ...) -> None: ...
 
 class Application(_message.Message):
     __slots__ = ("metadata", "spec", "status")
@@ -324,18 +359,22 @@ class ExecutorSpec(_message.Message):
     def __init__(self, node: _Optional[str] = ..., resreq: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., shim: _Optional[_Union[Shim, str]] = ...) -> None: ...
 
 class ExecutorStatus(_message.Message):
-    __slots__ = ("state", "session_id", "since", "outstanding", "pid")
+    __slots__ = ("state", "session_id", "since", "outstanding", "pid", "gpus", "gang")
     STATE_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    GANG_FIELD_NUMBER: _ClassVar[int]
     state: ExecutorState
     session_id: str
     since: int
     outstanding: int
     pid: int
-    def __init__(self, state: _Optional[_Union[ExecutorState, str]] = ..., session_id: _Optional[str] = ..., since: _Optional[int] = ..., outstanding: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    gpus: _containers.RepeatedScalarFieldContainer[int]
+    gang: Gang
+    def __init__(self, state: _Optional[_Union[ExecutorState, str]] = ..., session_id: _Optional[str] = ..., since: _Optional[int] = ..., outstanding: _Optional[int] = ..., pid: _Optional[int] = ..., gpus: _Optional[_Iterable[int]] = ..., gang: _Optional[_Union[Gang, _Mapping]] = ...) -> None: ...
 
 class Executor(_message.Message):
     __slots__ = ("metadata", "spec", "status")
@@ -354,10 +393,33 @@ class ExecutorList(_message.Message):
     def __init__(self, executors: _Optional[_Iterable[_Union[Executor, _Mapping]]] = ...) -> None: ...
 
 class NodeSpec(_message.Message):
-    __slots__ = ("hostname",)
+    __slots__ = ("hostname", "labels", "taints", "max_executors")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TAINTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     hostname: str
-    def __init__(self, hostname: _Optional[str] = ...) -> None: ...
+    labels: _containers.ScalarMap[str, str]
+    taints: _containers.RepeatedScalarFieldContainer[str]
+    max_executors: int
+    def __init__(self, hostname: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., taints: _Optional[_Iterable[str]] = ..., max_executors: _Optional[int] = ...) -> None: ...
+
+class Gang(_message.Message):
+    __slots__ = ("rank", "world_size", "addresses")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    world_size: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rank: _Optional[int] = ..., world_size: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NodeInfo(_message.Message):
     __slots__ = ("arch", "os")
@@ -376,7 +438,7 @@ class NodeAddress(_message.Message):
     def __init__(self, type: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("state", "capacity", "allocatable", "info", "addresses", "last_heartbeat_time", "allocated")
+    __slots__ = ("state", "capacity", "allocatable", "info", "addresses", "last_heartbeat_time", "allocated", "cordoned", "draining", "executors")
     STATE_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     ALLOCATABLE_FIELD_NUMBER: _ClassVar[int]
@@ -384,6 +446,9 @@ class NodeStatus(_message.Message):
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     LAST_HEARTBEAT_TIME_FIELD_NUMBER: _ClassVar[int]
     ALLOCATED_FIELD_NUMBER: _ClassVar[int]
+    CORDONED_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     state: NodeState
     capacity: ResourceRequirement
     allocatable: ResourceRequirement
@@ -391,7 +456,10 @@ class NodeStatus(_message.Message):
     addresses: _containers.RepeatedCompositeFieldContainer[NodeAddress]
     last_heartbeat_time: int
     allocated: ResourceRequirement
-    def __init__(self, state: _Optional[_Union[NodeState, str]] = ..., capacity: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., allocatable: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., info: _Optional[_Union[NodeInfo, _Mapping]] = ..., addresses: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ..., last_heartbeat_time: _Optional[int] = ..., allocated: _Optional[_Union[ResourceRequirement, _Mapping]] = ...) -> None: ...
+    cordoned: bool
+    draining: bool
+    executors: int
+    def __init__(self, state: _Optional[_Union[NodeState, str]] = ..., capacity: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., allocatable: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., info: _Optional[_Union[NodeInfo, _Mapping]] = ..., addresses: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ..., last_heartbeat_time: _Optional[int] = ..., allocated: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., cordoned: _Optional[bool] = ..., draining: _Optional[bool] = ..., executors: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
     __slots__ = ("metadata", "spec", "status")
@@ -408,6 +476,70 @@ class NodeList(_message.Message):
     NODES_FIELD_NUMBER: _ClassVar[int]
     nodes: _containers.RepeatedCompositeFieldContainer[Node]
     def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
+
+class TenantQuota(_message.Message):
+    __slots__ = ("cpu", "memory", "gpu", "sessions", "pending")
+    CPU_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    GPU_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    cpu: int
+    memory: int
+    gpu: int
+    sessions: int
+    pending: int
+    def __init__(self, cpu: _Optional[int] = ..., memory: _Optional[int] = ..., gpu: _Optional[int] = ..., sessions: _Optional[int] = ..., pending: _Optional[int] = ...) -> None: ...
+
+class TenantSpec(_message.Message):
+    __slots__ = ("parent", "weight", "guarantee", "quota", "description")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEE_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    weight: float
+    guarantee: ResourceRequirement
+    quota: TenantQuota
+    description: str
+    def __init__(self, parent: _Optional[str] = ..., weight: _Optional[float] = ..., guarantee: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., quota: _Optional[_Union[TenantQuota, _Mapping]] = ..., description: _Optional[str] = ...) -> None: ...
+
+class TenantStatus(_message.Message):
+    __slots__ = ("used", "share", "fair_share", "sessions", "pending", "executors", "wanted", "creation_time")
+    USED_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    FAIR_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    EXECUTORS_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    CREATION_TIME_FIELD_NUMBER: _ClassVar[int]
+    used: ResourceRequirement
+    share: float
+    fair_share: float
+    sessions: int
+    pending: int
+    executors: int
+    wanted: int
+    creation_time: int
+    def __init__(self, used: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., share: _Optional[float] = ..., fair_share: _Optional[float] = ..., sessions: _Optional[int] = ..., pending: _Optional[int] = ..., executors: _Optional[int] = ..., wanted: _Optional[int] = ..., creation_time: _Optional[int] = ...) -> None: ...
+
+class Tenant(_message.Message):
+    __slots__ = ("metadata", "spec", "status")
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    metadata: Metadata
+    spec: TenantSpec
+    status: TenantStatus
+    def __init__(self, metadata: _Optional[_Union[Metadata, _Mapping]] = ..., spec: _Optional[_Union[TenantSpec, _Mapping]] = ..., status: _Optional[_Union[TenantStatus, _Mapping]] = ...) -> None: ...
+
+class TenantList(_message.Message):
+    __slots__ = ("tenants",)
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    tenants: _containers.RepeatedCompositeFieldContainer[Tenant]
+    def __init__(self, tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("return_code", "message", "error_code", "remedy")
