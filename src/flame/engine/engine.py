@@ -45,6 +45,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_sessions: int | None = None  # closed sessions beyond this many in all leave early, oldest first
     max_pending: int = 0  # pending tasks of one session, 0 = no limit
     stop_grace_ms: int = 5_000  # for an instance to leave its session
+    policies: tuple[str, ...] = ("drf", "priority", "gang", "locality", "binpack")  # of the scheduler, in their order
+    preemption_grace_ms: int = 30_000  # for running tasks on an executor that is taken back
+    unsatisfiable_ms: int = 60_000  # after so long, tasks fail that no node could ever run
+    gang_ports: tuple[int, int] = (29_500, 30_499)  # first and last port handed out to members of gangs
 
 
 class Engine:

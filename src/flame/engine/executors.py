@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flame.engine.lifecycles import EXECUTOR, NODE, step
 from flame.model.resources import Resources
+from flame.model.specs import Gang
 from flame.model.states import ExecutorState, NodeState
 
 if TYPE_CHECKING:
@@ -27,15 +28,20 @@ class Node:
         "arch",
         "boot_id",
         "capacity",
+        "cordoned",
+        "draining",
         "executors",
         "free_gpus",
         "heartbeat",
         "hostname",
+        "labels",
         "leaving",
+        "max_executors",
         "name",
         "os",
         "since",
         "state",
+        "taints",
     )
 
     def __init__(self, name: str) -> None:
@@ -51,6 +57,11 @@ class Node:
         self.os = ""
         self.addresses: tuple[tuple[str, str], ...] = ()
         self.heartbeat = 0
+        self.labels: dict[str, str] = {}
+        self.taints: tuple[str, ...] = ()
+        self.max_executors = 0  # 0 = as many as fit
+        self.cordoned = False  # gets no new executors
+        self.draining = False  # and those it has leave
         self.executors: dict[int, Executor] = {}
         self.leaving: dict[int, Resources] = {}
 
@@ -74,6 +85,7 @@ class Executor:
         "completed",
         "concurrency",
         "draining",
+        "gang",
         "gpus",
         "id",
         "idle_since",
@@ -98,6 +110,7 @@ class Executor:
         self.since = now
         self.pid = 0
         self.gpus: tuple[int, ...] = ()
+        self.gang: Gang | None = None
         self.concurrency = 1
         self.outstanding: dict[int, int] = {}
         self.completed = 0
