@@ -1,0 +1,333 @@
+"""Taking executors back for sessions that deserve them more, with the least harm.
+
+Who may take from whom: an idle executor goes to anybody who lacks one. Within a tenant a policy may say that one
+session yields to another (priority). Between tenants, one whose guarantee is not met takes what others borrowed;
+else, as between equal sessions, only if afterwards the giver still has no less than the taker (by weighted dominant
+share). Each rule, once applied, forbids the way back, so that nothing is taken to and fro.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+
+from flame.model.resources import Resources
+from flame.scheduler.books import NOTHING, Ask, Books, Claim, Holding, Place
+from flame.scheduler.gangs import SAME, SAME_NODE, SPREAD, label_of, seats_on, times
+from flame.scheduler.groups import Group, dominant, join
+from flame.scheduler.queues import Waiting
+from flame.scheduler.rooms import Rooms, Shape
+
+ENOUGH = 8  # nodes with a solution to choose from
+MOST = 128  # nodes to look at before giving up until something changes
+_EPSILON = 1e-9
+
+Load = Callable[[int], int]  # tasks that the executor of this channel holds
+
+
+class Seat:
+    """Room for one executor (or `count` of them), and who has to leave for it."""
+
+    __slots__ = ("count", "harm", "leaving", "place")
+
+    def __init__(self, place: Place, leaving: list[Holding], harm: tuple[float, ...], count: int) -> None:
+        self.place = place
+        self.leaving = leaving
+        self.harm = harm
+        self.count = count
+
+
+class Reclaim:
+    """One pass of taking back."""
+
+    def __init__(self, books: Books, rooms: Rooms, waiting: Waiting, load: Load) -> None:
+        self.books = books
+        self.rooms = rooms
+        self.waiting = waiting
+        self.policies = waiting.policies
+        self.load = load
+
+    def claim(self, ask: Ask) -> tuple[Claim, list[Holding]] | None:
+        """Promise the session its next executor (a gang: all of them); answers also who was made to leave."""
+        told: list[Holding] = []
+        seats = self._gang(ask, told) if ask.gang else self._one(ask, told)
+        if seats is None or not self._within_limits(ask, len(seats)):
+            for holding in told:
+                self.books.stay(holding)
+            return None
+        return self.books.claim(ask, seats), told
+
+    # --- one executor ------------------------------------------------------------------------------------------------
+
+    def _one(self, ask: Ask, told: list[Holding]) -> list[tuple[Place, Sequence[Holding]]] | None:
+        seat = self._find(ask, 1, lambda _: True)
+        if seat is None:
+            return None
+        return [(seat.place, self._settle(seat, told))]
+
+    def _settle(self, seat: Seat, told: list[Holding]) -> list[Holding]:
+        """Make them leave; answers those whose room the seat needs."""
+        for holding in seat.leaving:
+            if not holding.leaving:
+                self.books.leave(holding)
+                told.append(holding)
+        return [holding for holding in seat.leaving if holding.place is seat.place]
+
+    def _find(self, ask: Ask, count: int, suits: Callable[[Place], bool]) -> Seat | None:
+        shape = ask.shape
+        assert isinstance(shape, Shape)
+        size = times(ask.resreq, count)
+        best: Seat | None = None
+        looked: set[str] = set()
+        found = 0
+        for place in self._candidates(ask):
+            if place.name in looked:
+                continue
+            looked.add(place.name)
+            if place.open and size.fits(place.capacity) and suits(place) and not self.rooms.why_not(shape, place):
+                seat = self._seat(ask, place, size, count)
+                if seat is not None:
+                    found += 1
+                    if best is None or seat.harm < best.harm:
+                        best = seat
+                    if not seat.harm[0] or found == ENOUGH:
+                        break
+            if len(looked) == MOST:
+                break
+        return best
+
+    def _seat(self, ask: Ask, place: Place, size: Resources, count: int) -> Seat | None:
+        """Who has to leave this node so that `size` fits. Changes nothing in the end."""
+        chosen: list[Holding] = []
+        left: list[Holding] = []
+        freed = NOTHING
+
+        def enough() -> bool:
+            if place.limit:
+                gone = sum(1 for holding in chosen if holding.place is place)
+                waited = sum(1 for holding in place.holdings.values() if holding.claim is not None)
+                if len(place.holdings) - gone - waited + place.seats + count > place.limit:
+                    return False
+            return size.fits(place.free + freed)
+
+        for holding in place.holdings.values():  # on their way out already
+            if holding.leaving and holding.claim is None and not enough():
+                chosen.append(holding)
+                freed += holding.resreq
+        others = [h for h in place.holdings.values() if not h.leaving and h.ask is not None and h.ask is not ask]
+        for holding in sorted(others, key=self._harm) if not enough() else ():
+            unit = _unit(holding)
+            if holding.leaving or not self.may_take(ask, holding, unit):
+                continue
+            for member in unit:
+                self.books.leave(member)
+                left.append(member)
+                chosen.append(member)
+                if member.place is place:
+                    freed += member.resreq
+            if enough():
+                break
+        good = enough()
+        if good:
+            for holding in [h for h in left[:-1] if h.ask is not None and not h.ask.gang]:
+                freed -= holding.resreq
+                chosen.remove(holding)
+                if enough():
+                    self.books.stay(holding)
+                    left.remove(holding)
+                else:
+                    freed += holding.resreq
+                    chosen.append(holding)
+        harm = (float(sum(1 for h in left if not h.idle_since)), float(sum(self.load(h.channel) for h in left)))
+        for holding in left:
+            self.books.stay(holding)
+        return Seat(place, chosen, harm, count) if good else None
+
+    def _harm(self, holding: Holding) -> tuple[float, ...]:
+        ask = holding.ask
+        assert ask is not None
+        if holding.idle_since:
+            return (0.0, float(holding.idle_since))
+        rich = -ask.group.weighted(ask.group.coming, self.waiting.total)
+        yielding = [-value for value in self.policies.rank(ask)]
+        return (1.0, rich, *yielding, float(self.load(holding.channel)), -float(holding.channel))
+
+    # --- a gang ------------------------------------------------------------------------------------------------------
+
+    def _gang(self, ask: Ask, told: list[Holding]) -> list[tuple[Place, Sequence[Holding]]] | None:
+        if ask.topology == SAME_NODE:
+            seat = self._find(ask, ask.world, lambda _: True)
+            if seat is None:
+                return None
+            leaving = self._settle(seat, told)
+            return [(seat.place, leaving), *((seat.place, ()) for _ in range(ask.world - 1))]
+        if not ask.topology.startswith(SAME):
+            return self._members(ask, told, lambda _: True)
+        values = sorted({label_of(ask, place) or "" for place in self.books.places.values()} - {""})
+        for value in values:
+            begun = len(told)
+            seats = self._members(ask, told, lambda place, value=value: label_of(ask, place) == value)
+            if seats is not None:
+                return seats
+            for holding in told[begun:]:
+                self.books.stay(holding)
+            del told[begun:]
+        return None
+
+    def _members(
+        self, ask: Ask, told: list[Holding], suits: Callable[[Place], bool]
+    ) -> list[tuple[Place, Sequence[Holding]]] | None:
+        """Seats one after the other, each kept while the next is looked for; free room first."""
+        shape = ask.shape
+        assert isinstance(shape, Shape)
+        kept: list[tuple[Claim, Place, list[Holding]]] = []
+        used: set[str] = set()
+        spread = ask.topology == SPREAD
+        for place in self.rooms.walk(shape):
+            if not suits(place):
+                continue
+            for _ in range(min(1 if spread else seats_on(place, ask.resreq), ask.world - len(kept))):
+                kept.append((self.books.claim(ask, [(place, ())]), place, []))
+                used.add(place.name)
+        while len(kept) < ask.world:
+            seat = self._find(ask, 1, lambda place: suits(place) and not (spread and place.name in used))
+            if seat is None:
+                break
+            leaving = self._settle(seat, told)
+            kept.append((self.books.claim(ask, [(seat.place, leaving)]), seat.place, leaving))
+            used.add(seat.place.name)
+        for claim, _, _ in kept:
+            self.books.drop(claim)
+        return [(place, leaving) for _, place, leaving in kept] if len(kept) == ask.world else None
+
+    # --- who may take from whom --------------------------------------------------------------------------------------
+
+    def may_take(self, ask: Ask, holding: Holding, unit: Sequence[Holding]) -> bool:
+        """Whether the session may take this executor (of a gang: all of it)."""
+        victim = holding.ask
+        if victim is None or victim is ask:
+            return False
+        if all(member.idle_since for member in unit) and victim.have - len(unit) >= victim.floor:
+            return True
+        loss = times(victim.resreq, len(unit)) if len(unit) > 1 else victim.resreq
+        gain = times(ask.resreq, ask.world) if ask.gang else ask.resreq
+        if ask.group is victim.group:
+            return self._within(ask, victim, loss, gain, len(unit))
+        return self._between(ask, victim, loss, gain)
+
+    def _within(self, ask: Ask, victim: Ask, loss: Resources, gain: Resources, count: int) -> bool:
+        if self.policies.yields(victim, ask):
+            return True
+        if not self.policies.fair or self.policies.yields(ask, victim) or victim.have - count < victim.floor:
+            return False
+        total = self.waiting.total
+        left = dominant(victim.resreq, total) * victim.coming - dominant(loss, total)
+        return left >= dominant(ask.resreq, total) * ask.coming + dominant(gain, total) - _EPSILON
+
+    def _between(self, ask: Ask, victim: Ask, loss: Resources, gain: Resources) -> bool:
+        mine, theirs = join(ask.group, victim.group)
+        for group in victim.group.path():
+            if group.within_guarantee(group.coming):
+                return False
+            if group is theirs:
+                break
+        for group in ask.group.path():
+            if group.within_guarantee(group.coming + gain):
+                return True
+            if group is mine:
+                break
+        if self.policies.priority_first:
+            if self.policies.yields(victim, ask):
+                return True
+            if self.policies.yields(ask, victim):
+                return False
+        return self._fair(mine, theirs, loss, gain)
+
+    def _fair(self, mine: Group, theirs: Group, loss: Resources, gain: Resources) -> bool:
+        """Whether after the move the giver still has no less than the taker."""
+        if not self.policies.fair:
+            return False
+        total = self.waiting.total
+        left = theirs.weighted(theirs.coming - loss, total)
+        return left >= mine.weighted(mine.coming + gain, total) - _EPSILON
+
+    def _within_limits(self, ask: Ask, count: int) -> bool:
+        """Whether quotas and the application's limit allow so many more, once those told to leave are gone."""
+        if ask.application.coming + count > ask.application.most:
+            return False
+        gain = times(ask.resreq, count)
+        return not any(group.over_quota(group.coming, gain) for group in ask.group.path())
+
+    # --- where to look -----------------------------------------------------------------------------------------------
+
+    def _candidates(self, ask: Ask) -> Iterator[Place]:
+        """Nodes in the order in which they promise the least harm; some of them twice."""
+        for holding in list(self.books.leaving.values())[:MOST]:
+            yield holding.place
+        for holding in list(self.books.idle.values())[:MOST]:
+            if holding.ask is not ask:
+                yield holding.place
+        for victim in self._victims(ask):
+            for holding in sorted(victim.holdings.values(), key=lambda h: (self.load(h.channel), -h.channel)):
+                if not holding.leaving:
+                    yield holding.place
+
+    def _victims(self, ask: Ask) -> Iterator[Ask]:
+        """Sessions that may have to give, the one with the weakest right first."""
+        yield from self._rich(ask, ask.group)
+        group = ask.group
+        while group.parent is not None:
+            total = self.waiting.total
+            siblings = [other for other in group.parent.children.values() if other is not group and other.executors]
+            siblings.sort(key=lambda other: -other.weighted(other.coming, total))
+            for other in siblings:
+                yield from self._inside(ask, other)
+            group = group.parent
+
+    def _inside(self, ask: Ask, group: Group) -> Iterator[Ask]:
+        if not group.children:
+            yield from self._rich(ask, group)
+            return
+        total = self.waiting.total
+        for child in sorted(group.children.values(), key=lambda other: -other.weighted(other.coming, total)):
+            if child.executors:
+                yield from self._inside(ask, child)
+
+    def _rich(self, ask: Ask, group: Group) -> Iterator[Ask]:
+        """Sessions of one tenant as long as they may have to give: who comes after one that need not has even less."""
+        if group.rich_epoch != self.waiting.epoch:
+            group.rich_epoch = self.waiting.epoch
+            group.rich = [(self.richness(other), other.session, other.have) for other in group.asks.values()]
+            heapify(group.rich)
+        kept: list[tuple[tuple[float, ...], str, int]] = []
+        try:
+            while group.rich:
+                entry = heappop(group.rich)
+                victim = group.asks.get(entry[1])
+                if victim is None or victim.have != entry[2] or not victim.have:
+                    continue
+                kept.append(entry)
+                if victim is ask:
+                    continue
+                holding = next((h for h in victim.holdings.values() if not h.leaving), None)
+                if holding is None:
+                    continue
+                if not self.may_take(ask, holding, _unit(holding)) and victim.have > victim.floor:
+                    return
+                yield victim
+        finally:
+            for entry in kept:
+                heappush(group.rich, entry)
+
+    def richness(self, ask: Ask) -> tuple[float, ...]:
+        """Key of a session among those of its tenant: the smallest gives first."""
+        share = dominant(ask.resreq, self.waiting.total) * ask.have
+        return (*(-value for value in self.policies.rank(ask)), -share)
+
+
+def _unit(holding: Holding) -> list[Holding]:
+    """What has to be taken together: a gang is of no use without one of its members."""
+    ask = holding.ask
+    if ask is None or not ask.gang:
+        return [holding]
+    return [other for other in ask.holdings.values() if not other.leaving]

@@ -1,0 +1,159 @@
+"""Finding a node: requests of one shape share one heap of the nodes that take them, brought up to date on demand.
+
+Sessions whose size, selector, tolerations and policy keys are equal are indistinguishable to a node; there are few
+such *shapes*. A change of a node is one entry in a log; a shape reads on in that log when it is asked the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from heapq import heapify, heappop, heappush
+
+from flame.model.resources import Resources
+from flame.scheduler.books import Ask, Books, Place
+from flame.scheduler.policy import Policies
+
+_SLACK = 64
+
+
+class Shape:
+    """All requests that are alike. `heap`: (scores, name of the node, its version then), the best node on top."""
+
+    __slots__ = ("allowed", "heap", "key", "position", "sample", "size", "users")
+
+    def __init__(self, key: Hashable, sample: Ask, size: Resources) -> None:
+        self.key = key
+        self.sample = sample  # any session of this shape
+        self.size = size
+        self.heap: list[tuple[tuple[float, ...], str, int]] = []
+        self.position = -1  # in the log; -1 = never read
+        self.allowed: dict[str, str] = {}  # by node, why not; empty = yes
+        self.users = 0
+
+
+class Rooms:
+    """The nodes, searched by shape."""
+
+    def __init__(self, books: Books, policies: Policies) -> None:
+        self.books = books
+        self.policies = policies
+        self.shapes: dict[Hashable, Shape] = {}
+        self._base = 0  # position of the first entry of the log
+        self._log: list[Place] = books.touched
+
+    def shape_of(self, ask: Ask) -> Shape:
+        """The shape of this session's executors; call `forget` when the session goes."""
+        key = (
+            ask.resreq,
+            frozenset(ask.selector.items()),
+            frozenset(ask.tolerations),
+            self.policies.key(ask),
+        )
+        shape = self.shapes.get(key)
+        if shape is None:
+            shape = self.shapes[key] = Shape(key, ask, ask.resreq)
+        shape.users += 1
+        return shape
+
+    def forget(self, shape: Shape) -> None:
+        shape.users -= 1
+        if not shape.users:
+            self.shapes.pop(shape.key, None)
+
+    def relabelled(self, name: str) -> None:
+        """Labels, taints or the name's very existence changed: whether it is allowed has to be asked again."""
+        for shape in self.shapes.values():
+            shape.allowed.pop(name, None)
+
+    # --- questions about one node ------------------------------------------------------------------------------------
+
+    def why_not(self, shape: Shape, place: Place) -> str:
+        """Why the shape may not use this node at all, full or empty; "" = it may."""
+        text = shape.allowed.get(place.name)
+        if text is None:
+            text = _refusal(shape.sample, place) or self.policies.allows(shape.sample, place)
+            shape.allowed[place.name] = text
+        return text
+
+    def takes(self, shape: Shape, place: Place) -> bool:
+        """Whether one executor of this shape can start here now."""
+        return place.takes(shape.size) and not self.why_not(shape, place)
+
+    # --- search --------------------------------------------------------------------------------------------------
+
+    def best(self, shape: Shape) -> Place | None:
+        """The node that suits best and has room now."""
+        self._catch_up(shape)
+        heap = shape.heap
+        places = self.books.places
+        while heap:
+            _, name, version = heap[0]
+            place = places.get(name)
+            if place is not None and place.version == version:
+                return place
+            heappop(heap)
+        return None
+
+    def best_for(self, ask: Ask, shape: Shape) -> Place | None:
+        """As `best`, but the nodes that the policies prefer for this session come first."""
+        for name in self.policies.prefer(ask):
+            place = self.books.places.get(name)
+            if place is not None and self.takes(shape, place):
+                return place
+        return self.best(shape)
+
+    def walk(self, shape: Shape) -> Iterator[Place]:
+        """All nodes with room now, the best first."""
+        self._catch_up(shape)
+        heap = shape.heap.copy()
+        places = self.books.places
+        while heap:
+            entry = heappop(heap)
+            if self._valid(entry, places):
+                yield places[entry[1]]
+
+    def _catch_up(self, shape: Shape) -> None:
+        end = self._base + len(self._log)
+        position = shape.position
+        if position == end:
+            return
+        places = self.books.places
+        if position < self._base or end - position > 2 * len(places) + _SLACK:
+            shape.heap = [self._entry(shape, place) for place in places.values() if self.takes(shape, place)]
+            heapify(shape.heap)
+        else:
+            changed = self._log[position - self._base :]
+            for place in dict.fromkeys(changed) if len(changed) > 1 else changed:
+                if self.takes(shape, place) and places.get(place.name) is place:
+                    heappush(shape.heap, self._entry(shape, place))
+            if len(shape.heap) > 3 * len(places) + _SLACK:
+                shape.heap = [entry for entry in shape.heap if self._valid(entry, places)]
+                heapify(shape.heap)
+        shape.position = end
+        self._trim()
+
+    def _entry(self, shape: Shape, place: Place) -> tuple[tuple[float, ...], str, int]:
+        return (self.policies.score(shape.sample, place), place.name, place.version)
+
+    @staticmethod
+    def _valid(entry: tuple[tuple[float, ...], str, int], places: Mapping[str, Place]) -> bool:
+        place = places.get(entry[1])
+        return place is not None and place.version == entry[2]
+
+    def _trim(self) -> None:
+        if len(self._log) > 4 * len(self.books.places) + 1024:
+            self._base += len(self._log)
+            self._log.clear()
+
+
+def _refusal(ask: Ask, place: Place) -> str:
+    for label, value in ask.selector.items():
+        have = place.labels.get(label)
+        if have != value:
+            return (
+                f"label {label} is {have!r}, not {value!r}" if have is not None else f"it has no label {label}={value}"
+            )
+    for taint in place.taints:
+        if taint not in ask.tolerations and taint.split("=", 1)[0] not in ask.tolerations:
+            return f"taint {taint} is not tolerated"
+    return ""

@@ -1,0 +1,466 @@
+"""The scheduler: told of every change, asked for a plan. It reads no clock and does nothing by itself.
+
+A pass does three things: executors start whose promised room is free now; free room goes to the sessions that deserve
+it most; for sessions that found none, others are asked to leave (reclaim.py). Its work grows with what changed and
+with the number of tenants and shapes that wait, not with sessions and nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heappush
+
+import msgspec
+
+from flame.model.resources import Resources
+from flame.model.specs import SessionSpec
+from flame.model.tenants import DEFAULT_TENANT, TenantSpec
+from flame.scheduler import gangs
+from flame.scheduler.books import Ask, Books, Claim, Holding, Place
+from flame.scheduler.groups import Group, Limit, Tree, dominant
+from flame.scheduler.policy import Policies, Policy
+from flame.scheduler.queues import Queue, Turns, Waiting, by_shape
+from flame.scheduler.reasons import No, Reasons
+from flame.scheduler.reclaim import Load, Reclaim
+from flame.scheduler.rooms import Rooms, Shape
+
+FRUITLESS = 32  # queues per pass for which nothing could be taken back, before the others wait for the next pass
+
+
+class Start(msgspec.Struct, gc=False):
+    """An executor to start. `rank` and `world`: its number in a gang and the gang's size; world 1 = no gang."""
+
+    session: str
+    node: str
+    channel: int
+    rank: int = 0
+    world: int = 1
+
+
+class Stop(msgspec.Struct, gc=False):
+    """An executor to stop for the session `to`: at once when it is idle, else after its running tasks."""
+
+    channel: int
+    idle: bool
+    to: str
+
+
+class Plan(msgspec.Struct, gc=False):
+    """One pass. `more`: there may be more to do without any further change."""
+
+    starts: list[Start]
+    stops: list[Stop]
+    more: bool = False
+
+
+class TenantUsage(msgspec.Struct, gc=False):
+    """What a tenant and those below it have. `share` and `fair_share` of the cluster, 0 to 1; `wanted`: executors that
+    their sessions could use further."""
+
+    used: Resources
+    share: float
+    fair_share: float
+    executors: int
+    wanted: int
+
+
+class Scheduler:
+    """Who gets an executor where, and who gives one back."""
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        self.policies = Policies(policies)
+        self.books = Books()
+        self.tree = Tree()
+        self.tree.put(DEFAULT_TENANT, TenantSpec())
+        self.rooms = Rooms(self.books, self.policies)
+        self.waiting = Waiting(self.policies)
+        self.applications: dict[str, Limit] = {}
+        self.reasons = Reasons(self.books, self.rooms, self.waiting, self.policies)
+        self.dirty = True  # something changed that may lead to another plan
+        self._now = 0
+        self._tired: set[Queue] = set()  # nothing could be taken back for them; the others are tried first
+
+    # --- tenants -------------------------------------------------------------------------------------------------
+
+    def put_tenant(self, name: str, spec: TenantSpec) -> None:
+        """A tenant is there, or has another spec; its parent must be known."""
+        self.tree.put(name, spec)
+        self.dirty = True
+
+    def drop_tenant(self, name: str) -> None:
+        """A tenant without children and sessions is gone."""
+        self.tree.drop(name)
+
+    def usage(self, name: str) -> TenantUsage:
+        """What the tenant has, deserves and wants."""
+        group = self.tree.groups[name]
+        wanted = sum(ask.lacking for queue in self.waiting.queues.values() for ask in queue.members.values()
+                     if group in ask.group.path())  # fmt: skip
+        return TenantUsage(
+            group.used, dominant(group.used, self.books.total), self._fair(group), group.executors, wanted
+        )
+
+    def _fair(self, group: Group) -> float:
+        """Its weight's part of its parent's share, among siblings that have or want executors."""
+        share = 1.0
+        for one in group.path():
+            if one.parent is not None:
+                active = [c.weight for c in one.parent.children.values() if c is one or c.executors or c.sessions]
+                share *= one.weight / sum(active)
+        return share
+
+    # --- nodes ---------------------------------------------------------------------------------------------------
+
+    def put_node(
+        self,
+        name: str,
+        capacity: Resources,
+        *,
+        ready: bool = True,
+        takes: bool = True,
+        labels: Mapping[str, str] | None = None,
+        taints: Sequence[str] = (),
+        limit: int = 0,
+    ) -> None:
+        """A node is there, or changed. `ready`: its link is up; `takes`: it is not cordoned; `limit` of executors."""
+        place = self.books.places.get(name)
+        if place is None:
+            place = self.books.places[name] = Place(name)
+            self.rooms.relabelled(name)
+        self.dirty = True
+        if place.ready:
+            self.books.total -= place.capacity
+        if ready:
+            self.books.total += capacity
+        labels = dict(labels or {})
+        if (place.labels, place.taints) != (labels, tuple(taints)):
+            place.labels, place.taints = labels, tuple(taints)
+            self.rooms.relabelled(name)
+        place.capacity = capacity
+        place.ready = ready
+        place.open = ready and takes
+        place.limit = limit
+        self.books.touch(place)
+        if not place.open:
+            self._void(place)
+
+    def drop_node(self, name: str) -> None:
+        """The node is lost; its executors must have been freed."""
+        place = self.books.places.pop(name, None)
+        if place is not None:
+            self.dirty = True
+            if place.ready:
+                self.books.total -= place.capacity
+            place.ready = place.open = False
+            self._void(place)
+            self.books.touch(place)
+            self.rooms.relabelled(name)
+
+    def _void(self, place: Place) -> None:
+        for claim in [claim for claim in self.books.claims if place in claim.seats]:
+            self._drop(claim)
+
+    # --- sessions ------------------------------------------------------------------------------------------------
+
+    def open_session(
+        self, session: str, spec: SessionSpec, resreq: Resources, created: int, most: int | None = None
+    ) -> None:
+        """A session is open; it wants nothing until `wants` is called. `most`: max_instances of its application."""
+        limit = self.applications.get(spec.application)
+        if limit is None:
+            limit = self.applications[spec.application] = Limit(spec.application, most or 1 << 62)
+        elif most is not None:
+            limit.most = most
+        group = self.tree.groups[spec.tenant or DEFAULT_TENANT]
+        ask = Ask(
+            session,
+            group,
+            limit,
+            resreq,
+            priority=spec.priority,
+            created=created,
+            floor=spec.min_instances,
+            gang=spec.gang,
+            topology=spec.topology,
+            labels=spec.labels,
+            selector=spec.selector,
+            tolerations=spec.tolerations,
+            prefer=spec.prefer_nodes,
+        )
+        ask.shape = self.rooms.shape_of(ask)
+        self.books.asks[session] = ask
+        group.asks[session] = ask
+        for above in group.path():
+            above.sessions += 1
+
+    def close_session(self, session: str) -> None:
+        """The session wants nothing any more; its executors keep their room until they are freed."""
+        ask = self.books.asks.pop(session, None)
+        if ask is None:
+            return
+        ask.want = 0
+        for claim in list(ask.claims):
+            self.books.drop(claim)
+            self.dirty = True
+        self.waiting.remove(ask)
+        for holding in list(ask.holdings.values()):
+            self.books.orphan(holding)
+        del ask.group.asks[session]
+        for above in ask.group.path():
+            above.sessions -= 1
+        assert isinstance(ask.shape, Shape)
+        self.rooms.forget(ask.shape)
+
+    def limit_application(self, name: str, most: int) -> None:
+        """The application has another max_instances."""
+        limit = self.applications.get(name)
+        if limit is not None:
+            limit.most = most
+            self.dirty = True
+
+    def wants(self, session: str, want: int, now: int) -> None:
+        """The session could use `want` executors in all, of which it has some."""
+        ask = self.books.asks.get(session)
+        if ask is None or ask.want == want:
+            return
+        ask.want = want
+        while ask.claims and ask.coming > want:
+            self.books.drop(ask.claims[-1])
+            self.dirty = True
+        self._now = now
+        self._changed(ask)
+
+    def lacks(self, session: str) -> bool:
+        """Whether the session could use more executors than it has or was promised."""
+        ask = self.books.asks.get(session)
+        return ask is not None and ask.lane is not None
+
+    def since(self, session: str) -> int:
+        """Since when it lacks executors, Unix ms; 0 = it does not."""
+        ask = self.books.asks.get(session)
+        return ask.since if ask is not None else 0
+
+    def why(self, session: str) -> No | None:
+        """The first rule that keeps the session from getting executors."""
+        ask = self.books.asks.get(session)
+        return self.reasons.first(ask) if ask is not None else None
+
+    def explain(self, session: str) -> list[No]:
+        """Every rule that does, and what each node says."""
+        ask = self.books.asks.get(session)
+        return self.reasons.all(ask) if ask is not None else []
+
+    def impossible(self, session: str) -> No | None:
+        """Why no known node could ever run it; None = some could."""
+        ask = self.books.asks.get(session)
+        return self.reasons.impossible(ask) if ask is not None else None
+
+    def _changed(self, ask: Ask) -> None:
+        """What it has or wants changed: its place in the queue and among those that can give."""
+        waited = ask.lane is not None
+        self.waiting.update(ask)
+        if ask.lane is None:
+            ask.since = 0
+        elif not waited:
+            self.dirty = True
+        if ask.lane is not None and not ask.since:
+            ask.since = self._now
+        group = ask.group
+        if ask.have and group.asks.get(ask.session) is ask:
+            heappush(group.rich, (self._richness(ask), ask.session, ask.have))
+            if len(group.rich) > 4 * len(group.asks) + 64:
+                group.rich_epoch = -1
+                group.rich = []
+
+    def _richness(self, ask: Ask) -> tuple[float, ...]:
+        share = dominant(ask.resreq, self.waiting.total) * ask.have
+        return (*(-value for value in self.policies.rank(ask)), -share)
+
+    # --- executors -----------------------------------------------------------------------------------------------
+
+    def took(self, channel: int, session: str, node: str, resreq: Resources) -> None:
+        """An executor is there that no plan started: found again on a node. `session` "" = it only keeps its room."""
+        ask = self.books.asks.get(session)
+        self.books.hold(channel, ask, self.books.places[node], resreq)
+        if ask is not None:
+            while ask.claims and ask.coming > ask.want:
+                self.books.drop(ask.claims[-1])
+            self._changed(ask)
+
+    def leaving(self, channel: int) -> None:
+        """The executor was told to end."""
+        holding = self.books.holdings.get(channel)
+        if holding is not None and not holding.leaving:
+            self.books.leave(holding)
+            if holding.ask is not None:
+                self._changed(holding.ask)
+
+    def freed(self, channel: int) -> None:
+        """The executor is gone."""
+        self.dirty = True
+        holding = self.books.holdings.get(channel)
+        if holding is not None:
+            stayed = not holding.leaving
+            self.books.free(holding)
+            if holding.ask is not None and stayed:
+                self._changed(holding.ask)
+
+    def idle(self, channel: int, since: int) -> None:
+        """The executor has had no work since then (Unix ms), 0 = it has some."""
+        holding = self.books.holdings.get(channel)
+        if holding is None:
+            return
+        holding.idle_since = since
+        if since and not holding.leaving:
+            self.dirty = self.dirty or bool(self.waiting.queues)
+            self.books.idle[channel] = holding
+        else:
+            self.books.idle.pop(channel, None)
+
+    # --- the pass ------------------------------------------------------------------------------------------------
+
+    def decide(self, now: int, load: Load, new_channel: Callable[[], int]) -> Plan:
+        """One pass. The plan counts as carried out: its starts hold their room, its stops are on their way out.
+
+        `load` answers how many tasks an executor holds, `new_channel` a number for a new one.
+        """
+        self._now = now
+        self.dirty = False
+        self.policies.begin()
+        self.waiting.resize(self.books.total)
+        plan = Plan([], [])
+        self._redeem(plan, new_channel)
+        self._fill(plan, new_channel)
+        self._reclaim(plan, Reclaim(self.books, self.rooms, self.waiting, load))
+        for start in plan.starts:
+            ask = self.books.asks[start.session]
+            ask.since = now if ask.lane is not None else 0
+        self.dirty = plan.more
+        return plan
+
+    def _redeem(self, plan: Plan, new_channel: Callable[[], int]) -> None:
+        """Claims whose room is free now."""
+        for claim in [claim for claim in self.books.claims if not claim.waiting]:
+            ask = claim.ask
+            self._drop(claim)
+            size = ask.resreq
+            counts: dict[Place, int] = {}
+            for place in claim.seats:
+                counts[place] = counts.get(place, 0) + 1
+            fits = all(gangs.seats_on(place, size) >= n and place.open for place, n in counts.items())
+            if fits and not self._limit(ask, len(claim.seats)):
+                self._start(plan, ask, claim.seats, new_channel)
+
+    def _fill(self, plan: Plan, new_channel: Callable[[], int]) -> None:
+        """Free room, one executor (or gang) at a time to whoever deserves it most."""
+        passed: set[str] = set()
+        queues = by_shape(self.waiting.queues.values(), lambda shape: self.rooms.best(shape) is not None)
+        if not queues:
+            return
+        turns = Turns(self.waiting, queues, self.tree.root, passed)
+        while (queue := turns.next()) is not None:
+            ask = self.waiting.head(queue, passed)
+            if ask is None or self._limit(ask, ask.world):
+                turns.done()
+                continue
+            shape = queue.shape
+            if ask.gang:
+                seats = gangs.seats(ask, self.rooms, shape)
+                if seats is None:
+                    passed.add(ask.session)
+                    turns.served(queue)
+                    continue
+            else:
+                place = self.rooms.best_for(ask, shape)
+                if place is None:
+                    turns.done()
+                    continue
+                seats = [place]
+            self._start(plan, ask, seats, new_channel)
+            turns.served(queue)
+        for session in passed:
+            self.waiting.update(self.books.asks[session])
+
+    def _start(self, plan: Plan, ask: Ask, seats: Sequence[Place], new_channel: Callable[[], int]) -> None:
+        for rank, place in enumerate(seats):
+            channel = new_channel()
+            self.books.hold(channel, ask, place, ask.resreq)
+            plan.starts.append(Start(ask.session, place.name, channel, rank, len(seats) if ask.gang else 1))
+        self._changed(ask)
+
+    def _reclaim(self, plan: Plan, reclaim: Reclaim) -> None:
+        """Sessions that found no room: others leave for them, as far as they have to."""
+        if not self.books.holdings or not self.waiting.queues:
+            return
+        passed: set[str] = set()
+        queues = [queue for queue in self.waiting.queues.values() if queue not in self._tired]
+        if not queues:
+            self._tired.clear()
+            queues = list(self.waiting.queues.values())
+        turns = Turns(self.waiting, queues, self.tree.root, passed)
+        fruitless = 0
+        while (queue := turns.next()) is not None:
+            ask = self.waiting.head(queue, passed)
+            made = None if ask is None or self._barred(ask) else reclaim.claim(ask)
+            if ask is None or made is None:
+                if ask is not None and ask.gang:  # another gang of this queue may be smaller
+                    passed.add(ask.session)
+                    turns.served(queue)
+                else:
+                    turns.done()
+                fruitless += 1
+                if len(queues) > FRUITLESS:
+                    self._tired.add(queue)
+                if fruitless >= FRUITLESS:
+                    break
+                continue
+            claim, told = made
+            plan.more = plan.more or not claim.waiting
+            for holding in told:
+                plan.stops.append(Stop(holding.channel, bool(holding.idle_since), ask.session))
+                assert holding.ask is not None
+                self._changed(holding.ask)
+            self._changed(ask)
+            turns.served(queue)
+        for session in passed:
+            self.waiting.update(self.books.asks[session])
+
+    def _barred(self, ask: Ask) -> bool:
+        """Whether taking back can't help: it would not fit on any node, or its limits forbid more anyway."""
+        return not any(True for _ in self.books.holdings) or ask.application.coming >= ask.application.most
+
+    def _drop(self, claim: Claim) -> None:
+        self.books.drop(claim)
+        self._changed(claim.ask)
+
+    def _limit(self, ask: Ask, count: int) -> bool:
+        """Whether a quota or its application's limit forbids to start so many now."""
+        limit = ask.application
+        if limit.used + limit.claimed + count > limit.most:
+            return True
+        gain = ask.resreq if count == 1 else gangs.times(ask.resreq, count)
+        return any(group.over_quota(group.used + group.kept, gain) for group in ask.group.path())
+
+    # --- checks --------------------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raise AssertionError when an invariant does not hold (for tests and the simulator)."""
+        for place in self.books.places.values():
+            held = sum((holding.resreq for holding in place.holdings.values()), Resources())
+            assert place.used == held, f"{place.name}: used {place.used}, held {held}"
+            assert place.seats == sum(claim.seats.count(place) for claim in self.books.claims), place.name
+        for ask in self.books.asks.values():
+            assert ask.have == sum(1 for holding in ask.holdings.values() if not holding.leaving), ask.session
+            assert (ask.lane is not None) == bool(ask.lacking), f"{ask.session} lacks {ask.lacking}"
+            assert not ask.gang or ask.coming in (0, ask.world) or ask.have, ask.session
+        used = sum((h.resreq for h in self.books.holdings.values() if h.ask is not None), Resources())
+        assert self.tree.root.used == used, f"tenants use {self.tree.root.used}, executors {used}"
+        for group in self.tree.groups.values():
+            mine = [holding for ask in group.asks.values() for holding in ask.holdings.values()]
+            if not group.children:
+                assert group.used == sum((h.resreq for h in mine), Resources()), group.name
+        for claim in self.books.claims:
+            assert all(holding.leaving and holding.claim is claim for holding in claim.waiting.values())
+
+
+__all__ = ["Holding", "Plan", "Queue", "Scheduler", "Start", "Stop", "TenantUsage"]
