@@ -236,8 +236,8 @@ def test_an_executor_whose_place_was_given_away_is_not_taken_up_again() -> None:
 @pytest.mark.parametrize(
     ("resreq", "nodes", "words"),
     [
-        (Resources(1, GIB, 2), 1, "needs gpu=2; the largest node has 0"),
-        (Resources(64, GIB, 0), 1, "needs cpu=64; the largest node has 2"),
+        (Resources(1, GIB, 2), 1, "needs 2 GPUs; the largest node has 0"),
+        (Resources(64, GIB, 0), 1, "needs 64 cpu; the largest node has 2"),
         (Resources(1, GIB, 0), 0, "no node is ready"),
     ],
 )

@@ -157,6 +157,12 @@ class InterruptTasks(Effect):
     reason: str
 
 
+class Complain(Effect):
+    """Something that administrators should read in the log."""
+
+    text: str
+
+
 # --- housekeeping ------------------------------------------------------------------------------------------------
 
 

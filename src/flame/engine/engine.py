@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
-from flame.engine import applications, lives, placement, tasks
+from flame.engine import applications, gangs, lives, nodes, placement, scheduling, tasks
 from flame.engine import events as ev
 from flame.engine.applications import Application
 from flame.engine.effects import Purge, Record, RecordKind, Turn
@@ -19,6 +19,7 @@ from flame.engine.records import (
     FinishedMeta,
     Generation,
     NameMeta,
+    NodeMarkMeta,
     RetriedMeta,
     SessionMeta,
     SubmittedMeta,
@@ -29,7 +30,10 @@ from flame.engine.turn import Draft
 from flame.model.errors import InternalError
 from flame.model.resources import Resources
 from flame.model.specs import UNIT, RecordedEvent
-from flame.model.states import ExecutorState, SessionState
+from flame.model.states import SessionState
+from flame.scheduler.policies import BUILT_IN
+from flame.scheduler.policy import Policy
+from flame.scheduler.scheduler import Scheduler
 
 CHANNEL_SPACE = 1 << 20  # executors of one generation before numbers of the next one are reached
 
@@ -54,8 +58,13 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Engine:
     """All sessions, tasks, executors and nodes of one cluster, and how they change."""
 
-    def __init__(self, settings: EngineSettings, make_id: Callable[[], str]) -> None:
+    def __init__(
+        self, settings: EngineSettings, make_id: Callable[[], str], policies: Sequence[Policy] | None = None
+    ) -> None:
+        """`policies` None = the built-in ones that the settings name."""
         self.settings = settings
+        self.scheduler = Scheduler([BUILT_IN[name]() for name in settings.policies] if policies is None else policies)
+        self.now = 0  # of the turn under way
         self.make_id = make_id
         self.generation = 0
         self.seq = 0  # of the last record
@@ -64,13 +73,11 @@ class Engine:
         self.nodes: dict[str, Node] = {}
         self.executors: dict[int, Executor] = {}  # by channel
         self.next_channel = 1
+        self.next_gang_port = -1
+        self.marks: dict[str, NodeMarkMeta] = {}  # cordoned and draining nodes, also those that are away
         self.read_only = ""  # why, while the journal can't be written
         self.stale = 0  # answers for attempts that nobody waits for any more
-        # What changed in a way that may lead to a start or an end of an executor. Invariant: a session that could get
-        # an executor now is in `hungry`, or `dirty` is set.
-        self.dirty = False
-        self.hungry: dict[str, Session] = {}
-        self.capacity_version = 0
+        self.hungry: dict[str, Session] = {}  # what they want has to be worked out again
         self._touched: dict[str, Session] = {}  # sessions whose executors may get tasks at the end of this turn
         self._alarms: list[tuple[int, str, str]] = []  # (time, kind, key)
         self._alarm_set: set[tuple[int, str, str]] = set()
@@ -80,14 +87,15 @@ class Engine:
     def turn(self, now: int, events: Sequence[ev.Event]) -> Turn:
         """Take in what happened by `now` (Unix ms). Never raises for bad input: a refusal is an effect."""
         draft = Draft(now, self.seq)
+        self.now = now
         self._ring(draft)
         for event in events:
             _HANDLERS[type(event)](self, draft, event)
         for session in self._touched.values():
             tasks.feed(self, draft, session)
         self._touched.clear()
-        if self.dirty or self.hungry:
-            placement.schedule(self, draft)
+        if self.hungry or self.scheduler.dirty:
+            scheduling.schedule(self, draft)
         self.seq = draft.seq
         return Turn(draft.records, draft.now, draft.after, self._alarms[0][0] if self._alarms else 0)
 
@@ -95,21 +103,36 @@ class Engine:
         """The session's executors may get tasks at the end of this turn."""
         self._touched[session.id] = session
 
-    def capacity_changed(self) -> None:
-        """A node, or room on one, came or went: who was blocked may not be any more."""
-        self.capacity_version += 1
-        self.dirty = True
+    def changed(self, session: Session) -> None:
+        """How many executors the session wants or has may have changed."""
+        self.hungry[session.id] = session
+
+    def load(self, channel: int) -> int:
+        """How many tasks the executor holds."""
+        executor = self.executors.get(channel)
+        return len(executor.outstanding) if executor is not None else 0
+
+    def new_channel(self) -> int:
+        """A number for a new executor."""
+        held = self.scheduler.books.holdings
+        while self.next_channel in held or self.next_channel == 0:
+            self.next_channel = (self.next_channel + 1) % (1 << 32)
+        channel = self.next_channel
+        self.next_channel = (channel + 1) % (1 << 32)
+        return channel
 
     def after_progress(self, draft: Draft, executor: Executor) -> None:
         """An executor has fewer tasks than before."""
         session = executor.session
         if session.pending:
             self._touched[session.id] = session
+        if self.scheduler.lacks(session.id):
+            self.hungry[session.id] = session
         if executor.outstanding:
             return
         if executor.draining:
-            placement.stop(self, draft, executor, "its place is needed")
-        elif not session.pending and executor.state is ExecutorState.BOUND:
+            placement.stop(self, draft, executor, executor.leave_why)
+        elif not session.pending and executor.bound:
             placement.rest(self, draft, executor)
 
     # --- alarms --------------------------------------------------------------------------------------------------
@@ -133,9 +156,19 @@ class Engine:
             elif kind == "idle":
                 placement.on_idle_alarm(self, draft, int(key))
             elif kind == "grace":
-                placement.on_grace_over(self, draft, key)
+                nodes.on_grace_over(self, draft, key)
+            elif kind == "leave":
+                placement.on_leave_alarm(self, draft, int(key))
+            elif kind == "gang":
+                gangs.on_gang_alarm(self, draft, key)
+            elif kind == "hopeless":
+                scheduling.on_hopeless_alarm(self, draft, key)
+            elif kind == "pass":
+                self.scheduler.dirty = True
             elif kind == "backoff":
-                self.dirty = True
+                session = self.sessions.get(key)
+                if session is not None:
+                    self.changed(session)
             elif kind == "retention":
                 lives.on_retention_over(self, draft, key)
 
@@ -157,6 +190,8 @@ class Engine:
             opened = decode(record.meta, type=SessionMeta)
             resreq = opened.spec.resreq or self.settings.resreq
             self.sessions[record.session] = Session(record.session, opened.spec, resreq, opened.created)
+        elif kind is RecordKind.NODE_MARK:
+            nodes.apply_mark(self, decode(record.meta, type=NodeMarkMeta))
         else:
             self._replay_in_session(record, kind)
 
@@ -185,13 +220,15 @@ class Engine:
     def recovered(self, now: int) -> Turn:
         """All records are replayed: begin a new generation."""
         draft = Draft(now, self.seq)
+        self.now = now
         self.generation += 1
         self.next_channel = self.generation * CHANNEL_SPACE % (1 << 32) + 1
         draft.record(RecordKind.GENERATION, "", Generation(self.generation))
         for session in self.sessions.values():
             if session.state is SessionState.CLOSED:
                 lives.keep_until_retention(self, session)
-        self.dirty = True
+            else:
+                scheduling.opened(self, session)
         self.seq = draft.seq
         return Turn(draft.records, draft.now, draft.after, self._alarms[0][0] if self._alarms else 0)
 
@@ -237,9 +274,10 @@ _HANDLERS: dict[type[ev.Event], Callable[..., None]] = {
     ev.Detached: lives.on_detached,
     ev.Watch: lives.on_watch,
     ev.Unwatch: lives.on_unwatch,
-    ev.NodeJoined: placement.on_node_joined,
-    ev.NodeHeartbeat: placement.on_node_heartbeat,
-    ev.NodeLeft: placement.on_node_left,
+    ev.NodeJoined: nodes.on_node_joined,
+    ev.NodeHeartbeat: nodes.on_node_heartbeat,
+    ev.NodeLeft: nodes.on_node_left,
+    ev.MarkNode: nodes.on_mark_node,
     ev.ExecutorReported: placement.on_executor_reported,
     ev.Tick: _on_tick,
     ev.JournalFailed: _on_journal_failed,

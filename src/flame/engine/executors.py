@@ -76,6 +76,12 @@ class Node:
         self.capacity = capacity
 
 
+def gang_complete(session: Session) -> bool:
+    """Whether all members of the session's gang are bound, so that tasks may be sent."""
+    members = [executor for executor in session.executors.values() if executor.coming]
+    return len(members) >= session.spec.min_instances and all(executor.bound for executor in members)
+
+
 class Executor:
     """One executor: at most one session for life, `outstanding` maps the tasks it holds to their attempt, in the order
     in which it got them; an attempt of 0 marks a task that ended meanwhile and whose answer will be dropped."""
@@ -89,6 +95,8 @@ class Executor:
         "gpus",
         "id",
         "idle_since",
+        "leave_by",
+        "leave_why",
         "node",
         "outstanding",
         "pid",
@@ -118,6 +126,8 @@ class Executor:
         self.idle_since = 0  # bound without a task since, 0 = not idle
         self.retracting = False
         self.draining = False  # gets no more tasks, leaves when it has none
+        self.leave_by = 0  # while draining: when its tasks go back, Unix ms
+        self.leave_why = ""
 
     def step(self, happened: str, now: int) -> None:
         state = step(EXECUTOR, self.state, happened)
@@ -126,9 +136,14 @@ class Executor:
             self.since = now
 
     @property
-    def usable(self) -> bool:
-        """Whether it may get tasks."""
+    def bound(self) -> bool:
+        """Whether it is in its session and stays there."""
         return self.state is ExecutorState.BOUND and not self.draining
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may get tasks; members of a gang only when all of them are bound."""
+        return self.bound and (self.gang is None or gang_complete(self.session))
 
     @property
     def coming(self) -> bool:

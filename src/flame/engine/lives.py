@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import placement, tasks
+from flame.engine import placement, scheduling, tasks
 from flame.engine.effects import Accepted, Deliver, RecordKind, SessionChanged
 from flame.engine.lifecycles import SESSION, step
 from flame.engine.records import EventMeta, Finish, SessionMeta, TimeMeta
@@ -50,7 +50,7 @@ def on_create(engine: Engine, draft: Draft, event: CreateSession) -> None:
     except FlameError as error:
         draft.refuse(event.ticket, error)
         return
-    draft.reply(event.ticket, session_view(session))
+    draft.reply(event.ticket, session_view(engine, session))
 
 
 def on_open(engine: Engine, draft: Draft, event: OpenSession) -> None:
@@ -68,7 +68,7 @@ def on_open(engine: Engine, draft: Draft, event: OpenSession) -> None:
     except FlameError as error:
         draft.refuse(event.ticket, error)
         return
-    draft.reply(event.ticket, session_view(session))
+    draft.reply(event.ticket, session_view(engine, session))
 
 
 def _create(engine: Engine, draft: Draft, session_id: str, spec: SessionSpec) -> Session:
@@ -87,7 +87,7 @@ def _create(engine: Engine, draft: Draft, session_id: str, spec: SessionSpec) ->
     engine.sessions[session_id] = session
     draft.record(RecordKind.SESSION, session_id, SessionMeta(spec, draft.now_ms))
     tell(draft, session, "created")
-    engine.hungry[session_id] = session
+    scheduling.opened(engine, session)
     return session
 
 
@@ -113,7 +113,7 @@ def on_close(engine: Engine, draft: Draft, event: CloseSession) -> None:
         draft.refuse(event.ticket, NotFoundError(f"session <{event.session_id}>"))
         return
     if session.state is SessionState.CLOSED:
-        draft.reply(event.ticket, session_view(session))
+        draft.reply(event.ticket, session_view(engine, session))
         return
     if engine.read_only:
         draft.refuse(event.ticket, ReadOnlyError(f"the journal can't be written: {engine.read_only}"))
@@ -136,12 +136,11 @@ def on_close(engine: Engine, draft: Draft, event: CloseSession) -> None:
     tell(draft, session, "closed")
     for executor in list(session.executors.values()):
         placement.stop(engine, draft, executor, why)
+    engine.scheduler.close_session(session.id)
     engine.hungry.pop(session.id, None)
-    engine.dirty = True
-    session.blocked = None
     draft.after.append(SessionChanged(session.id, session.state))
     keep_until_retention(engine, session)
-    draft.reply(event.ticket, session_view(session))
+    draft.reply(event.ticket, session_view(engine, session))
     _trim(engine, draft)
 
 
@@ -154,7 +153,7 @@ def on_delete(engine: Engine, draft: Draft, event: DeleteSession) -> None:
     elif engine.read_only:
         draft.refuse(event.ticket, ReadOnlyError(f"the journal can't be written: {engine.read_only}"))
     else:
-        view = session_view(session)
+        view = session_view(engine, session)
         engine.purge(draft, session)
         draft.reply(event.ticket, view)
 

@@ -1,159 +1,50 @@
-"""Nodes and executors: who is there, who is started where, who leaves, and what happens to the tasks they held."""
+"""Executors: started where the scheduler says, bound, without work, told to leave, gone; and what happens to the tasks
+they held."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import lives, tasks
+from flame.engine import gangs, lives, tasks
 from flame.engine.effects import RetractTasks, StartExecutor, StopExecutor
 from flame.engine.events import Held
 from flame.engine.executors import Executor, Node
 from flame.engine.lifecycles import REPORTS
 from flame.engine.records import Finish
-from flame.engine.sessions import PENDING, Blocked, Session
+from flame.engine.sessions import Session
 from flame.model.resources import Resources
-from flame.model.states import EventCode, ExecutorState, NodeState, SessionState, TaskState
-from flame.scheduler.plan import Demand, Plan, Room, plan
+from flame.model.specs import Gang
+from flame.model.states import EventCode, ExecutorState, SessionState, TaskState
 
 if TYPE_CHECKING:
     from flame.engine.engine import Engine
-    from flame.engine.events import ExecutorReported, NodeHeartbeat, NodeJoined, NodeLeft
+    from flame.engine.events import ExecutorReported
     from flame.engine.turn import Draft
 
 BACKOFF_MS = 100  # after the first bind failure, doubled with each further one
 BACKOFF_MAX_MS = 30_000
-# Starting an instance costs about a tenth of a second: do not start one for work that those there end sooner.
-WORTH_US = 100_000
 
 
-# --- nodes -----------------------------------------------------------------------------------------------------------
-
-
-def on_node_joined(engine: Engine, draft: Draft, event: NodeJoined) -> None:
-    """A node is (again) there. What it holds and what we remember of it are brought together."""
-    node = engine.nodes.get(event.name)
-    if node is None:
-        node = engine.nodes[event.name] = Node(event.name)
-    reborn = node.boot_id not in ("", event.boot_id)
-    node.step("joined", draft.now_ms)
-    node.boot_id = event.boot_id
-    node.hostname = event.hostname
-    node.arch, node.os, node.addresses = event.arch, event.os, tuple(event.addresses)
-    node.heartbeat = draft.now_ms
-    node.resize(event.capacity)
-    held = {item.channel: item for item in event.held}
-    for executor in list(node.executors.values()):
-        item = held.pop(executor.channel, None)
-        if item is None or item.executor_id != executor.id or reborn:
-            lose(engine, draft, executor, f"node {node.name} came back without it")
-        else:
-            _reconcile(engine, draft, executor, item)
-    for channel in node.leaving.keys() - held.keys():
-        _left(engine, node, channel)
-    for item in held.values():
-        if item.channel not in node.leaving:
-            if _adopt(engine, draft, node, item):
-                continue
-            _leaves(node, item.channel, item.resreq)
-        draft.now.append(StopExecutor(node.name, item.channel, 0, "nobody waits for it any more"))
-    engine.capacity_changed()
-
-
-def _reconcile(engine: Engine, draft: Draft, executor: Executor, item: Held) -> None:
-    """The link was away for a while: tasks or answers that were on their way may be lost."""
-    there = set(item.task_ids)
-    lost = [task_id for task_id in executor.outstanding if task_id not in there]
-    executor.retracting = False
-    _return_tasks(draft, executor, lost)
-    if executor.state in (ExecutorState.UNBINDING, ExecutorState.RELEASING):
-        draft.now.append(StopExecutor(executor.node.name, executor.channel, engine.settings.stop_grace_ms, "stop"))
-    elif item.state is ExecutorState.BOUND:
-        _bound(engine, draft, executor, item.concurrency)
-    engine.after_progress(draft, executor)
-
-
-def _adopt(engine: Engine, draft: Draft, node: Node, item: Held) -> bool:
-    """An executor that went on while we knew nothing of it: after a restart of the session manager, or when its node
-    was thought lost. False = it is not wanted."""
-    session = engine.sessions.get(item.session_id)
-    if session is None or session.state is not SessionState.OPEN or item.channel in engine.executors:
-        return False
-    if item.state not in (ExecutorState.BINDING, ExecutorState.BOUND):
-        return False
-    if not item.resreq.fits(node.capacity - node.allocated) or not set(item.gpus) <= set(node.free_gpus):
-        return False  # its place was given to another meanwhile
-    executor = _add(engine, draft, node, session, item)
-    executor.step("started", draft.now_ms)
-    attempts = item.attempts or [1] * len(item.task_ids)
-    for task_id, attempt in dict(zip(item.task_ids, attempts, strict=True)).items():
-        if 1 <= task_id <= session.total and session.states[task_id - 1] == PENDING:
-            session.take_up(task_id)
-            executor.outstanding[task_id] = attempt
-            if attempt > session.attempts.get(task_id, 1):
-                session.attempts[task_id] = attempt
-        else:
-            executor.outstanding[task_id] = 0
-    if item.state is ExecutorState.BOUND:
-        _bound(engine, draft, executor, item.concurrency)
-    lives.tell(draft, session, f"executor {executor.id} on node {node.name} found again")
-    return True
-
-
-def _leaves(node: Node, channel: int, resreq: Resources) -> None:
+def leaves(engine: Engine, node: Node, channel: int, resreq: Resources) -> None:
     """An executor that belongs to no session any more keeps its place until the node says that it is gone."""
     node.leaving[channel] = resreq
     node.allocated += resreq
+    engine.scheduler.took(channel, "", node.name, resreq)
 
 
-def _left(engine: Engine, node: Node, channel: int) -> None:
+def left(engine: Engine, node: Node, channel: int) -> None:
+    """It is gone."""
     node.allocated -= node.leaving.pop(channel)
-    engine.capacity_changed()
+    engine.scheduler.freed(channel)
 
 
-def on_node_heartbeat(engine: Engine, draft: Draft, event: NodeHeartbeat) -> None:
-    node = engine.nodes.get(event.name)
-    if node is None:
-        return
-    node.heartbeat = draft.now_ms
-    if event.capacity is not None and event.capacity != node.capacity:
-        node.resize(event.capacity)
-        engine.capacity_changed()
-
-
-def on_node_left(engine: Engine, draft: Draft, event: NodeLeft) -> None:
-    """Its link is down: nothing new goes there; what it does is waited for until the grace time is over."""
-    node = engine.nodes.get(event.name)
-    if node is None or node.state is not NodeState.READY:
-        return
-    node.step("left", draft.now_ms)
-    for session in {executor.session.id: executor.session for executor in node.executors.values()}.values():
-        lives.tell(draft, session, f"node {node.name} is away: {event.reason or 'link lost'}")
-    engine.alarm(draft.now_ms + engine.settings.drain_ms, "grace", node.name)
-    engine.capacity_changed()
-
-
-def on_grace_over(engine: Engine, draft: Draft, name: str) -> None:
-    node = engine.nodes.get(name)
-    if node is None or node.state is not NodeState.UNKNOWN:
-        return
-    if draft.now_ms < node.since + engine.settings.drain_ms:  # it came and left again meanwhile
-        engine.alarm(node.since + engine.settings.drain_ms, "grace", name)
-        return
-    node.step("lost", draft.now_ms)
-    for executor in list(node.executors.values()):
-        lose(engine, draft, executor, f"node {name} is lost")
-    del engine.nodes[name]
-
-
-# --- executors -------------------------------------------------------------------------------------------------------
-
-
-def _add(engine: Engine, draft: Draft, node: Node, session: Session, item: Held) -> Executor:
+def add(engine: Engine, draft: Draft, node: Node, session: Session, item: Held) -> Executor:
     channel = item.channel
     executor = Executor(item.executor_id, channel, node, session, draft.now_ms)
     executor.resreq = item.resreq
     executor.pid = item.pid
     executor.gpus = tuple(item.gpus)
+    executor.gang = item.gang
     node.free_gpus = [gpu for gpu in node.free_gpus if gpu not in executor.gpus]
     engine.executors[channel] = executor
     session.executors[channel] = executor
@@ -162,16 +53,13 @@ def _add(engine: Engine, draft: Draft, node: Node, session: Session, item: Held)
     return executor
 
 
-def _start(engine: Engine, draft: Draft, session: Session, node: Node) -> None:
-    while engine.next_channel in engine.executors or engine.next_channel == 0:
-        engine.next_channel = (engine.next_channel + 1) % (1 << 32)
-    channel = engine.next_channel
-    engine.next_channel = (channel + 1) % (1 << 32)
+def start(engine: Engine, draft: Draft, session: Session, node: Node, channel: int, gang: Gang | None = None) -> None:
+    """Start an executor as the scheduler decided; it has its room in the scheduler's books already."""
     gpus = node.free_gpus[: session.resreq.gpu]
-    item = Held(engine.make_id(), channel, session.id, session.resreq, ExecutorState.VOID, 1, (), gpus=gpus)
-    executor = _add(engine, draft, node, session, item)
+    item = Held(engine.make_id(), channel, session.id, session.resreq, ExecutorState.VOID, 1, (), gpus=gpus, gang=gang)
+    executor = add(engine, draft, node, session, item)
     lives.tell(draft, session, f"executor {executor.id} starts on node {node.name}")
-    draft.now.append(StartExecutor(node.name, channel, executor.id, session.id, executor.gpus))
+    draft.now.append(StartExecutor(node.name, channel, executor.id, session.id, executor.gpus, gang))
 
 
 def stop(engine: Engine, draft: Draft, executor: Executor, reason: str) -> None:
@@ -179,6 +67,8 @@ def stop(engine: Engine, draft: Draft, executor: Executor, reason: str) -> None:
     if executor.state in (ExecutorState.UNBINDING, ExecutorState.RELEASING):
         return
     executor.step("stop", draft.now_ms)
+    engine.scheduler.leaving(executor.channel)
+    engine.changed(executor.session)
     grace = engine.settings.stop_grace_ms if not executor.outstanding else 0  # nobody waits for what it still does
     lives.tell(draft, executor.session, f"executor {executor.id} stops: {reason}")
     draft.now.append(StopExecutor(executor.node.name, executor.channel, grace, reason))
@@ -187,30 +77,66 @@ def stop(engine: Engine, draft: Draft, executor: Executor, reason: str) -> None:
 def remove(engine: Engine, draft: Draft, executor: Executor) -> None:
     """Forget an executor; it is stopped, and keeps its place on the node until it is gone."""
     stop(engine, draft, executor, "its session is gone")
-    _leaves(executor.node, executor.channel, executor.resreq)
-    _detach(engine, executor)
+    executor.node.leaving[executor.channel] = executor.resreq
+    executor.node.allocated += executor.resreq
+    _forget(engine, executor)
+
+
+def drain(engine: Engine, draft: Draft, executor: Executor, grace_ms: int, why: str) -> None:
+    """Take no more tasks, give back what was sent ahead, end what runs within `grace_ms`, then leave."""
+    if not executor.coming:
+        return
+    executor.draining = True
+    executor.leave_by = draft.now_ms + grace_ms
+    executor.leave_why = why
+    engine.scheduler.leaving(executor.channel)
+    engine.changed(executor.session)
+    if not executor.outstanding:
+        stop(engine, draft, executor, why)
+        return
+    lives.tell(draft, executor.session, f"executor {executor.id} leaves after its running tasks: {why}")
+    engine.alarm(executor.leave_by, "leave", str(executor.channel))
+    if len(executor.outstanding) > executor.concurrency and not executor.retracting:
+        executor.retracting = True
+        draft.now.append(RetractTasks(executor.node.name, executor.channel, executor.concurrency))
+
+
+def on_leave_alarm(engine: Engine, draft: Draft, channel: int) -> None:
+    """The grace time of a draining executor is over: what it still runs goes back to the queue."""
+    executor = engine.executors.get(channel)
+    if executor is not None and executor.draining and draft.now_ms >= executor.leave_by:
+        stop(engine, draft, executor, f"{executor.leave_why}; its grace time is over")
 
 
 def _detach(engine: Engine, executor: Executor) -> None:
+    """It is gone, and its room is free."""
+    _forget(engine, executor)
+    engine.scheduler.freed(executor.channel)
+
+
+def _forget(engine: Engine, executor: Executor) -> None:
     engine.executors.pop(executor.channel, None)
     executor.session.executors.pop(executor.channel, None)
     node = executor.node
     if node.executors.pop(executor.channel, None) is not None:
         node.allocated -= executor.resreq
         node.free_gpus = sorted({*node.free_gpus, *executor.gpus})
-    engine.capacity_changed()
+    engine.changed(executor.session)
 
 
 def lose(engine: Engine, draft: Draft, executor: Executor, why: str) -> None:
     """The executor is gone without a word: its tasks go back."""
+    wanted = executor.coming
     executor.step("gone", draft.now_ms)
     lives.tell(draft, executor.session, f"executor {executor.id} lost: {why}")
-    _return_tasks(draft, executor, list(executor.outstanding))
+    return_tasks(draft, executor, list(executor.outstanding))
     _detach(engine, executor)
     engine.touch(executor.session)
+    if wanted and executor.gang is not None:
+        gangs.member_lost(engine, draft, executor, why)
 
 
-def _return_tasks(draft: Draft, executor: Executor, task_ids: list[int]) -> None:
+def return_tasks(draft: Draft, executor: Executor, task_ids: list[int]) -> None:
     back = [task_id for task_id in task_ids if executor.outstanding.pop(task_id, 0)]
     tasks.send_back(draft, executor.session, back)
 
@@ -222,13 +148,13 @@ def on_executor_reported(engine: Engine, draft: Draft, event: ExecutorReported) 
         if event.state is ExecutorState.RELEASED:
             for node in engine.nodes.values():
                 if event.channel in node.leaving:
-                    _left(engine, node, event.channel)
+                    left(engine, node, event.channel)
         return
     session = executor.session
     if event.pid:
         executor.pid = event.pid
     if event.state is ExecutorState.BOUND:
-        _bound(engine, draft, executor, event.concurrency)
+        bound(engine, draft, executor, event.concurrency)
     elif event.state is ExecutorState.RELEASED:
         _released(engine, draft, executor, event)
     elif executor.state is not ExecutorState.BOUND:
@@ -237,7 +163,7 @@ def on_executor_reported(engine: Engine, draft: Draft, event: ExecutorReported) 
         engine.touch(session)
 
 
-def _bound(engine: Engine, draft: Draft, executor: Executor, concurrency: int) -> None:
+def bound(engine: Engine, draft: Draft, executor: Executor, concurrency: int) -> None:
     session = executor.session
     fresh = executor.state is not ExecutorState.BOUND
     executor.step("bound", draft.now_ms)
@@ -257,6 +183,7 @@ def _bound(engine: Engine, draft: Draft, executor: Executor, concurrency: int) -
 def _released(engine: Engine, draft: Draft, executor: Executor, event: ExecutorReported) -> None:
     session = executor.session
     was = executor.state
+    wanted = executor.coming
     executor.step("gone", draft.now_ms)
     held = [task_id for task_id, attempt in executor.outstanding.items() if attempt]
     if event.crashed and session.state is SessionState.OPEN:
@@ -265,8 +192,10 @@ def _released(engine: Engine, draft: Draft, executor: Executor, event: ExecutorR
         _count_kills(engine, draft, executor, held, event.message)
     else:
         lives.tell(draft, session, f"executor {executor.id} is gone: {event.message or 'released'}")
-    _return_tasks(draft, executor, list(executor.outstanding))
+    return_tasks(draft, executor, list(executor.outstanding))
     _detach(engine, executor)
+    if wanted and executor.gang is not None:
+        gangs.member_lost(engine, draft, executor, event.message or "its instance ended")
     never_bound = was in (ExecutorState.VOID, ExecutorState.BINDING)
     if event.code or (event.crashed and (never_bound or not (executor.completed or held))):
         _bind_failed(engine, draft, executor, event)
@@ -323,10 +252,9 @@ def rest(engine: Engine, draft: Draft, executor: Executor) -> None:
     if not executor.idle_since:
         executor.idle_since = draft.now_ms
         engine.alarm(draft.now_ms + _delay_ms(engine, session), "idle", str(executor.channel))
+        engine.scheduler.idle(executor.channel, draft.now_ms)
     if session.running:
         tasks.rebalance(engine, draft, session)
-    if any(other.blocked is not None for other in engine.sessions.values() if other is not session):
-        engine.dirty = True  # somebody waits for room
 
 
 def _delay_ms(engine: Engine, session: Session) -> int:
@@ -343,113 +271,3 @@ def on_idle_alarm(engine: Engine, draft: Draft, channel: int) -> None:
         engine.alarm(due, "idle", str(channel))
     elif sum(other.coming for other in executor.session.executors.values()) > executor.session.spec.min_instances:
         stop(engine, draft, executor, "idle for its delay_release")
-
-
-# --- the scheduler ---------------------------------------------------------------------------------------------------
-
-
-def want(engine: Engine, session: Session, coming: int) -> int:
-    """How many executors the session can use now, within its limits."""
-    spec = session.spec
-    open_tasks = session.pending + session.running
-    wanted = open_tasks
-    if session.avg_us >= 0 and coming:
-        # `coming` executors will be through with what is pending in pending * avg / coming.
-        wanted = min(wanted, coming + int(session.pending * session.avg_us / coming / WORTH_US))
-    application = engine.applications.get(spec.application)
-    most = application.spec.max_instances if application is not None else 0
-    if spec.max_instances is not None:
-        most = min(most, spec.max_instances)
-    return min(max(wanted, spec.min_instances), most)
-
-
-def schedule(engine: Engine, draft: Draft) -> None:
-    """One pass, if anything changed that could lead to another answer than the last one's."""
-    if not engine.dirty and not any(_may_grow(engine, session) for session in engine.hungry.values()):
-        engine.hungry.clear()
-        return
-    engine.dirty = False
-    engine.hungry.clear()
-    demands: list[Demand] = []
-    for session in engine.sessions.values():
-        demand = _demand(engine, draft, session)
-        if demand is not None:
-            demands.append(demand)
-    if demands:
-        _carry_out(engine, draft, plan(demands, _rooms(engine)))
-
-
-def _may_grow(engine: Engine, session: Session) -> bool:
-    if session.state is not SessionState.OPEN or session.paused:
-        return False
-    if session.blocked is not None and session.blocked_version == engine.capacity_version:
-        return False
-    coming = sum(executor.coming for executor in session.executors.values())
-    return want(engine, session, coming) > coming
-
-
-def _demand(engine: Engine, draft: Draft, session: Session) -> Demand | None:
-    if session.state is not SessionState.OPEN:
-        return None
-    serving = [executor for executor in session.executors.values() if executor.coming]
-    wanted = want(engine, session, len(serving))
-    if session.paused or session.not_before > draft.now_ms:
-        wanted = min(wanted, len(serving))
-    if not wanted and not serving:
-        session.blocked = None
-        return None
-    idle = sorted((executor for executor in serving if executor.idle_since), key=lambda executor: executor.idle_since)
-    busy = sorted((e for e in serving if not e.idle_since), key=lambda executor: len(executor.outstanding))
-    return Demand(
-        session.id,
-        session.spec.priority,
-        session.created,
-        session.resreq,
-        len(serving),
-        wanted,
-        session.spec.min_instances,
-        [executor.channel for executor in idle],
-        [executor.channel for executor in busy],
-    )
-
-
-def _rooms(engine: Engine) -> list[Room]:
-    rooms: list[Room] = []
-    for node in engine.nodes.values():
-        if node.state is not NodeState.READY:
-            continue
-        leaving = sum(node.leaving.values(), Resources())
-        for executor in node.executors.values():
-            if not executor.coming:
-                leaving += executor.resreq
-        rooms.append(Room(node.name, node.capacity, node.capacity - node.allocated, leaving))
-    return rooms
-
-
-def _carry_out(engine: Engine, draft: Draft, decided: Plan) -> None:
-    for session_id, node in decided.starts:
-        _start(engine, draft, engine.sessions[session_id], engine.nodes[node])
-    for channel in decided.releases:
-        stop(engine, draft, engine.executors[channel], "another session waits for its place")
-    for channel in decided.drains:
-        _drain(engine, draft, engine.executors[channel])
-    for session in engine.sessions.values():
-        no = decided.noes.get(session.id)
-        if no is None:
-            session.blocked = None
-            continue
-        since = (
-            session.blocked.since if session.blocked is not None and session.blocked.rule == no.rule else draft.now_ms
-        )
-        session.blocked = Blocked(no.rule, no.object, no.message, no.remedy, since)
-        session.blocked_version = engine.capacity_version
-
-
-def _drain(engine: Engine, draft: Draft, executor: Executor) -> None:
-    """Let it end what runs; the rest goes back, then it leaves."""
-    executor.draining = True
-    if not executor.outstanding:
-        stop(engine, draft, executor, "its place is needed")
-    elif len(executor.outstanding) > executor.concurrency and not executor.retracting:
-        executor.retracting = True
-        draft.now.append(RetractTasks(executor.node.name, executor.channel, executor.concurrency))

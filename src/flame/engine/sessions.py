@@ -68,8 +68,6 @@ class Session:
         "avg_us",
         "batches",
         "bind_failures",
-        "blocked",
-        "blocked_version",
         "cancelled",
         "chunk_firsts",
         "chunks",
@@ -98,6 +96,7 @@ class Session:
         "states",
         "story",
         "succeed",
+        "waiting",
         "watched",
     )
 
@@ -131,9 +130,8 @@ class Session:
         self.avg_us = -1.0  # observed run time of one task, -1 = unknown
         self.bind_failures = 0  # in a row
         self.paused = ""  # why it gets no executors any more
+        self.waiting = 0  # pending tasks that may not run yet
         self.not_before = 0  # no new executor before this time
-        self.blocked: Blocked | None = None
-        self.blocked_version = -1  # the capacity at which `blocked` was found
         self.attached: set[str] = set()
         self.watched: dict[int, int] = {}  # task id (0 = the session) -> watchers
         self.events: list[RecordedEvent] = []
@@ -349,13 +347,3 @@ class Session:
         while index >= 0:
             yield index + 1
             index = self.states.find(PENDING, index + 1)
-
-
-class Blocked(msgspec.Struct, gc=False):
-    """Why a session gets no (further) executor: the first rule that said no."""
-
-    rule: str
-    object: str
-    message: str
-    remedy: str
-    since: int

@@ -144,7 +144,9 @@ def _send(engine: Engine, draft: Draft, executor: Executor, limit: int) -> None:
             if session.watched:
                 sent.extend(ids)
         executor.progress = draft.now_ms
-        executor.idle_since = 0
+        if executor.idle_since:
+            executor.idle_since = 0
+            engine.scheduler.idle(executor.channel, 0)
         draft.now.append(Dispatch(executor.node.name, executor.channel, parts, timeout))
         changed(draft, session, sent)
         if first in session.kills:
@@ -417,7 +419,7 @@ def on_cancel(engine: Engine, draft: Draft, event: CancelTasks) -> None:
             draft.now.append(InterruptTasks(executor.node.name, executor.channel, held, reason))
     finish(draft, session, [Finish(task_id, TaskState.CANCELLED, 0, reason) for task_id in ended])
     draft.reply(event.ticket, ended)
-    engine.dirty = True
+    engine.changed(session)
 
 
 def _ids_of_seqs(session: Session, event: CancelTasks) -> Iterable[tuple[int, int]]:

@@ -24,7 +24,7 @@ from flame.model.states import (
 
 if TYPE_CHECKING:
     from flame.engine.engine import Engine
-    from flame.engine.executors import Executor
+    from flame.engine.executors import Executor, Node
 
 
 class ApplicationView(msgspec.Struct, gc=False):
@@ -119,7 +119,7 @@ def applications(engine: Engine) -> list[ApplicationView]:
     return [application(engine, name) for name in sorted(engine.applications)]
 
 
-def session_view(found: Session) -> SessionView:
+def session_view(engine: Engine, found: Session) -> SessionView:
     working = min(sum(executor.running for executor in found.executors.values()), found.running)
     return SessionView(
         found.id,
@@ -135,27 +135,28 @@ def session_view(found: Session) -> SessionView:
         found.cancelled,
         sum(executor.coming for executor in found.executors.values()),
         list(found.events),
-        _pending_reason(found),
+        _pending_reason(engine, found),
     )
 
 
 def session(engine: Engine, session_id: str) -> SessionView:
-    return session_view(_find(engine, session_id))
+    return session_view(engine, _find(engine, session_id))
 
 
 def sessions(engine: Engine) -> list[SessionView]:
     """All sessions, the open ones first, then by time of creation."""
     ordered = sorted(engine.sessions.values(), key=lambda item: (item.state, item.created, item.id))
-    return [session_view(found) for found in ordered]
+    return [session_view(engine, found) for found in ordered]
 
 
-def _pending_reason(found: Session) -> str:
+def _pending_reason(engine: Engine, found: Session) -> str:
     if found.state is not SessionState.OPEN or not found.pending:
         return ""
     if found.paused:
         return found.paused
-    if found.blocked is not None:
-        return found.blocked.message
+    no = engine.scheduler.why(found.id)
+    if no is not None:
+        return no.message
     if found.bind_failures:
         return f"the last executor could not be bound: {found.events[-1].message if found.events else ''}"
     if found.executors and not any(e.state is ExecutorState.BOUND for e in found.executors.values()):
@@ -254,21 +255,22 @@ def executors(engine: Engine, session_id: str = "", node: str = "") -> list[Exec
     return sorted(views, key=lambda view: view.channel)
 
 
+def node_view(node: Node) -> NodeView:
+    return NodeView(
+        node.name,
+        node.hostname,
+        node.state,
+        node.capacity,
+        node.allocated,
+        node.arch,
+        node.os,
+        node.addresses,
+        node.heartbeat,
+    )
+
+
 def nodes(engine: Engine) -> list[NodeView]:
-    return [
-        NodeView(
-            node.name,
-            node.hostname,
-            node.state,
-            node.capacity,
-            node.allocated,
-            node.arch,
-            node.os,
-            node.addresses,
-            node.heartbeat,
-        )
-        for node in sorted(engine.nodes.values(), key=lambda node: node.name)
-    ]
+    return [node_view(engine.nodes[name]) for name in sorted(engine.nodes)]
 
 
 def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
@@ -281,9 +283,8 @@ def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
         last = next((e for e in reversed(found.events) if e.code == EventCode.BIND_FAILED), None)
         text = f"{found.bind_failures} executors in a row could not be bound; {last.message if last else ''}"
         reasons.append(("bind", session_id, text, "look at flmctl logs", last.time if last else 0))
-    if found.blocked is not None:
-        no = found.blocked
-        reasons.append((no.rule, no.object, no.message, no.remedy, no.since))
+    rules = engine.scheduler.explain(session_id)
+    reasons.extend((no.rule, no.object, no.message, no.remedy, no.since) for no in rules)
     if engine.read_only:
         text = f"the journal can't be written: {engine.read_only}"
         reasons.append(("journal", "cluster", text, "free the disk", 0))
@@ -298,7 +299,7 @@ def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
             ahead = found.states.count(PENDING, 0, task_id - 1)
             summary += f", {ahead} pending tasks were submitted before it"
     else:
-        whole = session_view(found)
+        whole = session_view(engine, found)
         summary = (
             f"session {session_id} is {found.state.name.capitalize()}: {whole.pending} pending, "
             f"{whole.running} running, {whole.executors} executors"

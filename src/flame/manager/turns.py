@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from flame.engine import Engine
-from flame.engine.effects import Accepted, Effect, Forget, Purge, Record, RecordKind, Reply, Turn
+from flame.engine.effects import Accepted, Complain, Effect, Forget, Purge, Record, RecordKind, Reply, Turn
 from flame.engine.events import Event, JournalFailed, JournalRecovered, Submitted, Tick
 from flame.journal import JournalError, JournalWriter
 from flame.manager.payloads import Payloads
@@ -76,6 +76,7 @@ class Turns:
             Reply: self._answer,
             Accepted: self._answer,
             Forget: self._forget,
+            Complain: self._complain,
             Purge: self._purge,
         }
         self._answers: dict[int, Answer] = {}
@@ -322,6 +323,9 @@ class Turns:
     def _forget(self, effect: Forget) -> None:
         for seq in effect.seqs:
             self.payloads.release(seq)
+
+    def _complain(self, effect: Complain) -> None:
+        _log.warning("scheduler %s", effect.text)
 
     def _purge(self, effect: Purge) -> None:
         self.journal.purge(effect.session_id, effect.upto)

@@ -74,3 +74,5 @@ class EventCode(IntEnum):
     BIND_FAILED = 1001
     RETRY_LIMIT = 1002
     INSTANCE_LOST = 1003
+    UNSATISFIABLE = 1004
+    GANG_LOST = 1005

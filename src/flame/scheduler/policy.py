@@ -72,6 +72,7 @@ class Policies:
         )
         self.faults: dict[str, str] = {}
         self._down: set[str] = set()  # raised in this pass
+        self._told: dict[str, str] = {}
         self._hooks: dict[str, list[tuple[str, Callable[..., Any]]]] = {
             hook: [(p.name, getattr(p, hook)) for p in policies if getattr(type(p), hook) is not getattr(Policy, hook)]
             for hook in _HOOKS
@@ -80,6 +81,12 @@ class Policies:
     def begin(self) -> None:
         """A new pass: every policy gets another chance."""
         self._down.clear()
+
+    def news(self) -> list[tuple[str, str]]:
+        """Faults (name, text) that were not answered here before."""
+        fresh = [(name, text) for name, text in self.faults.items() if self._told.get(name) != text]
+        self._told = dict(self.faults)
+        return fresh
 
     def _ask(self, hook: str, kind: type | tuple[type, ...], silent: Any, *arguments: Any) -> list[Any]:
         """The answers, `silent` for a policy that raised, so that answers of one pass stay comparable."""

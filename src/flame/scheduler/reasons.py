@@ -97,7 +97,7 @@ class Reasons:
                 most_of_it = getattr(group.quota, field)
                 text = (
                     f"tenant {group.name} is at its quota of {_amount(field, most_of_it)} "
-                    f"({_amount(field, getattr(group.used, field))} used, {_amount(field, getattr(gain, field))} "
+                    f"({_number(field, getattr(group.used, field))} used, {_number(field, getattr(gain, field))} "
                     f"needed){self._ahead(ask)}"
                 )
                 return No(
@@ -112,7 +112,7 @@ class Reasons:
             if field:
                 text = (
                     f"needs {_amount(field, getattr(gain, field))}; the quota of tenant {group.name} is "
-                    f"{_amount(field, getattr(group.quota, field))}"
+                    f"{_number(field, getattr(group.quota, field))}"
                 )
                 return No("quota", group.name, text, "ask for less, or raise the quota", ask.since)
         return None
@@ -131,7 +131,7 @@ class Reasons:
         for field in _FIELDS:
             largest = max(getattr(place.capacity, field) for place in allowed)
             if getattr(size, field) > largest:
-                text = f"needs {_amount(field, getattr(size, field))}; the largest node has {_amount(field, largest)}"
+                text = f"needs {_amount(field, getattr(size, field))}; the largest node has {_number(field, largest)}"
                 return No("capacity", "cluster", text, "ask for less in resreq, or add a larger node", ask.since)
         if ask.gang:
             text = (
@@ -195,7 +195,7 @@ class Reasons:
             if need > free:
                 kept = place.seats and need <= getattr(place.capacity - place.used, field)
                 more = " (the rest is kept for sessions that were promised it)" if kept else ""
-                return f"{_amount(field, max(0, free))} of {_amount(field, getattr(place.capacity, field))} free{more}"
+                return f"{_number(field, max(0, free))} of {_amount(field, getattr(place.capacity, field))} free{more}"
         return ""
 
 
@@ -229,9 +229,10 @@ def _where(ask: Ask) -> str:
     return f" on nodes with the same {ask.topology[len(SAME) :]}" if ask.topology.startswith(SAME) else ""
 
 
+def _number(field: str, value: int) -> str:
+    return format_size(value) if field == "memory" else str(value)
+
+
 def _amount(field: str, value: int) -> str:
-    if field == "memory":
-        return f"{format_size(value)} memory"
-    if field == "gpu":
-        return f"{value} GPU{'s' if value != 1 else ''}"
-    return f"{value} cpu"
+    unit = ("GPU" if value == 1 else "GPUs") if field == "gpu" else field
+    return f"{_number(field, value)} {unit}"

@@ -171,7 +171,8 @@ class Scheduler:
             limit = self.applications[spec.application] = Limit(spec.application, most or 1 << 62)
         elif most is not None:
             limit.most = most
-        group = self.tree.groups[spec.tenant or DEFAULT_TENANT]
+        # The edge refuses unknown tenants; a session of an older journal may name one all the same.
+        group = self.tree.groups.get(spec.tenant) or self.tree.groups[DEFAULT_TENANT]
         ask = Ask(
             session,
             group,
