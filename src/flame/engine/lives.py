@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flame.engine import placement, scheduling, tasks
+from flame.engine.admission import check_session
 from flame.engine.effects import Accepted, Deliver, RecordKind, SessionChanged
 from flame.engine.lifecycles import SESSION, step
 from flame.engine.records import EventMeta, Finish, SessionMeta, TimeMeta
@@ -21,6 +22,7 @@ from flame.model.errors import (
 )
 from flame.model.specs import RecordedEvent, SessionSpec
 from flame.model.states import SessionState, TaskState
+from flame.model.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     from flame.engine.engine import Engine
@@ -76,13 +78,7 @@ def _create(engine: Engine, draft: Draft, session_id: str, spec: SessionSpec) ->
         raise ReadOnlyError(f"the journal can't be written: {engine.read_only}", remedy="free the disk and try again")
     if not session_id or len(session_id) > MAX_ID or "\0" in session_id:
         raise InvalidArgumentError(f"session id {session_id[:40]!r} is empty, over {MAX_ID} characters, or holds a NUL")
-    if spec.application not in engine.applications:
-        raise NotFoundError(f"application <{spec.application}> not found", remedy="register it first")
-    if spec.max_instances is not None and spec.min_instances > spec.max_instances:
-        raise InvalidArgumentError(f"min_instances {spec.min_instances} is over max_instances {spec.max_instances}")
-    resreq = spec.resreq if spec.resreq is not None else engine.settings.resreq
-    if min(resreq.cpu, resreq.memory, resreq.gpu) < 0:
-        raise InvalidArgumentError(f"resreq {resreq} is negative")
+    resreq = check_session(engine, spec)
     session = Session(session_id, spec, resreq, draft.now_ms)
     engine.sessions[session_id] = session
     draft.record(RecordKind.SESSION, session_id, SessionMeta(spec, draft.now_ms))
@@ -98,6 +94,10 @@ def _compare(engine: Engine, session: Session, spec: SessionSpec) -> None:
         ("min_instances", session.spec.min_instances, spec.min_instances),
         ("max_instances", session.spec.max_instances, spec.max_instances),
         ("priority", session.spec.priority, spec.priority),
+        # Those that other SDKs do not know count only where they are given.
+        ("tenant", session.spec.tenant or DEFAULT_TENANT, spec.tenant or session.spec.tenant or DEFAULT_TENANT),
+        ("gang", session.spec.gang, spec.gang or session.spec.gang),
+        ("selector", session.spec.selector, spec.selector or session.spec.selector),
     )
     for field, expected, got in pairs:
         if expected != got:

@@ -27,9 +27,20 @@ def validate(engine: Engine) -> None:
         for executor in node.executors.values():
             used += executor.resreq
             gpus.extend(executor.gpus)
+        place = engine.scheduler.books.places[node.name]
+        _true(place.used == used, f"the scheduler counts {place.used} on node {node.name}, its executors hold {used}")
         _true(used == node.allocated, f"node {node.name} counts {node.allocated}, its executors hold {used}")
         _true(len(set(gpus)) == len(gpus), f"node {node.name} gave a GPU twice: {gpus}")
         _true(not set(gpus) & set(node.free_gpus), f"node {node.name} has GPUs both free and in use")
+
+    engine.scheduler.validate()
+    for executor in engine.executors.values():
+        holding = engine.scheduler.books.holdings.get(executor.channel)
+        _true(holding is not None, f"the scheduler does not know executor {executor.id}")
+        if holding is not None and holding.ask is not None:
+            _true(
+                holding.leaving == (not executor.coming), f"executor {executor.id} is {executor.state.name} and leaving"
+            )
 
 
 def over_committed(engine: Engine) -> list[str]:

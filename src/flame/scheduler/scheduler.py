@@ -171,9 +171,17 @@ class Scheduler:
             limit = self.applications[spec.application] = Limit(spec.application, most or 1 << 62)
         elif most is not None:
             limit.most = most
+        ask = self._ask(session, spec, resreq, created, limit)
+        ask.shape = self.rooms.shape_of(ask)
+        self.books.asks[session] = ask
+        ask.group.asks[session] = ask
+        for above in ask.group.path():
+            above.sessions += 1
+
+    def _ask(self, session: str, spec: SessionSpec, resreq: Resources, created: int, limit: Limit) -> Ask:
         # The edge refuses unknown tenants; a session of an older journal may name one all the same.
         group = self.tree.groups.get(spec.tenant) or self.tree.groups[DEFAULT_TENANT]
-        ask = Ask(
+        return Ask(
             session,
             group,
             limit,
@@ -188,11 +196,6 @@ class Scheduler:
             tolerations=spec.tolerations,
             prefer=spec.prefer_nodes,
         )
-        ask.shape = self.rooms.shape_of(ask)
-        self.books.asks[session] = ask
-        group.asks[session] = ask
-        for above in group.path():
-            above.sessions += 1
 
     def close_session(self, session: str) -> None:
         """The session wants nothing any more; its executors keep their room until they are freed."""
@@ -255,6 +258,15 @@ class Scheduler:
         """Why no known node could ever run it; None = some could."""
         ask = self.books.asks.get(session)
         return self.reasons.impossible(ask) if ask is not None else None
+
+    def impossible_gang(self, spec: SessionSpec, resreq: Resources) -> No | None:
+        """Why all nodes together could not hold such a gang; None = they could, or none is known yet."""
+        ask = self._ask("", spec, resreq, 0, Limit(spec.application, 1 << 62))
+        ask.shape = self.rooms.shape_of(ask)
+        no = self.reasons.impossible(ask)
+        assert isinstance(ask.shape, Shape)
+        self.rooms.forget(ask.shape)
+        return no
 
     def _changed(self, ask: Ask) -> None:
         """What it has or wants changed: its place in the queue and among those that can give."""

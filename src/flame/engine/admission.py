@@ -1,0 +1,98 @@
+"""What a session may ask for: everything that could never work is refused here, with the offending value, and never
+reaches a scheduling pass."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from flame.model.errors import InvalidArgumentError, NotFoundError
+from flame.model.resources import Resources
+from flame.model.specs import TOPOLOGIES, SessionSpec
+
+if TYPE_CHECKING:
+    from flame.engine.engine import Engine
+
+MAX_AMOUNT = 2**63 - 1
+MAX_INSTANCES = 2**31 - 1
+MAX_LABEL = 256
+MEMBER_LOSS = ("", "restart", "fail")
+
+
+def check_session(engine: Engine, spec: SessionSpec) -> Resources:
+    """The size of one executor, or NotFoundError or InvalidArgumentError."""
+    if spec.application not in engine.applications:
+        near = get_close_matches(spec.application, engine.applications, 1)
+        remedy = f"did you mean {near[0]}? Else register it first" if near else "register it first"
+        raise NotFoundError(f"application <{spec.application}> not found", remedy=remedy)
+    resreq = spec.resreq if spec.resreq is not None else engine.settings.resreq
+    _check_size(resreq)
+    _check_instances(spec)
+    _check_placement(engine, spec)
+    _check_gang(engine, spec, resreq)
+    return resreq
+
+
+def _check_size(resreq: Resources) -> None:
+    if min(resreq.cpu, resreq.memory, resreq.gpu) < 0:
+        raise InvalidArgumentError(f"resreq {resreq} is negative")
+    if max(resreq.cpu, resreq.memory, resreq.gpu) > MAX_AMOUNT:
+        raise InvalidArgumentError(f"resreq {resreq} is over 2^63-1")
+    if resreq == Resources():
+        raise InvalidArgumentError(
+            "resreq asks for nothing: no limit would hold for it", remedy="ask for cpu, memory or GPUs, or leave it out"
+        )
+
+
+def _check_instances(spec: SessionSpec) -> None:
+    if not 0 <= spec.min_instances <= MAX_INSTANCES:
+        raise InvalidArgumentError(f"min_instances {spec.min_instances} is not between 0 and {MAX_INSTANCES}")
+    if spec.max_instances is not None and spec.min_instances > spec.max_instances:
+        raise InvalidArgumentError(f"min_instances {spec.min_instances} is over max_instances {spec.max_instances}")
+    if spec.max_instances == 0:
+        raise InvalidArgumentError("max_instances 0 would never run a task", remedy="leave it out for no limit")
+    if spec.max_running_per_key < 0:
+        raise InvalidArgumentError(f"max_running_per_key {spec.max_running_per_key} is negative")
+
+
+def _check_gang(engine: Engine, spec: SessionSpec, resreq: Resources) -> None:
+    if not spec.gang:
+        for field in ("topology", "on_member_loss"):
+            if getattr(spec, field):
+                raise InvalidArgumentError(f"{field} {getattr(spec, field)!r} is for gangs", remedy="set gang as well")
+        return
+    if not engine.scheduler.policies.gangs:
+        raise InvalidArgumentError("gangs are switched off", remedy="add gang to cluster.policies")
+    if spec.min_instances < 1:
+        raise InvalidArgumentError("a gang needs min_instances, the number of its members", remedy="set min_instances")
+    if spec.max_instances is not None and spec.max_instances != spec.min_instances:
+        raise InvalidArgumentError(
+            f"a gang has min_instances members; max_instances {spec.max_instances} differs from {spec.min_instances}",
+            remedy="leave max_instances out",
+        )
+    if spec.topology not in TOPOLOGIES and not (spec.topology.startswith("same:") and len(spec.topology) > 5):
+        raise InvalidArgumentError(
+            f"unknown topology {spec.topology!r}", remedy="write same-node, spread or same:LABEL, or leave it out"
+        )
+    if spec.on_member_loss not in MEMBER_LOSS:
+        raise InvalidArgumentError(f"unknown on_member_loss {spec.on_member_loss!r}", remedy="write restart or fail")
+    no = engine.scheduler.impossible_gang(spec, resreq)
+    if no is not None:
+        raise InvalidArgumentError(no.message, remedy=no.remedy)
+
+
+def _check_placement(engine: Engine, spec: SessionSpec) -> None:
+    for label, value in spec.selector.items():
+        if not label or len(label) > MAX_LABEL or len(value) > MAX_LABEL:
+            raise InvalidArgumentError(f"selector label {label[:40]!r} is empty or over {MAX_LABEL} characters")
+    if not engine.nodes:
+        return  # they may not have joined yet
+    known = {label for node in engine.nodes.values() for label in node.labels}
+    wanted = [*spec.selector]
+    if spec.topology.startswith("same:") and spec.topology != "same:":
+        wanted.append(spec.topology[5:])
+    for label in wanted:
+        if label not in known:
+            near = get_close_matches(label, known, 1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"known labels: {', '.join(sorted(known)) or 'none'}"
+            raise InvalidArgumentError(f"no node has the label {label!r}", remedy=remedy)
