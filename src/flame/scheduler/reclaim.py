@@ -46,6 +46,7 @@ class Reclaim:
         self.waiting = waiting
         self.policies = waiting.policies
         self.load = load
+        self._shares: dict[Group, list[tuple[float, Group]]] = {}
 
     def claim(self, ask: Ask) -> tuple[Claim, list[Holding]] | None:
         """Promise the session its next executor (a gang: all of them); answers also who was made to leave."""
@@ -55,6 +56,7 @@ class Reclaim:
             for holding in told:
                 self.books.stay(holding)
             return None
+        self._shares.clear()
         return self.books.claim(ask, seats), told
 
     # --- one executor ------------------------------------------------------------------------------------------------
@@ -275,23 +277,38 @@ class Reclaim:
     def _victims(self, ask: Ask) -> Iterator[Ask]:
         """Sessions that may have to give, the one with the weakest right first."""
         yield from self._rich(ask, ask.group)
+        gain = times(ask.resreq, ask.world) if ask.gang else ask.resreq
+        by_right = self.policies.priority_first
         group = ask.group
         while group.parent is not None:
-            total = self.waiting.total
-            siblings = [other for other in group.parent.children.values() if other is not group and other.executors]
-            siblings.sort(key=lambda other: -other.weighted(other.coming, total))
-            for other in siblings:
-                yield from self._inside(ask, other)
+            by_right = by_right or group.within_guarantee(group.coming + gain)
+            mine = group.weighted(group.coming + gain, self.waiting.total)
+            for theirs, other in self._by_share(group.parent):
+                if not by_right and theirs < mine - _EPSILON:
+                    break  # nor has any after it more than we would have
+                if other is not group:
+                    yield from self._inside(ask, other)
             group = group.parent
 
     def _inside(self, ask: Ask, group: Group) -> Iterator[Ask]:
         if not group.children:
             yield from self._rich(ask, group)
             return
-        total = self.waiting.total
-        for child in sorted(group.children.values(), key=lambda other: -other.weighted(other.coming, total)):
-            if child.executors:
-                yield from self._inside(ask, child)
+        for _, child in self._by_share(group):
+            yield from self._inside(ask, child)
+
+    def _by_share(self, parent: Group) -> list[tuple[float, Group]]:
+        """Its tenants with executors and their weighted shares, the largest first; kept until somebody was told to
+        leave."""
+        known = self._shares.get(parent)
+        if known is None:
+            total = self.waiting.total
+            known = [
+                (child.weighted(child.coming, total), child) for child in parent.children.values() if child.executors
+            ]
+            known.sort(key=lambda item: -item[0])
+            self._shares[parent] = known
+        return known
 
     def _rich(self, ask: Ask, group: Group) -> Iterator[Ask]:
         """Sessions of one tenant as long as they may have to give: who comes after one that need not has even less."""

@@ -168,7 +168,7 @@ class Scheduler:
         """A session is open; it wants nothing until `wants` is called. `most`: max_instances of its application."""
         limit = self.applications.get(spec.application)
         if limit is None:
-            limit = self.applications[spec.application] = Limit(spec.application, most or 1 << 62)
+            limit = self.applications[spec.application] = Limit(spec.application, 1 << 62 if most is None else most)
         elif most is not None:
             limit.most = most
         ask = self._ask(session, spec, resreq, created, limit)
@@ -214,13 +214,6 @@ class Scheduler:
             above.sessions -= 1
         assert isinstance(ask.shape, Shape)
         self.rooms.forget(ask.shape)
-
-    def limit_application(self, name: str, most: int) -> None:
-        """The application has another max_instances."""
-        limit = self.applications.get(name)
-        if limit is not None:
-            limit.most = most
-            self.dirty = True
 
     def wants(self, session: str, want: int, now: int) -> None:
         """The session could use `want` executors in all, of which it has some."""
