@@ -59,8 +59,8 @@ def schedule(engine: Engine, draft: Draft) -> None:
         _carry_out(engine, draft, plan)
         for name, text in scheduler.policies.news():
             draft.now.append(Complain(f"policy {name} failed and was skipped: {text}"))
-        if scheduler.dirty:  # it left something for the next pass
-            engine.alarm(draft.now_ms + 1, "pass", "")
+        if scheduler.dirty or plan.again:
+            engine.alarm(draft.now_ms + 1 if scheduler.dirty else plan.again, "pass", "")
     for session in list(engine.hungry.values()):
         if scheduler.lacks(session.id):
             engine.alarm(draft.now_ms + engine.settings.unsatisfiable_ms, "hopeless", session.id)

@@ -1,6 +1,7 @@
 """Taking executors back for sessions that deserve them more, with the least harm.
 
-Who may take from whom: an idle executor goes to anybody who lacks one. Within a tenant a policy may say that one
+Who may take from whom: an idle executor goes to anybody who lacks one, when it has idled for a moment (one between two
+tasks of a client that waits for each is not idle) or when that session has waited for long. Within a tenant a policy may say that one
 session yields to another (priority). Between tenants, one whose guarantee is not met takes what others borrowed;
 else, as between equal sessions, only if afterwards the giver still has no less than the taker (by weighted dominant
 share). Each rule, once applied, forbids the way back, so that nothing is taken to and fro.
@@ -20,6 +21,8 @@ from flame.scheduler.rooms import Rooms, Shape
 
 ENOUGH = 8  # nodes with a solution to choose from
 MOST = 128  # nodes to look at before giving up until something changes
+IDLE_MS = 50  # an executor that has no work for so long is idle to others
+IMPATIENT_MS = 1_000  # who has waited for so long takes any that has no work
 _EPSILON = 1e-9
 
 Load = Callable[[int], int]  # tasks that the executor of this channel holds
@@ -40,7 +43,8 @@ class Seat:
 class Reclaim:
     """One pass of taking back."""
 
-    def __init__(self, books: Books, rooms: Rooms, waiting: Waiting, load: Load) -> None:
+    def __init__(self, books: Books, rooms: Rooms, waiting: Waiting, load: Load, now: int) -> None:
+        self.now = now
         self.books = books
         self.rooms = rooms
         self.waiting = waiting
@@ -209,13 +213,17 @@ class Reclaim:
         victim = holding.ask
         if victim is None or victim is ask:
             return False
-        if all(member.idle_since for member in unit) and victim.have - len(unit) >= victim.floor:
+        if victim.have - len(unit) >= victim.floor and all(self._idles(ask, member) for member in unit):
             return True
         loss = times(victim.resreq, len(unit)) if len(unit) > 1 else victim.resreq
         gain = times(ask.resreq, ask.world) if ask.gang else ask.resreq
         if ask.group is victim.group:
             return self._within(ask, victim, loss, gain, len(unit))
         return self._between(ask, victim, loss, gain)
+
+    def _idles(self, ask: Ask, holding: Holding) -> bool:
+        since = holding.idle_since
+        return since > 0 and (self.now - since >= IDLE_MS or (ask.since > 0 and self.now - ask.since >= IMPATIENT_MS))
 
     def _within(self, ask: Ask, victim: Ask, loss: Resources, gain: Resources, count: int) -> bool:
         if self.policies.yields(victim, ask):

@@ -21,7 +21,7 @@ from flame.scheduler.groups import Group, Limit, Tree, dominant
 from flame.scheduler.policy import Policies, Policy
 from flame.scheduler.queues import Queue, Turns, Waiting, by_shape
 from flame.scheduler.reasons import No, Reasons
-from flame.scheduler.reclaim import Load, Reclaim
+from flame.scheduler.reclaim import IDLE_MS, Load, Reclaim
 from flame.scheduler.rooms import Rooms, Shape
 
 FRUITLESS = 32  # queues per pass for which nothing could be taken back, before the others wait for the next pass
@@ -46,11 +46,13 @@ class Stop(msgspec.Struct, gc=False):
 
 
 class Plan(msgspec.Struct, gc=False):
-    """One pass. `more`: there may be more to do without any further change."""
+    """One pass. `more`: there may be more to do without any further change; `again`: there may be at this time (Unix ms,
+    0 = no)."""
 
     starts: list[Start]
     stops: list[Stop]
     more: bool = False
+    again: int = 0
 
 
 class TenantUsage(msgspec.Struct, gc=False):
@@ -337,11 +339,14 @@ class Scheduler:
         plan = Plan([], [])
         self._redeem(plan, new_channel)
         self._fill(plan, new_channel)
-        self._reclaim(plan, Reclaim(self.books, self.rooms, self.waiting, load))
+        self._reclaim(plan, Reclaim(self.books, self.rooms, self.waiting, load, now))
         for start in plan.starts:
             ask = self.books.asks[start.session]
             ask.since = now if ask.lane is not None else 0
         self.dirty = plan.more
+        if self.waiting.queues and self.books.idle:
+            youngest = next(reversed(self.books.idle.values())).idle_since + IDLE_MS
+            plan.again = youngest if youngest > now else 0
         return plan
 
     def _redeem(self, plan: Plan, new_channel: Callable[[], int]) -> None:
