@@ -37,12 +37,12 @@ class Reasons:
         self.policies = policies
 
     def first(self, ask: Ask) -> No | None:
-        """The first rule that says no; None = nothing is wanting."""
-        return next(self._rules(ask), None)
+        """The first rule that says no, without what takes a look at other sessions; None = nothing is wanting."""
+        return next(self._rules(ask, brief=True), None)
 
     def all(self, ask: Ask) -> list[No]:
         """Every rule that says no, then what each node says, then policies that failed."""
-        found = list(self._rules(ask))
+        found = list(self._rules(ask, brief=False))
         if ask.lacking:
             found.extend(self._nodes(ask))
         for name, text in self.policies.faults.items():
@@ -60,17 +60,25 @@ class Reasons:
         """Why no node that is known could ever run it, were it empty; None = some could, or no node is known yet."""
         if not self.books.places:
             return None
-        return self._over_own_quota(ask) or self._no_node(ask)
+        over = self._over_own_quota(ask)
+        if over is not None or ask.gang:
+            return over or self._no_node(ask)
+        shape = ask.shape
+        assert isinstance(shape, Shape)
+        if shape.never is None or shape.never[0] != self.rooms.era:
+            shape.never = (self.rooms.era, self._no_node(ask))
+        no = shape.never[1]
+        return msgspec.structs.replace(no, since=ask.since) if isinstance(no, No) else None
 
     # --- the rules in their order ---------------------------------------------------------------------------------
 
-    def _rules(self, ask: Ask) -> Iterator[No]:
+    def _rules(self, ask: Ask, *, brief: bool) -> Iterator[No]:
         if ask.claims and not ask.lacking:
             yield self._promised(ask)
             return
         if not ask.lacking:
             return
-        for no in (self._application(ask), self._quota(ask), self.impossible(ask)):
+        for no in (self._application(ask), self._quota(ask, brief), never := self.impossible(ask)):
             if no is not None:
                 yield no
         if not any(place.ready for place in self.books.places.values()):
@@ -79,8 +87,8 @@ class Reasons:
             return
         if ask.claims:
             yield self._promised(ask)
-        elif self.impossible(ask) is None:
-            yield self._room(ask)
+        elif never is None:
+            yield self._room(ask, brief)
 
     def _application(self, ask: Ask) -> No | None:
         limit = ask.application
@@ -89,7 +97,7 @@ class Reasons:
         text = f"application {limit.name} has {limit.used} of at most {limit.most} executors"
         return No("application", limit.name, text, "raise its max_instances, or wait for its other sessions", ask.since)
 
-    def _quota(self, ask: Ask) -> No | None:
+    def _quota(self, ask: Ask, brief: bool) -> No | None:
         gain = times(ask.resreq, ask.world)
         for group in ask.group.path():
             field = group.over_quota(group.used + group.kept, gain)
@@ -98,7 +106,7 @@ class Reasons:
                 text = (
                     f"tenant {group.name} is at its quota of {_amount(field, most_of_it)} "
                     f"({_number(field, getattr(group.used, field))} used, {_number(field, getattr(gain, field))} "
-                    f"needed){self._ahead(ask)}"
+                    f"needed){'' if brief else self._ahead(ask)}"
                 )
                 return No(
                     "quota", group.name, text, f"wait, or raise the quota: flmctl tenant update {group.name}", ask.since
@@ -152,16 +160,16 @@ class Reasons:
             "preemption", names[0], text, "wait until their running tasks end or their grace time is over", ask.since
         )
 
-    def _room(self, ask: Ask) -> No:
+    def _room(self, ask: Ask, brief: bool) -> No:
         shape = ask.shape
         assert isinstance(shape, Shape)
         remedy = "wait for other sessions, lower their max_instances, or add a node"
         if ask.gang:
-            now = most(ask, self.rooms, shape)
-            text = f"needs {ask.world} executors of {ask.resreq} together{_where(ask)}; {now} fit now{self._ahead(ask)}"
+            text = f"needs {ask.world} executors of {ask.resreq} together{_where(ask)}"
+            text += "" if brief else f"; {most(ask, self.rooms, shape)} fit now{self._ahead(ask)}"
             return No("gang", "cluster", text, remedy, ask.since)
-        text = f"no node has {ask.resreq} free; {ask.coming} of {ask.want} wanted executors are there{self._ahead(ask)}"
-        return No("room", "cluster", text, remedy, ask.since)
+        text = f"no node has {ask.resreq} free; {ask.coming} of {ask.want} wanted executors are there"
+        return No("room", "cluster", text if brief else text + self._ahead(ask), remedy, ask.since)
 
     def _ahead(self, ask: Ask) -> str:
         """How many sessions of its queue come first."""

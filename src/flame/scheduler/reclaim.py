@@ -1,10 +1,10 @@
 """Taking executors back for sessions that deserve them more, with the least harm.
 
 Who may take from whom: an idle executor goes to anybody who lacks one, when it has idled for a moment (one between two
-tasks of a client that waits for each is not idle) or when that session has waited for long. Within a tenant a policy may say that one
-session yields to another (priority). Between tenants, one whose guarantee is not met takes what others borrowed;
-else, as between equal sessions, only if afterwards the giver still has no less than the taker (by weighted dominant
-share). Each rule, once applied, forbids the way back, so that nothing is taken to and fro.
+tasks of a client that waits for each is not idle) or when that session has waited for long. Within a tenant a policy
+may say that one session yields to another (priority). Between tenants, one whose guarantee is not met takes what others
+borrowed; else, as between equal sessions, only if afterwards the giver still has no less than the taker (by weighted
+dominant share). Each rule, once applied, forbids the way back, so that nothing is taken to and fro.
 """
 
 from __future__ import annotations

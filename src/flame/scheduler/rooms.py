@@ -19,7 +19,7 @@ _SLACK = 64
 class Shape:
     """All requests that are alike. `heap`: (scores, name of the node, its version then), the best node on top."""
 
-    __slots__ = ("allowed", "heap", "key", "position", "sample", "size", "users")
+    __slots__ = ("allowed", "heap", "key", "never", "position", "sample", "size", "users")
 
     def __init__(self, key: Hashable, sample: Ask, size: Resources) -> None:
         self.key = key
@@ -29,6 +29,7 @@ class Shape:
         self.position = -1  # in the log; -1 = never read
         self.allowed: dict[str, str] = {}  # by node, why not; empty = yes
         self.users = 0
+        self.never: tuple[int, object] | None = None  # (era, why no node could ever take it), see reasons.py
 
 
 class Rooms:
@@ -38,6 +39,7 @@ class Rooms:
         self.books = books
         self.policies = policies
         self.shapes: dict[Hashable, Shape] = {}
+        self.era = 0  # grows when nodes come, go, or change their size or labels
         self._base = 0  # position of the first entry of the log
         self._log: list[Place] = books.touched
 
@@ -62,6 +64,7 @@ class Rooms:
 
     def relabelled(self, name: str) -> None:
         """Labels, taints or the name's very existence changed: whether it is allowed has to be asked again."""
+        self.era += 1
         for shape in self.shapes.values():
             shape.allowed.pop(name, None)
 

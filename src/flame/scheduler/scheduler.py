@@ -46,8 +46,8 @@ class Stop(msgspec.Struct, gc=False):
 
 
 class Plan(msgspec.Struct, gc=False):
-    """One pass. `more`: there may be more to do without any further change; `again`: there may be at this time (Unix ms,
-    0 = no)."""
+    """One pass. `more`: another one may decide more without any further change; `again`: so it may at this time, Unix
+    ms, 0 = no."""
 
     starts: list[Start]
     stops: list[Stop]
@@ -138,6 +138,8 @@ class Scheduler:
         if (place.labels, place.taints) != (labels, tuple(taints)):
             place.labels, place.taints = labels, tuple(taints)
             self.rooms.relabelled(name)
+        if place.capacity != capacity or place.limit != limit:
+            self.rooms.era += 1
         place.capacity = capacity
         place.ready = ready
         place.open = ready and takes
@@ -240,7 +242,7 @@ class Scheduler:
         return ask.since if ask is not None else 0
 
     def why(self, session: str) -> No | None:
-        """The first rule that keeps the session from getting executors."""
+        """The first rule that keeps the session from getting executors, in short; cheap enough for long lists."""
         ask = self.books.asks.get(session)
         return self.reasons.first(ask) if ask is not None else None
 
