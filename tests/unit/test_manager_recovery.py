@@ -29,6 +29,17 @@ async def restart(world: World) -> None:
     await world.start()
 
 
+async def test_what_was_deleted_last_is_not_in_the_way_of_new_records(world: World) -> None:
+    client = await world.client()
+    await client.create()
+    await client.call("CloseSession", pb.CloseSessionRequest(session_id="s1"), types_pb2.Session)
+    await client.call("DeleteSession", pb.DeleteSessionRequest(session_id="s1"), types_pb2.Session)
+    await restart(world)  # before its records were removed
+    client = await world.client()
+    await client.create("s2")
+    assert (await client.session("s2")).state == types_pb2.SessionState.Open
+
+
 async def one_done_two_waiting(world: World) -> None:
     """Session s1: task 1 succeeded, 2 and 3 wait."""
     client, node = await world.client(), await world.node()

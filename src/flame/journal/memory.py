@@ -17,6 +17,7 @@ class MemoryJournal:
     """
 
     durable = False
+    last_seq = 0
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self._capacity = capacity

@@ -52,6 +52,7 @@ class SqliteJournal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.last_seq = 0
         self._wal = Path(f"{path}-wal")
         self._connection: sqlite3.Connection | None = None
         self._log_size = 0  # bytes of the write-ahead log in use, estimated from what was written
@@ -93,6 +94,7 @@ class SqliteJournal:
                 self._extend_span(session, seq)
                 if seq > self._purging.get(session, 0):
                     yield Record(seq, kind, session, meta)
+            self.last_seq = max(last, *self._purging.values(), 0)
         except sqlite3.Error as error:
             raise self._explain("read", error) from error
 

@@ -18,6 +18,8 @@ class Journal(Protocol):
 
     durable: bool
     """Whether records outlive the process. When they do not, whoever needs a body keeps it."""
+    last_seq: int
+    """After `replay`: no record up to this seq may be appended again. Some that were purged may still be there."""
 
     def open(self) -> None:
         """Lock the store for this process and check that it is whole. Raises JournalError."""

@@ -124,6 +124,20 @@ class JournalConformance:
         assert again.load([1, 1000, 2000, 2001]) == {2001: b"body"}
         again.close()
 
+    def test_after_a_restart_new_records_stay_clear_of_those_on_their_way_out(self, tmp_path: Path) -> None:
+        journal = self.opened(tmp_path)
+        journal.append([record(1, "a"), record(2, "b"), record(3, "b")])
+        journal.purge("b", 3)
+        journal.close()
+        again = self.opened(tmp_path)
+        assert [r.seq for r in again.replay()] == [1]
+        assert again.last_seq == 3
+        again.append([record(again.last_seq + 1, "b", b"new")])
+        drain(again)
+        assert [(r.seq, r.meta) for r in again.replay()] == [(1, b"meta"), (4, b"new")]
+        assert again.last_seq == 4
+        again.close()
+
     def test_two_managers_can_not_share_it(self, tmp_path: Path) -> None:
         first = self.opened(tmp_path)
         with pytest.raises(JournalError, match="in use"):
