@@ -135,6 +135,7 @@ class SessionManager:
         )
         for record in journal.replay():
             engine.replay(record)
+        engine.seq = max(engine.seq, journal.last_seq)
 
         def on_trouble(error: JournalError | None) -> None:
             turns.journal_trouble(error)
