@@ -36,16 +36,16 @@ session.close()
 
 
 def free_ports() -> int:
-    """The first of three neighbouring ports below the range of outgoing connections that are free now."""
-    for port in range(20_000 + os.getpid() % 5_000, 30_000, 3):
+    """The first of four neighbouring ports below the range of outgoing connections that are free now."""
+    for port in range(20_000 + os.getpid() % 5_000, 30_000, 4):
         with contextlib.ExitStack() as stack:
             try:
-                for number in range(3):
+                for number in range(4):
                     stack.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
             except OSError:
                 continue
         return port
-    raise SystemExit("error: no three neighbouring ports are free on the loopback")
+    raise SystemExit("error: no four neighbouring ports are free on the loopback")
 
 
 def once(count: int) -> float:

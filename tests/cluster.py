@@ -108,9 +108,10 @@ class Cluster:
         settings: Mapping[str, object] | None = None,
     ) -> None:
         self.folder = folder
-        self.port = free_ports(3)
+        self.port = free_ports(4)
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.link = f"tcp:127.0.0.1:{self.port + 2}"
+        self.http = f"http://127.0.0.1:{self.port + 3}"
         self.home = folder / "home"
         self.home.mkdir()
         self.config = folder / "flame-cluster.yaml"

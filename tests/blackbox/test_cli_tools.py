@@ -139,14 +139,14 @@ def wait_for_end(endpoint: str) -> None:
 
 
 def free_port() -> int:
-    """A port such that the two above it are free as well."""
+    """A port such that the three above it are free as well."""
     while True:
         with contextlib.ExitStack() as stack:
             first = stack.enter_context(socket.socket())
             first.bind(("127.0.0.1", 0))
             port = first.getsockname()[1]
             try:
-                for number in (port + 1, port + 2):
+                for number in (port + 1, port + 2, port + 3):
                     stack.enter_context(socket.socket()).bind(("127.0.0.1", number))
             except OSError:
                 continue

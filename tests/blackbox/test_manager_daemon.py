@@ -49,7 +49,7 @@ def test_it_recovers_from_being_killed(tmp_path: Path) -> None:
 
 def test_a_journal_in_use_is_named(tmp_path: Path) -> None:
     with Cluster(tmp_path, nodes=0):
-        other = config(f"http://127.0.0.1:{free_ports(3)}", f"sqlite://{tmp_path}/flame.db")
+        other = config(f"http://127.0.0.1:{free_ports(4)}", f"sqlite://{tmp_path}/flame.db")
         (tmp_path / "other").mkdir()
         done = start(tmp_path / "other", other)
     assert complaint(done) == (
@@ -59,9 +59,9 @@ def test_a_journal_in_use_is_named(tmp_path: Path) -> None:
     assert done.returncode == 7
 
 
-@pytest.mark.parametrize("offset", [0, 1, 2])
+@pytest.mark.parametrize("offset", [0, 1, 2, 3])
 def test_a_port_in_use_is_named(tmp_path: Path, offset: int) -> None:
-    port = free_ports(3)
+    port = free_ports(4)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", port + offset))
@@ -73,7 +73,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, offset: int) -> None:
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / "flame.db").write_bytes(b"garbage" * 1000)
-    done = start(tmp_path, config(f"http://127.0.0.1:{free_ports(3)}", f"sqlite://{tmp_path}/flame.db"))
+    done = start(tmp_path, config(f"http://127.0.0.1:{free_ports(4)}", f"sqlite://{tmp_path}/flame.db"))
     assert f"the journal {tmp_path}/flame.db is damaged" in complaint(done)
 
 
@@ -94,5 +94,5 @@ def test_a_configuration_that_can_not_work_is_explained(tmp_path: Path, text: st
 
 def test_tls_files_that_are_missing_are_named(tmp_path: Path) -> None:
     tls = f"  tls: {{cert_file: {tmp_path}/c.pem, key_file: {tmp_path}/k.pem, ca_file: {tmp_path}/ca.pem}}\n"
-    done = start(tmp_path, config(f"https://127.0.0.1:{free_ports(3)}", more=tls))
+    done = start(tmp_path, config(f"https://127.0.0.1:{free_ports(4)}", more=tls))
     assert f"{tmp_path}/c.pem" in complaint(done)

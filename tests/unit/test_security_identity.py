@@ -119,13 +119,13 @@ def test_a_token_of_one_session_can_not_be_turned_into_that_of_another() -> None
 def test_the_table_covers_every_call_of_the_frontend() -> None:
     calls = {method.name for method in frontend_pb2.DESCRIPTOR.services_by_name["Frontend"].methods}
     assert calls <= set(TABLE)
-    assert set(TABLE) - calls == {"ClientLink", "NodeLink", "Attach"}
+    assert set(TABLE) - calls == {"ClientLink", "NodeLink", "Attach", "Health", "Metrics"}
 
 
 ALLOWED = {
     Role.ADMIN: set(TABLE),
     Role.CLIENT: set(TABLE) - {"NodeLink"},
-    Role.NODE: {"GetCluster", "NodeLink"},
+    Role.NODE: {"GetCluster", "NodeLink", "Health"},
     Role.INSTANCE: {
         "GetCluster", "ClientLink", "Attach", "OpenSession", "GetSession", "WatchSession", "GetLogs", "Explain",
         "CreateTask", "GetTask", "WatchTask", "ListTask", "CancelTask",

@@ -77,6 +77,7 @@ class Engine:
         self.marks: dict[str, NodeMarkMeta] = {}  # cordoned and draining nodes, also those that are away
         self.read_only = ""  # why, while the journal can't be written
         self.stale = 0  # answers for attempts that nobody waits for any more
+        self.purged = [0, 0, 0]  # tasks of sessions purged since the start: succeeded, failed, cancelled
         self.hungry: dict[str, Session] = {}  # what they want has to be worked out again
         self._touched: dict[str, Session] = {}  # sessions whose executors may get tasks at the end of this turn
         self._alarms: list[tuple[int, str, str]] = []  # (time, kind, key)
@@ -237,6 +238,8 @@ class Engine:
         for executor in list(session.executors.values()):
             placement.remove(self, draft, executor)
         del self.sessions[session.id]
+        for index, count in enumerate((session.succeed, session.failed, session.cancelled)):
+            self.purged[index] += count
         self.hungry.pop(session.id, None)
         self._touched.pop(session.id, None)
         last = draft.record(RecordKind.SESSION_GONE, session.id, NameMeta(session.id))

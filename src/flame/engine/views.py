@@ -95,6 +95,18 @@ class NodeView(msgspec.Struct, gc=False):
     last_heartbeat: int
 
 
+class Totals(msgspec.Struct, gc=False):
+    """All sessions taken together. Tasks that ended count also when their session was purged since the start."""
+
+    open: int = 0
+    closed: int = 0
+    pending: int = 0  # not on an instance, or sent ahead to one
+    running: int = 0
+    succeed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
 class ExplainView(msgspec.Struct, gc=False):
     summary: str
     reasons: Sequence[tuple[str, str, str, str, int]]  # (rule, object, message, remedy, since)
@@ -119,8 +131,13 @@ def applications(engine: Engine) -> list[ApplicationView]:
     return [application(engine, name) for name in sorted(engine.applications)]
 
 
+def _working(found: Session) -> int:
+    """How many of its tasks are worked on now; others that an instance holds were sent ahead to it."""
+    return min(sum(executor.running for executor in found.executors.values()), found.running)
+
+
 def session_view(engine: Engine, found: Session) -> SessionView:
-    working = min(sum(executor.running for executor in found.executors.values()), found.running)
+    working = _working(found)
     return SessionView(
         found.id,
         found.spec,
@@ -147,6 +164,24 @@ def sessions(engine: Engine) -> list[SessionView]:
     """All sessions, the open ones first, then by time of creation."""
     ordered = sorted(engine.sessions.values(), key=lambda item: (item.state, item.created, item.id))
     return [session_view(engine, found) for found in ordered]
+
+
+def totals(engine: Engine) -> Totals:
+    """One pass over all sessions."""
+    whole = Totals()
+    whole.succeed, whole.failed, whole.cancelled = engine.purged
+    for found in engine.sessions.values():
+        whole.succeed += found.succeed
+        whole.failed += found.failed
+        whole.cancelled += found.cancelled
+        if found.state is SessionState.CLOSED:
+            whole.closed += 1
+            continue
+        working = _working(found)
+        whole.open += 1
+        whole.running += working
+        whole.pending += found.pending + found.running - working
+    return whole
 
 
 def _pending_reason(engine: Engine, found: Session) -> str:

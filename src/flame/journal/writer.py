@@ -80,6 +80,9 @@ class JournalWriter:
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self.backlog = 0
         """Bytes of records that are not durable yet."""
+        self.commits = 0
+        self.written = 0
+        """Groups of records that became durable since the start, and their bytes."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -111,7 +114,7 @@ class JournalWriter:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            written = self._append(records) is None  # else the thread tries again and tells of the trouble
+            written = self._append(records, size) is None  # else the thread tries again and tells of the trouble
         finally:
             self._lock.release()
         self._written_here += 1
@@ -203,7 +206,7 @@ class JournalWriter:
         while self._pending:
             group, size = self._next_group()
             records = [record for job in group for record in job.records]
-            if not self._write(records):
+            if not self._write(records, size):
                 return
             for _ in group:
                 self._pending.popleft()
@@ -220,21 +223,21 @@ class JournalWriter:
             size += job.size
         return group, size
 
-    def _write(self, records: list[Record]) -> bool:
+    def _write(self, records: list[Record], size: int) -> bool:
         """True once the records are durable; False when the writer is closed before."""
-        error = self._append(records)
+        error = self._append(records, size)
         if error is None:
             return True
         self._tell(self._on_failure, error)
         pause = _RETRY_FIRST_S
         while self._serve_reads(pause):
-            if self._append(records) is None:
+            if self._append(records, size) is None:
                 self._tell(self._on_failure, None)
                 return True
             pause = min(pause * 2, _RETRY_LAST_S)
         return False
 
-    def _append(self, records: Sequence[Record]) -> JournalError | None:
+    def _append(self, records: Sequence[Record], size: int) -> JournalError | None:
         began = time.monotonic()
         try:
             self._journal.append(records)
@@ -244,6 +247,8 @@ class JournalWriter:
             _log.exception("journal_write_fault")
             return JournalError(f"can't write the journal: {error!r}")
         self._quick = time.monotonic() - began < _QUICK_S
+        self.commits += 1
+        self.written += size
         return None
 
     def _serve_reads(self, seconds: float) -> bool:

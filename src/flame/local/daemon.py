@@ -37,7 +37,7 @@ from flame.node.daemon import settings_of as node_settings
 from flame.telemetry import set_up_logging
 
 # From the port of the gRPC frontend.
-BACKEND_OFFSET, LINK_OFFSET = 1, 2
+BACKEND_OFFSET, LINK_OFFSET, HTTP_OFFSET = 1, 2, 3
 
 logger = logging.getLogger("flame.local")
 
@@ -100,17 +100,19 @@ async def _run(settings: DaemonSettings, record: ClusterRecord) -> int:
 
 def _manager_settings(settings: DaemonSettings, config: ClusterConfig, record: ClusterRecord) -> ManagerSettings:
     links = [unix(Path(settings.folder) / SOCKET)]
-    frontend = backend = None
+    frontend = backend = http = None
     if settings.listen is not None:
         host, port = listen_address(settings.listen)
         links.append(tcp(host, port + LINK_OFFSET))
         frontend, backend = str(tcp(host, port))[4:], str(tcp(host, port + BACKEND_OFFSET))[4:]
+        http = str(tcp(host, port + HTTP_OFFSET))[4:]
     return msgspec.structs.replace(
         manager_settings(config, insecure=settings.insecure),
         name=settings.name,
         links=links,
         frontend=frontend,
         backend=backend,
+        http=http,
         endpoint=record.listen or record.endpoint,
         storage=record.storage,
     )

@@ -66,6 +66,11 @@ class Clients:
 
     # --- coming and going ------------------------------------------------------------------------------------------
 
+    @property
+    def count(self) -> int:
+        """How many are connected."""
+        return len(self._clients)
+
     def accept(self, link: Link, identity: Identity) -> None:
         """A client is there (again). An older connection of the same client ends. Raises ProtocolError."""
         if not 0 < len(link.hello.id) <= MAX_CLIENT_ID:

@@ -26,7 +26,8 @@ _log = logging.getLogger("flame.manager")
 
 def settings_of(config: ClusterConfig, *, insecure: bool = False) -> ManagerSettings:
     """The settings of a manager for a cluster: port P of the endpoint for the frontend, P+1 for nodes over gRPC, P+2
-    for the framed link. An endpoint beyond the loopback means all interfaces: its host is a name for others."""
+    for the framed link, P+3 for probes and metrics. An endpoint beyond the loopback means all interfaces: its host is a
+    name for others."""
     cluster = config.cluster
     host = cluster.host if cluster.host == "localhost" or is_loopback(cluster.host) else "0.0.0.0"
     bracketed = f"[{host}]" if ":" in host else host
@@ -35,6 +36,7 @@ def settings_of(config: ClusterConfig, *, insecure: bool = False) -> ManagerSett
         links=(tcp(host, cluster.port + 2),),
         frontend=f"{bracketed}:{cluster.port}",
         backend=f"{bracketed}:{cluster.port + 1}",
+        http=f"{bracketed}:{cluster.port + 3}",
         endpoint=cluster.endpoint,
         storage=cluster.storage,
         resreq=cluster.resreq,

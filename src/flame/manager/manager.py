@@ -12,12 +12,14 @@ from flame._version import __version__
 from flame.engine import Engine, EngineSettings
 from flame.engine.events import RegisterApplication
 from flame.journal import Journal, JournalError, JournalWriter, SqliteJournal, open_journal
-from flame.link import FRAME_SLACK, Address, Link, LinkServer, serve
+from flame.link import FRAME_SLACK, Address, Link, LinkServer, PeerInfo, serve
 from flame.manager import wire
 from flame.manager.clients import Clients
 from flame.manager.frontend import Frontend
 from flame.manager.grpc_server import GrpcServer, grpc_address
+from flame.manager.http_server import HttpServer
 from flame.manager.log_reader import LogReader
+from flame.manager.metrics import Metrics
 from flame.manager.nodes import Nodes
 from flame.manager.payloads import Payloads
 from flame.manager.settings import ManagerSettings
@@ -48,10 +50,14 @@ class SessionManager:
         """Where the framed link listens, with real ports; known after `start`."""
         self.grpc_addresses: list[str] = []
         """Where gRPC listens, with real ports; known after `start`."""
+        self.http_address: Address | None = None
+        """Where HTTP is served, with the real port; known after `start`."""
         self._id = str(uuid.uuid4())
         self._started = wall_clock()
         self._servers: list[LinkServer] = []
         self._grpc: GrpcServer | None = None
+        self._http: HttpServer | None = None
+        self._unready = "its listeners are not up yet"
         self._journal: JournalWriter
         self._turns: Turns
         self._fault: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -83,11 +89,14 @@ class SessionManager:
             len(self._turns.engine.sessions),
             ",".join([*map(str, self.addresses), *self.grpc_addresses]),
         )
+        if self.http_address is not None:
+            _log.info("http address=%s", self.http_address)
         if settings.storage == "none":
             _log.warning("storage_none nothing survives the end of this process")
 
     async def stop(self) -> None:
         """Say what can be said, end all connections, write the journal out."""
+        self._unready = "it is shutting down"
         shutdown = UnavailableError("the session manager is shutting down", remedy="connect again when it is back")
         try:
             async with asyncio.timeout(SETTLE_S):
@@ -100,6 +109,8 @@ class SessionManager:
             server.close(shutdown)
         for server in self._servers:
             await server.wait_closed()
+        if self._http is not None:
+            await self._http.stop()
         self._turns.close()
         if not await asyncio.to_thread(self._journal.close, CLOSE_S):
             _log.error("journal_unwritten records of the last moments are lost")
@@ -117,6 +128,8 @@ class SessionManager:
         addresses += [grpc_address(text) for text in (settings.frontend, settings.backend) if text is not None]
         if not addresses:
             raise InvalidConfigError("there is no address to listen at")
+        if settings.http is not None:
+            addresses.append(grpc_address(settings.http))
         for address in addresses:
             check_listener(address, settings.tls, insecure=settings.insecure)
 
@@ -155,6 +168,7 @@ class SessionManager:
             self._cluster_info,
             max_payload=settings.max_payload,
         )
+        self._metrics = Metrics(turns, lambda: self._clients.count)
         writer.start()
         turns.begin(engine.recovered(turns.now()))
         for name, spec in BUILT_IN.items():
@@ -186,6 +200,12 @@ class SessionManager:
             )
             await self._grpc.start(grpc_addresses)
             self.grpc_addresses = self._grpc.addresses
+        if settings.http is not None:
+            self._http = HttpServer(self._admit, self._why_unready, self._metrics)
+            context = server_ssl(settings.tls) if settings.tls is not None else None
+            await self._http.start(grpc_address(settings.http), context)
+            self.http_address = self._http.address
+        self._unready = ""
 
     # --- links -------------------------------------------------------------------------------------------------------
 
@@ -206,6 +226,20 @@ class SessionManager:
         return link_pb2.Welcome(
             server_id=self._id, generation=self._turns.engine.generation, max_payload=settings.max_payload
         )
+
+    # --- HTTP --------------------------------------------------------------------------------------------------------
+
+    def _admit(self, peer: PeerInfo, call: str) -> None:
+        settings = self.settings
+        tls = settings.tls is not None
+        authorize(identify(peer, "", self._tokens, tls=tls, insecure=settings.insecure), call)
+
+    def _why_unready(self) -> str:
+        """Why no work is accepted now, or nothing. Whoever can ask knows that the journal is replayed."""
+        if self._fault.done():
+            return "the engine is broken, only a restart helps"
+        trouble = self._turns.trouble
+        return self._unready or (f"the journal can't be written: {trouble.message}" if trouble is not None else "")
 
     # --- what others ask for -----------------------------------------------------------------------------------------
 

@@ -16,14 +16,16 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where to listen and how to behave.
 
     `links` are addresses of the framed link, `frontend` and `backend` of gRPC (`host:port` or `unix:/path`; None = no
-    gRPC, which saves its memory). `endpoint` is the URL that clients are told. `max_payload` in bytes, `heartbeat` in
-    seconds, `drain_ms` and `retention_s` as in EngineSettings. `storage` as in `journal.open_journal`.
+    gRPC, which saves its memory), `http` of probes and metrics (`host:port`; None = none). `endpoint` is the URL that
+    clients are told. `max_payload` in bytes, `heartbeat` in seconds, `drain_ms` and `retention_s` as in EngineSettings.
+    `storage` as in `journal.open_journal`.
     """
 
     name: str = "flame"
     links: Sequence[Address] = ()
     frontend: str | None = None
     backend: str | None = None
+    http: str | None = None
     endpoint: str = ""
     storage: str = "none"
     resreq: Resources = UNIT

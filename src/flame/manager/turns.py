@@ -90,6 +90,9 @@ class Turns:
         self.trouble: JournalError | None = None
         self.durable_seq = engine.seq
         """The seq of the last record that is known to be durable."""
+        self.count = 0
+        self.busy_s = 0.0
+        """Turns made so far, and the seconds that the loop spent in them, with sending what they asked for."""
         self.on_settled: Callable[[], None] = _nothing
         """Called after each group of records became durable."""
 
@@ -218,6 +221,7 @@ class Turns:
         events, self._events = self._events, []
         if self._closed or not events:
             return
+        began = time.perf_counter()
         try:
             turn = self.engine.turn(self._clock(), events)
         except Exception as error:
@@ -227,6 +231,8 @@ class Turns:
             return
         self._carry_out(turn, lonely=len(events) == 1)
         self._in_a_hurry = False
+        self.count += 1
+        self.busy_s += time.perf_counter() - began
 
     def _can_wait(self, turn: Turn) -> bool:
         """Whether this is one submission, on its way to an executor already, whose sender goes on meanwhile.

@@ -10,6 +10,7 @@ _CLIENTS = _ADMINS | {Role.CLIENT}
 _EVERYBODY = _CLIENTS | {Role.NODE, Role.INSTANCE}
 _SESSION = _CLIENTS | {Role.INSTANCE}  # an instance: in its own session only
 _NODES = _ADMINS | {Role.NODE}
+_CERTIFIED = _CLIENTS | {Role.NODE}
 
 TABLE: dict[str, frozenset[Role]] = {
     # applications
@@ -44,6 +45,9 @@ TABLE: dict[str, frozenset[Role]] = {
     "ClientLink": _SESSION,
     "NodeLink": _NODES,
     "Attach": _SESSION,
+    # over HTTP: probes, and what is counted
+    "Health": _CERTIFIED,
+    "Metrics": _CLIENTS,
 }
 
 # What an instance may do that concerns no session.
