@@ -59,6 +59,7 @@ def create_session(
     labels: dict[str, str] | None = None,
     task_defaults: TaskOptions | None = None,
     retention: int | None = None,
+    max_running_per_key: int = 0,
 ) -> Session:
     """A new session of an application; see SessionAttributes for what the arguments mean."""
     attrs = SessionAttributes(
@@ -73,6 +74,7 @@ def create_session(
         labels=labels or {},
         task_defaults=task_defaults,
         retention=retention,
+        max_running_per_key=max_running_per_key,
     )
     return ConnectionInstance.instance().create_session(attrs)
 

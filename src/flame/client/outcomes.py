@@ -6,6 +6,7 @@ from flame.client.futures import CancelledTaskError, Settled
 from flame.client.gather import MISSING, Missing
 from flame.model.errors import FlameError, TaskFailedError
 from flame.model.states import EventCode, TaskState
+from flame.model.task_options import after_attempts
 from flame.proto import link_pb2
 from flame.proto import types_pb2 as ty
 
@@ -30,6 +31,8 @@ def values_of(results: link_pb2.Results) -> tuple[list[Settled], bool]:
     for index in results.absent:
         values[index] = None
     for message in results.failures:
+        if results.attempts and message.state != TaskState.CANCELLED:
+            message.message = after_attempts(message.message, results.attempts[message.index])
         values[message.index] = failure(message)
     return values, not results.failures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, TypedDict, Unpack, cast
 
 from flame.client.values import Event, ResourceRequirement
@@ -9,21 +10,31 @@ from flame.client.wire import events_of, options_to, resources_from, time_of
 from flame.model.errors import InvalidArgumentError
 from flame.model.specs import TaskOptions
 from flame.model.states import SessionState
+from flame.model.task_options import MAX_MS
 from flame.proto import types_pb2 as ty
 
 _MAX_OPTIONS = 256
 
 
 class TaskArguments(TypedDict, total=False):
-    """Options of a task: `run_timeout` in seconds for one attempt, `max_retries` further attempts after a failure,
-    `priority` inside the session (larger first), `labels`, and an `idempotency_key` that names the task in its session:
-    whoever submits with the same key gets the same task."""
+    """Options of a task. All times are seconds or a timedelta.
 
-    run_timeout: float | None
+    `run_timeout` is for one attempt; `deadline` from acceptance to the end, over all attempts: a task past it fails.
+    `max_retries` further attempts after a failure, the first after `retry_delay`, which doubles with each one up to
+    `retry_max_delay` (a minute unless given). `priority` inside the session, larger first. Of the tasks with one `key`,
+    only as many run at a time as the session's max_running_per_key says. `labels`. An `idempotency_key` names the task
+    in its session: whoever submits with the same one gets the same task.
+    """
+
+    run_timeout: float | timedelta | None
     max_retries: int | None
     priority: int
     labels: dict[str, str]
     idempotency_key: str
+    deadline: float | timedelta | None
+    retry_delay: float | timedelta | None
+    retry_max_delay: float | timedelta | None
+    key: str
 
 
 class SessionSnapshot:
@@ -78,14 +89,17 @@ class SessionSnapshot:
             known = self._options.get(key)
             if known is not None:
                 return known
-            timeout = arguments.get("run_timeout")
             made = options_to(
                 TaskOptions(
-                    timeout_ms=0 if timeout is None else max(1, round(timeout * 1000)),
+                    timeout_ms=_milliseconds("run_timeout", arguments.get("run_timeout")),
                     max_retries=arguments.get("max_retries"),
                     priority=arguments.get("priority", 0),
                     idempotency_key=arguments.get("idempotency_key", ""),
                     labels=labels,
+                    deadline_ms=_milliseconds("deadline", arguments.get("deadline")),
+                    retry_delay_ms=_milliseconds("retry_delay", arguments.get("retry_delay"), least=0),
+                    retry_max_delay_ms=_milliseconds("retry_max_delay", arguments.get("retry_max_delay"), least=0),
+                    key=arguments.get("key", ""),
                 )
             )
         except (TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -94,6 +108,18 @@ class SessionSnapshot:
             self._options.clear()
         self._options[key] = made
         return made
+
+
+def _milliseconds(name: str, value: float | timedelta | None, *, least: int = 1) -> int:
+    """A span of time as whole milliseconds, at least `least` of them; None = 0. Raises InvalidArgumentError."""
+    if value is None:
+        return 0
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not 0 <= seconds <= MAX_MS / 1000 or (least and not seconds):
+        raise InvalidArgumentError(
+            f"{name} must be {'over' if least else 'at least'} 0 and at most {MAX_MS // 1000} seconds, not {value!r}"
+        )
+    return max(1, round(seconds * 1000)) if seconds else 0
 
 
 def payload_of(value: Any) -> bytes | None:

@@ -74,7 +74,8 @@ class SessionAttributes:
     """What a new session shall be. `batch_size` is kept for programs that give it; it is always 1.
 
     `resreq` may also be text such as `cpu=1,mem=2Gi`. `retention` is in seconds: how long the closed session stays
-    readable. `task_defaults` are the options of all tasks that do not set their own.
+    readable. `task_defaults` are the options of all tasks that do not set their own. Of the tasks with the same `key`,
+    at most `max_running_per_key` run at a time (0 means one).
     """
 
     application: str
@@ -88,6 +89,7 @@ class SessionAttributes:
     labels: dict[str, str] = field(default_factory=dict[str, str])
     task_defaults: TaskOptions | None = None
     retention: int | None = None
+    max_running_per_key: int = 0
 
 
 @dataclass

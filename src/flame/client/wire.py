@@ -28,6 +28,7 @@ from flame.client.values import (
 from flame.model.errors import InvalidArgumentError
 from flame.model.specs import TaskOptions
 from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
+from flame.model.task_options import check_options, check_per_key
 from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
 
@@ -72,12 +73,17 @@ def resources_from(message: ty.ResourceRequirement) -> ResourceRequirement:
 def options_to(options: TaskOptions) -> ty.TaskOptions:
     """Raises InvalidArgumentError."""
     try:
+        check_options(options)
         return ty.TaskOptions(
             timeout_ms=options.timeout_ms,
             max_retries=options.max_retries,
             priority=options.priority,
             idempotency_key=options.idempotency_key,
             labels=options.labels,
+            deadline_ms=options.deadline_ms,
+            retry_delay_ms=options.retry_delay_ms,
+            retry_max_delay_ms=options.retry_max_delay_ms,
+            key=options.key,
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"invalid task options: {error}") from error
@@ -159,6 +165,7 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
     if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
         raise InvalidArgumentError(f"common_data must be bytes, not {type(data).__name__}")
     try:
+        check_per_key(attrs.max_running_per_key)
         spec = ty.SessionSpec(
             application=attrs.application,
             common_data=None if data is None else bytes(cast("bytes", data)),
@@ -168,6 +175,7 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
             priority=attrs.priority,
             labels=attrs.labels,
             retention_s=attrs.retention,
+            max_running_per_key=attrs.max_running_per_key,
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"invalid attributes of a session: {error}") from error

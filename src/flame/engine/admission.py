@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flame.model.errors import InvalidArgumentError, NotFoundError
 from flame.model.resources import Resources
 from flame.model.specs import TOPOLOGIES, SessionSpec
+from flame.model.task_options import check_defaults, check_per_key
 
 if TYPE_CHECKING:
     from flame.engine.engine import Engine
@@ -51,8 +52,8 @@ def _check_instances(spec: SessionSpec) -> None:
         raise InvalidArgumentError(f"min_instances {spec.min_instances} is over max_instances {spec.max_instances}")
     if spec.max_instances == 0:
         raise InvalidArgumentError("max_instances 0 would never run a task", remedy="leave it out for no limit")
-    if spec.max_running_per_key < 0:
-        raise InvalidArgumentError(f"max_running_per_key {spec.max_running_per_key} is negative")
+    check_per_key(spec.max_running_per_key)
+    check_defaults(spec.task_defaults)
 
 
 def _check_gang(engine: Engine, spec: SessionSpec, resreq: Resources) -> None:

@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
-from flame.engine import applications, gangs, lives, nodes, placement, scheduling, tasks
+from flame.engine import applications, gangs, limits, lives, nodes, placement, scheduling, tasks
 from flame.engine import events as ev
 from flame.engine.applications import Application
 from flame.engine.effects import Purge, Record, RecordKind, Turn
@@ -170,6 +170,8 @@ class Engine:
                 session = self.sessions.get(key)
                 if session is not None:
                     self.changed(session)
+            elif kind in ("wake", "deadline", "keys"):
+                limits.on_alarm(self, draft, kind, key)
             elif kind == "retention":
                 lives.on_retention_over(self, draft, key)
 
@@ -230,6 +232,7 @@ class Engine:
                 lives.keep_until_retention(self, session)
             else:
                 scheduling.opened(self, session)
+                limits.recovered(self, session)
         self.seq = draft.seq
         return Turn(draft.records, draft.now, draft.after, self._alarms[0][0] if self._alarms else 0)
 

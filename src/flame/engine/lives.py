@@ -98,6 +98,7 @@ def _compare(engine: Engine, session: Session, spec: SessionSpec) -> None:
         ("tenant", session.spec.tenant or DEFAULT_TENANT, spec.tenant or session.spec.tenant or DEFAULT_TENANT),
         ("gang", session.spec.gang, spec.gang or session.spec.gang),
         ("selector", session.spec.selector, spec.selector or session.spec.selector),
+        ("max_running_per_key", session.per_key, spec.max_running_per_key or session.per_key),
     )
     for field, expected, got in pairs:
         if expected != got:

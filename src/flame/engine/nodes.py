@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import lives, placement
+from flame.engine import lanes, lives, placement, tasks
 from flame.engine.effects import RecordKind, StopExecutor
 from flame.engine.events import Held
 from flame.engine.executors import Executor, Node
@@ -62,6 +62,7 @@ def _reconcile(engine: Engine, draft: Draft, executor: Executor, item: Held) -> 
     lost = [task_id for task_id in executor.outstanding if task_id not in there]
     executor.retracting = False
     placement.return_tasks(draft, executor, lost)
+    tasks.interrupt_ended(draft, executor)
     if executor.state in (ExecutorState.UNBINDING, ExecutorState.RELEASING):
         draft.now.append(StopExecutor(executor.node.name, executor.channel, engine.settings.stop_grace_ms, "stop"))
     elif item.state is ExecutorState.BOUND:
@@ -84,13 +85,14 @@ def _adopt(engine: Engine, draft: Draft, node: Node, item: Held) -> bool:
     executor.step("started", draft.now_ms)
     attempts = item.attempts or [1] * len(item.task_ids)
     for task_id, attempt in dict(zip(item.task_ids, attempts, strict=True)).items():
-        if 1 <= task_id <= session.total and session.states[task_id - 1] == PENDING:
-            session.take_up(task_id)
+        known = 1 <= task_id <= session.total and session.states[task_id - 1] == PENDING
+        if known and lanes.take_up(session, task_id):
             executor.outstanding[task_id] = attempt
             if attempt > session.attempts.get(task_id, 1):
                 session.attempts[task_id] = attempt
         else:
             executor.outstanding[task_id] = 0
+    tasks.interrupt_ended(draft, executor)
     if item.state is ExecutorState.BOUND:
         placement.bound(engine, draft, executor, item.concurrency)
     if executor.gang is not None:  # are the others there as well?

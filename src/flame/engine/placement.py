@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import gangs, lives, tasks
+from flame.engine import gangs, lanes, lives, tasks
 from flame.engine.effects import RetractTasks, StartExecutor, StopExecutor
 from flame.engine.events import Held
 from flame.engine.executors import Executor, Node
@@ -137,8 +137,9 @@ def lose(engine: Engine, draft: Draft, executor: Executor, why: str) -> None:
 
 
 def return_tasks(draft: Draft, executor: Executor, task_ids: list[int]) -> None:
-    back = [task_id for task_id in task_ids if executor.outstanding.pop(task_id, 0)]
-    tasks.send_back(draft, executor.session, back)
+    attempts = {task_id: executor.outstanding.pop(task_id, 0) for task_id in task_ids}
+    lanes.vacate(executor.session, attempts)
+    tasks.send_back(draft, executor.session, [task_id for task_id, attempt in attempts.items() if attempt])
 
 
 def on_executor_reported(engine: Engine, draft: Draft, event: ExecutorReported) -> None:

@@ -10,53 +10,23 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
-from heapq import heappop, heappush
+from heapq import heappush
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from flame.engine.effects import Part
+from flame.engine import lanes
+from flame.engine.columns import PENDING, RUNNING, SUCCEED, Batch, Chunk
+from flame.engine.lanes import Key, Lane
 from flame.engine.records import Finish
 from flame.model.resources import Resources
-from flame.model.specs import RecordedEvent, SessionSpec, TaskOptions
+from flame.model.specs import RecordedEvent, SessionSpec
 from flame.model.states import SessionState, TaskState
 
 if TYPE_CHECKING:
     from flame.engine.executors import Executor
 
-PENDING, RUNNING, SUCCEED = int(TaskState.PENDING), int(TaskState.RUNNING), int(TaskState.SUCCEED)
 STORY_LENGTH = 200
 
-
-class Chunk(msgspec.Struct, gc=False):
-    """Tasks that were submitted together."""
-
-    seq: int  # key of the Submit body
-    first: int  # task id
-    count: int
-    client: str
-    first_seq: int
-    options: TaskOptions
-    created: int
-    remaining: int  # tasks not ended yet; 0 <= remaining <= count
-
-
-class Batch(msgspec.Struct, gc=False):
-    """Tasks whose results came together. seq 0: ended by the engine, see Session.finished."""
-
-    seq: int
-    time: int
-    executor: str
-
-
-class Lane:
-    """Ready tasks of one priority: those given back (lowest id first), then chunks in order of submission."""
-
-    __slots__ = ("fresh", "returned")
-
-    def __init__(self) -> None:
-        self.returned: list[int] = []
-        self.fresh: deque[list[int]] = deque()  # [index of the chunk, next column]
+__all__ = ["PENDING", "RUNNING", "SUCCEED", "Batch", "Chunk", "Session"]
 
 
 class Session:
@@ -67,6 +37,7 @@ class Session:
         "attempts",
         "avg_us",
         "batches",
+        "began",
         "bind_failures",
         "cancelled",
         "chunk_firsts",
@@ -74,21 +45,28 @@ class Session:
         "client_chunks",
         "completed",
         "created",
+        "deadlines",
         "done_in",
         "events",
         "executors",
         "failed",
+        "failed_with",
         "failures",
         "finished",
         "id",
+        "keyed",
         "keys",
         "kills",
         "lanes",
+        "mixed",
         "not_before",
         "paused",
         "pending",
+        "per_key",
         "priorities",
+        "replayed",
         "resreq",
+        "resting",
         "running",
         "sole_client",
         "spec",
@@ -97,6 +75,7 @@ class Session:
         "story",
         "succeed",
         "waiting",
+        "wakes",
         "watched",
     )
 
@@ -120,17 +99,26 @@ class Session:
         self.attempts: dict[int, int] = {}  # the attempt that runs or comes next, when it is not the first
         self.failures: dict[int, int] = {}  # failed attempts so far
         self.kills: dict[int, int] = {}  # instances that ended while it was on them
+        self.failed_with: dict[int, str] = {}  # the text of the last of those, shortened
+        self.began: dict[int, int] = {}  # of tasks with a deadline: when first sent to an executor, Unix ms
         self.keys: dict[str, int] = {}  # idempotency key -> index of its chunk
-        # Ready tasks. Invariant: pending == number of tasks in state PENDING, all of them in some lane.
+        self.deadlines: list[tuple[int, int]] = []  # a heap: (Unix ms, index of the chunk), also of chunks that ended
+        self.replayed = 0  # tasks up to this id are from an earlier life of the session manager
+        # Pending tasks, see lanes.py. Invariant: each is in a lane, held by its key, or resting.
         self.lanes: dict[int, Lane] = {}
-        self.priorities: list[int] = []  # keys of lanes, highest first
+        self.priorities: list[int] = []  # keys of lanes, highest last
+        self.mixed = False  # tasks of different priorities were submitted
+        self.keyed: dict[str, Key] = {}  # by key, those with pending or running tasks
+        self.per_key = max(1, spec.max_running_per_key)
+        self.resting: dict[int, int] = {}  # task id -> when it may run again, Unix ms
+        self.wakes: list[tuple[int, int]] = []  # a heap: (Unix ms, task id), also of tasks that rest no more
+        self.waiting = 0  # of the pending ones: those that rest, and those whose key has no place for them
         # Invariant: pending + running + succeed + failed + cancelled == len(states).
         self.pending = self.running = self.succeed = self.failed = self.cancelled = 0
         self.executors: dict[int, Executor] = {}
         self.avg_us = -1.0  # observed run time of one task, -1 = unknown
         self.bind_failures = 0  # in a row
         self.paused = ""  # why it gets no executors any more
-        self.waiting = 0  # pending tasks that may not run yet
         self.not_before = 0  # no new executor before this time
         self.attached: set[str] = set()
         self.watched: dict[int, int] = {}  # task id (0 = the session) -> watchers
@@ -169,118 +157,30 @@ class Session:
     def total(self) -> int:
         return len(self.states)
 
-    # --- ready tasks ---------------------------------------------------------------------------------------------
+    # --- submissions ---------------------------------------------------------------------------------------------
 
     def add_chunk(self, chunk: Chunk) -> None:
         """Take in a submission; its ids must continue the session's."""
         index = len(self.chunks)
         if not self.chunks:
             self.sole_client = chunk.client
-        elif self.sole_client != chunk.client:
-            self.sole_client = None
+        else:
+            if self.sole_client != chunk.client:
+                self.sole_client = None
+            if self.chunks[-1].options.priority != chunk.options.priority:
+                self.mixed = True
         self.chunks.append(chunk)
         self.chunk_firsts.append(chunk.first)
         self.client_chunks.setdefault(chunk.client, []).append(index)
-        if chunk.options.idempotency_key:
-            self.keys[chunk.options.idempotency_key] = index
+        options = chunk.options
+        if options.idempotency_key:
+            self.keys[options.idempotency_key] = index
+        if options.deadline_ms:
+            heappush(self.deadlines, (chunk.created + options.deadline_ms, index))
         self.states.extend(bytes(chunk.count))
         self.done_in.frombytes(bytes(chunk.count * self.done_in.itemsize))
         self.pending += chunk.count
-        self._lane(chunk.options.priority).fresh.append([index, 0])
-
-    def give_back(self, task_id: int) -> None:
-        """A task that ran or was sent ahead is ready again."""
-        self.states[task_id - 1] = PENDING
-        self.running -= 1
-        self.pending += 1
-        heappush(self._lane(self.chunk_of(task_id).options.priority).returned, task_id)
-
-    def take_up(self, task_id: int) -> None:
-        """A pending task runs already, as its executor says; it may stay in its lane, which skips it."""
-        self.states[task_id - 1] = RUNNING
-        self.pending -= 1
-        self.running += 1
-
-    def _lane(self, priority: int) -> Lane:
-        lane = self.lanes.get(priority)
-        if lane is None:
-            lane = self.lanes[priority] = Lane()
-            self.priorities = sorted(self.lanes, reverse=True)
-        return lane
-
-    def take(self, limit: int) -> tuple[list[Part], int]:
-        """Up to `limit` ready tasks that share one timeout, as parts of chunks; marks them as running.
-
-        A task that was on an instance when it died is taken alone, so that the next death names the culprit.
-        Answers (parts, timeout in ms).
-        """
-        parts: list[Part] = []
-        timeout = -1
-        taken = 0
-        for priority in self.priorities:
-            lane = self.lanes[priority]
-            while taken < limit and lane.returned:
-                task_id = lane.returned[0]
-                if self.states[task_id - 1] != PENDING:  # cancelled meanwhile
-                    heappop(lane.returned)
-                    continue
-                chunk = self.chunk_of(task_id)
-                suspect = task_id in self.kills
-                if timeout not in (-1, chunk.options.timeout_ms) or (suspect and taken):
-                    return parts, timeout
-                heappop(lane.returned)
-                timeout = chunk.options.timeout_ms
-                self.states[task_id - 1] = RUNNING
-                column = task_id - chunk.first
-                attempt = self.attempts.get(task_id, 1)
-                last = parts[-1] if parts else None
-                if last is not None and last.stop == column and last.seq == chunk.seq and last.attempt == attempt:
-                    last.stop += 1
-                else:
-                    parts.append(Part(chunk.seq, column, column + 1, task_id, attempt))
-                taken += 1
-                self.pending -= 1
-                self.running += 1
-                if suspect:
-                    return parts, timeout
-            while taken < limit and lane.fresh:
-                cursor = lane.fresh[0]
-                chunk = self.chunks[cursor[0]]
-                if timeout not in (-1, chunk.options.timeout_ms):
-                    return parts, timeout
-                start = self.states.find(PENDING, chunk.first - 1 + cursor[1], chunk.first - 1 + chunk.count) + 1
-                if start <= 0:
-                    lane.fresh.popleft()
-                    continue
-                suspect = start in self.kills
-                if suspect and taken:
-                    return parts, timeout
-                timeout = chunk.options.timeout_ms
-                parts.append(self._next_part(chunk, cursor, start, 1 if suspect else limit - taken))
-                taken += parts[-1].stop - parts[-1].start
-                if suspect:
-                    return parts, timeout
-        return parts, max(timeout, 0)
-
-    def _next_part(self, chunk: Chunk, cursor: list[int], start: int, limit: int) -> Part:
-        """Up to `limit` neighbouring pending tasks of the chunk from task id `start` on, suspects left out; marks them
-        as running. Tasks here may have been tried before, in an earlier life of the session manager."""
-        stop = min(start + limit, chunk.first + chunk.count)
-        run = self.states[start - 1 : stop - 1]
-        length = len(run) - len(run.lstrip(b"\x00"))
-        attempt = 1
-        if self.attempts:
-            attempt = self.attempts.get(start, 1)
-            for task_id in range(start + 1, start + length):
-                if task_id in self.kills or self.attempts.get(task_id, 1) != attempt:
-                    length = task_id - start
-                    break
-        self.states[start - 1 : start - 1 + length] = bytes((RUNNING,)) * length
-        self.pending -= length
-        self.running += length
-        column = start - chunk.first
-        cursor[1] = column + length
-        return Part(chunk.seq, column, column + length, start, attempt)
+        lanes.add(self, index, chunk)
 
     # --- endings -------------------------------------------------------------------------------------------------
 
@@ -289,6 +189,8 @@ class Session:
         index = task_id - 1
         if self.states[index] == PENDING:
             self.pending -= 1
+            if self.waiting or self.keyed:
+                lanes.withdraw(self, task_id)
         else:
             self.running -= 1
         self.states[index] = state
@@ -300,8 +202,8 @@ class Session:
         else:
             self.cancelled += 1
         self.attempts.pop(task_id, None) if state == SUCCEED else None
-        self.failures.pop(task_id, None)
-        self.kills.pop(task_id, None)
+        if self.kills or self.failures or self.began:
+            self._forget_tries(task_id)
 
     def end_run(self, first: int, last: int, batch: int) -> None:
         """Record that the running tasks first .. last, all of them, succeeded."""
@@ -310,10 +212,15 @@ class Session:
         self.done_in[first - 1 : last] = array("I", (batch + 1,)) * count
         self.running -= count
         self.succeed += count
-        if self.kills or self.failures:
+        if self.kills or self.failures or self.began:
             for task_id in range(first, last + 1):
-                self.kills.pop(task_id, None)
-                self.failures.pop(task_id, None)
+                self._forget_tries(task_id)
+
+    def _forget_tries(self, task_id: int) -> None:
+        self.failures.pop(task_id, None)
+        self.failed_with.pop(task_id, None)
+        self.kills.pop(task_id, None)
+        self.began.pop(task_id, None)
 
     def settle(self, task_ids: Iterable[int]) -> list[int]:
         """Count down the chunks of ended tasks; answers the seqs of chunks that have no task left."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from flame.engine import lanes, limits, placement
 from flame.engine.effects import (
     Accepted,
     Deliver,
@@ -25,7 +26,9 @@ from flame.model.errors import (
     ProtocolError,
     ReadOnlyError,
 )
+from flame.model.specs import NO_OPTIONS
 from flame.model.states import SessionState, TaskState
+from flame.model.task_options import check_options, with_defaults
 
 if TYPE_CHECKING:
     from flame.engine.engine import Engine
@@ -72,9 +75,13 @@ def on_submitted(engine: Engine, draft: Draft, event: Submitted) -> None:
     draft.after.append(Accepted(event.ticket, event.first_seq, event.count, meta.first))
     if session.paused:
         fail_pending(engine, draft, session, session.paused)
-    else:
-        engine.hungry[session.id] = session
-        engine.touch(session)
+        return
+    engine.hungry[session.id] = session
+    engine.touch(session)
+    if session.deadlines:
+        limits.arm_deadline(engine, session)
+    if session.mixed:
+        engine.alarm(draft.now_ms + REBALANCE_MS, "rebalance", session.id)
 
 
 def _refusal(engine: Engine, session: Session | None, event: Submitted) -> FlameError | None:
@@ -93,14 +100,19 @@ def _refusal(engine: Engine, session: Session | None, event: Submitted) -> Flame
         return InvalidStateError(
             f"session <{session.id}> has {session.pending} pending tasks, the limit is {limit}", retryable=True
         )
+    if event.options is not NO_OPTIONS:
+        try:
+            check_options(event.options)
+            check_options(with_defaults(event.options, session.spec.task_defaults))
+        except FlameError as error:
+            return error
     return None
 
 
 def apply_submitted(session: Session, seq: int, meta: SubmittedMeta) -> None:
     """Take a durable submission into the session; the same at run time and at replay."""
-    session.add_chunk(
-        Chunk(seq, meta.first, meta.count, meta.client, meta.first_seq, meta.options, meta.time, meta.count)
-    )
+    options = with_defaults(meta.options, session.spec.task_defaults)
+    session.add_chunk(Chunk(seq, meta.first, meta.count, meta.client, meta.first_seq, options, meta.time, meta.count))
 
 
 # --- dispatch --------------------------------------------------------------------------------------------------------
@@ -113,29 +125,36 @@ def feed(engine: Engine, draft: Draft, session: Session) -> None:
     open_hands = [executor for executor in session.executors.values() if executor.usable]
     open_hands.sort(key=lambda executor: len(executor.outstanding))
     for position, executor in enumerate(open_hands):
-        if not session.pending:
-            return
+        ready = session.pending - session.waiting
+        if not ready:
+            break
         held = len(executor.outstanding)
         credit = executor.credit(session.avg_us)
         if held * 2 > credit and held >= executor.concurrency + 1:
             continue  # more than half full: wait until a larger batch is due
         if held and any(task_id in session.kills for task_id in executor.outstanding):
             continue  # a suspect runs alone
-        fair = -(-session.pending // (len(open_hands) - position))
+        fair = -(-ready // (len(open_hands) - position))
         _send(engine, draft, executor, min(credit - held, fair))
+    if session.pending == session.waiting:
+        for executor in open_hands:
+            if not executor.outstanding and not executor.idle_since:
+                placement.rest(engine, draft, executor)
 
 
 def _send(engine: Engine, draft: Draft, executor: Executor, limit: int) -> None:
     session = executor.session
     while limit > 0:
-        parts, timeout = session.take(limit)
+        parts, timeout = lanes.take(session, limit)
         if not parts:
             return
         first = parts[0].first_task_id
         if executor.outstanding and first in session.kills:
             for part in parts:  # a suspect needs an executor of its own: put it back
-                session.give_back(part.first_task_id)
+                lanes.give_back(session, part.first_task_id)
             return
+        if session.deadlines:
+            limits.note_start(session, parts, draft.now_ms)
         sent: list[int] = []
         for part in parts:
             ids = range(part.first_task_id, part.first_task_id + part.stop - part.start)
@@ -154,19 +173,30 @@ def _send(engine: Engine, draft: Draft, executor: Executor, limit: int) -> None:
 
 
 def rebalance(engine: Engine, draft: Draft, session: Session) -> None:
-    """An executor of the session idles: take back what others hold and did not start."""
-    if session.pending or not any(e.usable and not e.outstanding for e in session.executors.values()):
+    """Take back what executors hold and did not start: when another one idles, or when a task of higher priority waits
+    while they make no progress (what was sent ahead should have been ten milliseconds of work)."""
+    ready = session.pending > session.waiting
+    idle = not ready and any(e.usable and not e.outstanding for e in session.executors.values())
+    if not idle and not (ready and session.mixed):
         return
     for executor in session.executors.values():
         extra = len(executor.outstanding) - executor.concurrency
         if extra <= 0 or executor.retracting or not executor.usable:
             continue
+        if ready and not _holds_less_urgent(session, executor):
+            continue
         waited = draft.now_ms - executor.progress
-        if waited >= REBALANCE_MS or extra * session.avg_us > REBALANCE_MS * 1000:
+        if waited >= REBALANCE_MS or (idle and extra * session.avg_us > REBALANCE_MS * 1000):
             executor.retracting = True
             draft.now.append(RetractTasks(executor.node.name, executor.channel, executor.concurrency))
         else:
             engine.alarm(executor.progress + REBALANCE_MS, "rebalance", session.id)
+
+
+def _holds_less_urgent(session: Session, executor: Executor) -> bool:
+    """Whether the last task that it holds is of lower priority than one that is ready."""
+    last = next(reversed(executor.outstanding))
+    return session.chunk_of(last).options.priority < lanes.top_priority(session)
 
 
 def on_retracted(engine: Engine, draft: Draft, event: Retracted) -> None:
@@ -176,13 +206,18 @@ def on_retracted(engine: Engine, draft: Draft, event: Retracted) -> None:
         engine.stale += len(event.task_ids)
         return
     executor.retracting = False
+    session = executor.session
     back: list[int] = []
     for task_id in event.task_ids:
         attempt = executor.outstanding.pop(task_id, None)
         if attempt:
-            executor.session.give_back(task_id)
+            lanes.give_back(session, task_id)
             back.append(task_id)
-    changed(draft, executor.session, back)
+            if attempt == 1:
+                session.began.pop(task_id, None)
+        elif attempt is not None:
+            lanes.vacate(session, (task_id,))
+    changed(draft, session, back)
     engine.after_progress(draft, executor)
 
 
@@ -208,6 +243,7 @@ def on_completed(engine: Engine, draft: Draft, event: Completed) -> None:
         seq = draft.record(RecordKind.FINISHED, session.id, meta, event.body)
         session.batches.append(Batch(seq, draft.now_ms, executor.id))
         session.end_run(first, last, len(session.batches) - 1)
+        lanes.vacate(session, ids)
         executor.completed += len(ids)
         _forget(draft, session.settle_run(first, last))
         deliver(draft, session, seq, ids, whole=True)
@@ -255,6 +291,7 @@ def _complete_each(engine: Engine, draft: Draft, executor: Executor, event: Comp
         del executor.outstanding[task_id]
         if not attempt:  # ended meanwhile: cancelled, or its session closed
             engine.stale += 1
+            lanes.vacate(session, (task_id,))
             continue
         executor.completed += 1
         failed = failures.get(index)
@@ -262,6 +299,8 @@ def _complete_each(engine: Engine, draft: Draft, executor: Executor, event: Comp
             session.end(task_id, SUCCEED, batch)
         elif failed.state is not TaskState.CANCELLED and _may_retry(session, task_id):
             again.append(task_id)
+            session.failures[task_id] = session.failures.get(task_id, 0) + 1
+            session.failed_with[task_id] = failed.message[: limits.REASON_LENGTH]
             continue
         else:
             state = TaskState.CANCELLED if failed.state is TaskState.CANCELLED else TaskState.FAILED
@@ -274,29 +313,30 @@ def _complete_each(engine: Engine, draft: Draft, executor: Executor, event: Comp
         seq = draft.record(RecordKind.FINISHED, session.id, meta, event.body)
         session.batches.append(Batch(seq, draft.now_ms, executor.id))
         _forget(draft, session.settle(ended))
+        lanes.vacate(session, ended)
         deliver(draft, session, seq, ended, whole=len(ended) == len(event.task_ids))
+    send_back(draft, session, again, after_failure=True)
     if again:
-        for task_id in again:
-            session.failures[task_id] = session.failures.get(task_id, 0) + 1
-        send_back(draft, session, again)
+        limits.arm_wake(engine, session)
 
 
 def _may_retry(session: Session, task_id: int) -> bool:
-    options = session.chunk_of(task_id).options
-    limit = options.max_retries
-    if limit is None:
-        limit = session.spec.task_defaults.max_retries or 0
+    limit = session.chunk_of(task_id).options.max_retries or 0
     return session.state is SessionState.OPEN and session.failures.get(task_id, 0) < limit
 
 
-def send_back(draft: Draft, session: Session, task_ids: Iterable[int]) -> None:
-    """Running tasks are ready again, with their attempt raised."""
+def send_back(draft: Draft, session: Session, task_ids: Iterable[int], *, after_failure: bool = False) -> None:
+    """Running tasks are ready again, with their attempt raised; after a failure some may have to rest before."""
     tasks: list[tuple[int, int, int, int]] = []
     for task_id in task_ids:
         attempt = session.attempts.get(task_id, 1) + 1
         tasks.append((task_id, attempt, session.failures.get(task_id, 0), session.kills.get(task_id, 0)))
         session.attempts[task_id] = attempt
-        session.give_back(task_id)
+        until = limits.retry_at(session, task_id, draft.now_ms) if after_failure else 0
+        if until:
+            lanes.rest(session, task_id, until)
+        else:
+            lanes.give_back(session, task_id)
     if tasks:
         draft.record(RecordKind.RETRIED, session.id, RetriedMeta(tasks))
         changed(draft, session, [task[0] for task in tasks])
@@ -412,14 +452,26 @@ def on_cancel(engine: Engine, draft: Draft, event: CancelTasks) -> None:
     reason = event.reason or "cancelled by the client"
     ended = [task_id for task_id in wanted if session.states[task_id - 1] in (PENDING, RUNNING)]
     ended = list(dict.fromkeys(ended))
-    running = {task_id for task_id in ended if session.states[task_id - 1] == RUNNING}
-    for executor in session.executors.values():
-        held = [task_id for task_id in executor.outstanding if task_id in running]
-        if held:
-            draft.now.append(InterruptTasks(executor.node.name, executor.channel, held, reason))
+    interrupt(draft, session, set(ended), reason)
     finish(draft, session, [Finish(task_id, TaskState.CANCELLED, 0, reason) for task_id in ended])
     draft.reply(event.ticket, ended)
+    engine.touch(session)
     engine.changed(session)
+
+
+def interrupt(draft: Draft, session: Session, task_ids: Collection[int], reason: str) -> None:
+    """Stop those of the tasks that are on executors."""
+    for executor in session.executors.values():
+        held = [task_id for task_id, attempt in executor.outstanding.items() if attempt and task_id in task_ids]
+        if held:
+            draft.now.append(InterruptTasks(executor.node.name, executor.channel, held, reason))
+
+
+def interrupt_ended(draft: Draft, executor: Executor) -> None:
+    """Its node is back and may have missed that some of its tasks are given up."""
+    held = [task_id for task_id, attempt in executor.outstanding.items() if not attempt]
+    if held:
+        draft.now.append(InterruptTasks(executor.node.name, executor.channel, held, "nobody waits for it any more"))
 
 
 def _ids_of_seqs(session: Session, event: CancelTasks) -> Iterable[tuple[int, int]]:

@@ -64,8 +64,8 @@ def _session(session: Session) -> None:
                 _true(states[task_id - 1] == RUNNING, f"task {task_id} of {name} is held but not running")
     _true(len(held) == session.running, f"session {name} runs {session.running}, its executors hold {len(held)}")
     ready = _ready(session)
-    _true(len(ready) == len(set(ready)), f"a task of {name} is ready twice")
-    _true(sorted(ready) == list(session.pending_ids()), f"pending tasks of {name} are not those that are ready")
+    _true(ready | session.resting.keys() == set(session.pending_ids()), f"pending tasks of {name} are in no lane")
+    _limits(session)
     for chunk in session.chunks:
         left = sum(states[chunk.first - 1 : chunk.first - 1 + chunk.count].count(s) for s in (PENDING, RUNNING))
         _true(left == chunk.remaining, f"chunk {chunk.seq} of {name} counts {chunk.remaining}, has {left}")
@@ -78,16 +78,54 @@ def _session(session: Session) -> None:
         _true(session.pending == session.running == 0, f"closed session {name} has unfinished tasks")
 
 
-def _ready(session: Session) -> list[int]:
-    ready: list[int] = []
+def _ready(session: Session) -> set[int]:
+    """Pending tasks in lanes, or held by their key."""
+    found: set[int] = set()
+    chunks = [(index, column) for lane in session.lanes.values() for index, column in lane.fresh]
     for lane in session.lanes.values():
-        ready.extend(task_id for task_id in set(lane.returned) if session.states[task_id - 1] == PENDING)
-        returned = set(lane.returned)
-        for index, column in lane.fresh:
-            chunk = session.chunks[index]
-            ids = range(chunk.first + column, chunk.first + chunk.count)
-            ready.extend(t for t in ids if session.states[t - 1] == PENDING and t not in returned)
-    return ready
+        found.update(lane.returned)
+    for key in session.keyed.values():
+        for _, task_id, index in key.held:
+            if index < 0:
+                found.add(task_id)
+            else:
+                chunks.append((index, task_id - session.chunks[index].first))
+    for index, column in chunks:
+        chunk = session.chunks[index]
+        found.update(range(chunk.first + column, chunk.first + chunk.count))
+    return {task_id for task_id in found if session.states[task_id - 1] == PENDING}
+
+
+def _limits(session: Session) -> None:
+    """Resting tasks are pending; keys count their tasks and never give more places than they have."""
+    name = session.id
+    _true(all(session.states[t - 1] == PENDING for t in session.resting), f"a task of {name} rests but is not pending")
+    pending: dict[str, int] = {}
+    running: dict[str, set[int]] = {}
+    for chunk in session.chunks:
+        label = chunk.options.key
+        for task_id in range(chunk.first, chunk.first + chunk.count) if label and chunk.remaining else ():
+            if session.states[task_id - 1] == RUNNING or task_id in session.resting:
+                running.setdefault(label, set()).add(task_id)
+            elif session.states[task_id - 1] == PENDING:
+                pending[label] = pending.get(label, 0) + 1
+    waiting = len(session.resting)
+    for label, key in session.keyed.items():
+        _true(key.pending == pending.pop(label, 0), f"key {label!r} of {name} counts its pending tasks wrongly")
+        _true(running.pop(label, set()) <= key.places, f"a task of key {label!r} of {name} runs without a place")
+        _true(len(key.places) <= session.per_key, f"too many tasks of key {label!r} of {name} run: {key.places}")
+        waiting += max(0, key.pending - max(0, session.per_key - len(key.places) - key.unknown))
+        released = len(key.places) + key.unknown < session.per_key and key.pending
+        _true(not released or _in_lane(session, label), f"key {label!r} of {name} has a place and no task in a lane")
+    _true(not pending and not running, f"keys of {name} are forgotten: {pending} {running}")
+    _true(session.waiting == waiting, f"session {name} counts {session.waiting} waiting tasks, has {waiting}")
+
+
+def _in_lane(session: Session, key: str) -> bool:
+    lanes = session.lanes.values()
+    chunks = (session.chunks[index] for lane in lanes for index, _ in lane.fresh)
+    returned = (session.chunk_of(task_id) for lane in lanes for task_id in lane.returned)
+    return any(chunk.options.key == key for chunk in (*chunks, *returned))
 
 
 def _true(holds: bool, otherwise: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from flame.engine import delays
 from flame.engine.records import Finish
 from flame.engine.sessions import PENDING, Session
 from flame.model.errors import NotFoundError
@@ -325,6 +326,7 @@ def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
         reasons.append(("journal", "cluster", text, "free the disk", 0))
     if task_id:
         view = task(engine, session_id, task_id)
+        reasons[:0] = delays.reasons(found, task_id)
         summary = f"task {task_id} is {view.state.name.capitalize()}"
         if view.finish is not None:
             summary += f": {view.finish.message}"
@@ -341,6 +343,6 @@ def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
         )
     if reasons:
         summary += f"; {reasons[0][2]}"
-    elif found.state is SessionState.OPEN and found.pending and not found.executors:
+    elif found.state is SessionState.OPEN and found.pending > found.waiting and not found.executors:
         summary += "; its executors will be decided at the next pass"
     return ExplainView(summary, reasons, list(found.story))

@@ -22,6 +22,7 @@ from flame.model.specs import (
     TaskOptions,
 )
 from flame.model.states import EventCode, ExecutorState, Shim, TaskState
+from flame.model.task_options import after_attempts
 from flame.proto import link_pb2, shim_pb2, types_pb2
 
 # --- resources and options -------------------------------------------------------------------------------------------
@@ -42,6 +43,10 @@ def options_of(message: types_pb2.TaskOptions) -> TaskOptions:
         message.priority,
         message.idempotency_key,
         dict(message.labels),
+        message.deadline_ms,
+        message.retry_delay_ms,
+        message.retry_max_delay_ms,
+        message.key,
     )
     return options if options != NO_OPTIONS else NO_OPTIONS
 
@@ -53,6 +58,10 @@ def options_message(options: TaskOptions) -> types_pb2.TaskOptions:
         priority=options.priority,
         idempotency_key=options.idempotency_key,
         labels=options.labels,
+        deadline_ms=options.deadline_ms,
+        retry_delay_ms=options.retry_delay_ms,
+        retry_max_delay_ms=options.retry_max_delay_ms,
+        key=options.key,
     )
 
 
@@ -144,6 +153,7 @@ def session_spec_of(message: types_pb2.SessionSpec) -> SessionSpec:
         labels=dict(message.labels),
         task_defaults=options_of(message.task_defaults) if message.HasField("task_defaults") else NO_OPTIONS,
         retention_s=message.retention_s if message.HasField("retention_s") else None,
+        max_running_per_key=message.max_running_per_key,
     )
 
 
@@ -163,6 +173,7 @@ def session_message(view: views.SessionView, *, common_data: bool = True, events
             labels=spec.labels,
             task_defaults=options_message(spec.task_defaults) if spec.task_defaults is not NO_OPTIONS else None,
             retention_s=spec.retention_s,
+            max_running_per_key=spec.max_running_per_key,
         ),
         status=types_pb2.SessionStatus(
             state=_number(view.state),
@@ -231,6 +242,8 @@ def task_events(view: views.TaskView, failure: str) -> list[RecordedEvent]:
         events.append(RecordedEvent(EventCode.SUCCEED, "Task was completed with state <Succeed>", ended))
     elif view.state is TaskState.FAILED:
         text = failure or "Task failed with state <Failed>"
+        if view.finish is None:
+            text = after_attempts(text, view.attempt)
         events.append(RecordedEvent(EventCode.FAILED, text, ended))
     elif view.state is TaskState.CANCELLED:
         text = failure or "Task was cancelled"
