@@ -81,11 +81,12 @@ class Policies:
     def begin(self) -> None:
         """A new pass: every policy gets another chance."""
         self._down.clear()
+        self.faults.clear()
 
     def news(self) -> list[tuple[str, str]]:
         """Faults (name, text) that were not answered here before."""
         fresh = [(name, text) for name, text in self.faults.items() if self._told.get(name) != text]
-        self._told = dict(self.faults)
+        self._told.update(self.faults)
         return fresh
 
     def _ask(self, hook: str, kind: type | tuple[type, ...], silent: Any, *arguments: Any) -> list[Any]:
@@ -125,6 +126,14 @@ class Policies:
 
     def score(self, ask: Ask, place: Place) -> tuple[float, ...]:
         """Negated, so that the smallest is the best."""
+        hooks = self._hooks["score"]
+        if len(hooks) == 1 and not self._down:  # asked for every node that changed
+            try:
+                value = hooks[0][1](ask, place)
+                if value.__class__ is float and value == value:  # not a number is not equal to itself
+                    return (-value,)
+            except Exception:  # asked again below, where it is noted
+                pass
         return tuple(-value for value in self._ask("score", (int, float), 0.0, ask, place))
 
     def yields(self, victim: Ask, claimant: Ask) -> bool:
