@@ -26,6 +26,7 @@ class Client:
         self.task_seq: dict[int, int] = {}
         self.results: dict[int, object] = {}  # by sequence number
         self.inputs: dict[int, list[object]] = {}
+        self.with_deadline: set[int] = set()
         self.up: Wire | None = None
         self.down: Wire | None = None
 
@@ -77,10 +78,14 @@ class Client:
         self.world.later(21, 100, self.connect)
 
     def submit(self, kinds: list[str], options: TaskOptions) -> None:
-        inputs: list[list[object]] = [[self.next_seq + index, kind] for index, kind in enumerate(kinds)]
+        inputs: list[list[object]] = [
+            [self.next_seq + index, kind, options.key, options.priority] for index, kind in enumerate(kinds)
+        ]
         first = self.next_seq
         for index, given in enumerate(inputs):
             self.inputs[first + index] = given
+            if options.deadline_ms:
+                self.with_deadline.add(first + index)
         self.next_seq += len(inputs)
         self.batches.append((first, inputs, options))
         self._send(first, inputs, options)
@@ -141,7 +146,9 @@ class Client:
         else:
             assert isinstance(value, str)
             expected = {"poison": ("FAILED: the instance ended",), "raise": ("failed",)}.get(kind, ())
-            chance = ("failed", "FAILED: the instance ended", "CANCELLED")
+            chance = ["failed", "FAILED: the instance ended", "CANCELLED"]
+            if seq in self.with_deadline:
+                chance.append("FAILED: the deadline of ")
             assert value.startswith((*expected, *chance)), f"task {task_id} of kind {kind}: {value}"
 
     def cancel_some(self) -> None:

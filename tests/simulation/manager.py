@@ -104,6 +104,7 @@ class Manager:
         self.turns += 1
         validate(self.engine)
         self._check_task_steps()
+        self._check_deadlines()
         assert not over_committed(self.engine), f"over-committed: {over_committed(self.engine)}"
         self._answer(turn)
 
@@ -114,6 +115,15 @@ class Manager:
             for old, new in set(zip(before, session.states[: len(before)], strict=True)):
                 assert old == new or (old, new) in REACHABLE, f"a task of {session_id} went from {old} to {new}"
             self.task_states[session_id] = bytes(session.states)
+
+    def _check_deadlines(self) -> None:
+        """Nothing is unfinished whose deadline is over."""
+        for session in self.engine.sessions.values():
+            for chunk in session.chunks:
+                late = chunk.options.deadline_ms and chunk.created + chunk.options.deadline_ms <= self.world.now
+                assert not late or not chunk.remaining, (
+                    f"{chunk.remaining} tasks of {session.id} are over their deadline"
+                )
 
     def _answer(self, turn: fx.Turn) -> None:
         for record in turn.records:

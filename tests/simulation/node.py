@@ -40,6 +40,7 @@ class Node:
         self.down: Wire | None = None
         self.boot = 0
         self.alive = False
+        world.nodes.append(self)
 
     # --- link ----------------------------------------------------------------------------------------------------
 
@@ -192,9 +193,28 @@ class Node:
             return
         executor.current = executor.queue.popleft()
         executor.serial += 1
+        self._check_key(executor)
         serial = executor.serial
         slow = self.world.chance(0.02)
         self.world.later(0, 300 if slow else 3, lambda: self._worked(executor, serial))
+
+    def _check_key(self, executor: SimExecutor) -> None:
+        """Whatever the session manager believes: no more tasks of a key work than may, and single ones in order."""
+        assert executor.current is not None
+        task_id, given, _ = executor.current
+        assert isinstance(given, list)
+        _, _, key, priority = given
+        if not key:
+            return
+        most = self.world.per_key[executor.session_id]
+        everybody = [x for node in self.world.nodes for x in node.executors.values()]
+        at_it = [
+            x.id for x in everybody if x.session_id == executor.session_id and x.current and x.current[1][2] == key
+        ]
+        assert len(at_it) <= most, f"{len(at_it)} tasks of key {key} work, {most} may: {at_it}"
+        began = self.world.began.setdefault((self.manager.life, executor.session_id, key, priority), set())
+        assert most > 1 or task_id in began or task_id > max(began, default=0), f"{task_id} of key {key} after {began}"
+        began.add(task_id)
 
     def _worked(self, executor: SimExecutor, serial: int) -> None:
         if (

@@ -40,7 +40,9 @@ def simulate(seed: int) -> Manager:
             priority=rng.randint(0, 1),
             min_instances=rng.randint(0, 1) if index == 0 else 0,  # what is kept for one must not starve the others
             max_instances=rng.choice([None, 1, 2]),
+            max_running_per_key=rng.choice([0, 1, 2]),
         )
+        world.per_key[f"session-{index}"] = max(1, spec.max_running_per_key)
         clients.append(Client(world, manager, f"client-{index}", f"session-{index}", spec))
     if rng.random() < 0.3:  # two clients in one session
         clients.append(Client(world, manager, "client-x", clients[0].session_id, clients[0].spec))
@@ -48,7 +50,13 @@ def simulate(seed: int) -> Manager:
         client.connect()
         for _ in range(rng.randint(1, 6)):
             kinds = rng.choices(["good", "raise", "poison"], [96, 3, 1], k=rng.randint(1, 30))
-            options = TaskOptions(max_retries=rng.choice([None, 1]), priority=rng.choice([0, 0, 5]))
+            options = TaskOptions(
+                max_retries=rng.choice([None, 1, 3]),
+                priority=rng.choice([0, 0, 5]),
+                deadline_ms=rng.choice([0, 0, 0, 50, 500, 5_000]),
+                retry_delay_ms=rng.choice([0, 0, 20, 200]),
+                key=rng.choice(["", "", "a", "b"]),
+            )
             world.later(0, 800, lambda client=client, kinds=kinds, options=options: client.submit(kinds, options))
         if rng.random() < 0.5:
             world.later(50, 900, client.cancel_some)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
+from typing import Any
 
 from msgspec import msgpack
 
@@ -28,6 +29,10 @@ class World:
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
         self._order = count()
         self.calm = False  # no further faults
+        # What nodes know of each other here, to see whether keys are kept.
+        self.nodes: list[Any] = []
+        self.per_key: dict[str, int] = {}  # session -> tasks of one key that may work at a time
+        self.began: dict[tuple[int, str, str, int], set[int]] = {}  # (life, session, key, priority) -> tasks
 
     def at(self, when: int, act: Callable[[], None]) -> None:
         heappush(self._agenda, (max(when, self.now), next(self._order), act))

@@ -334,6 +334,19 @@ def test_after_a_restart_a_key_waits_for_executors_that_may_be_at_it() -> None:
     assert held(bench) == [2, 3]
 
 
+def test_after_a_restart_a_new_key_waits_too_since_its_tasks_may_have_been_submitted_before() -> None:
+    bench, (channel,) = bench_with(1, (1, TaskOptions()))
+    executor = bench.engine.executors[channel]
+    bench = restarted(bench)
+    still = ev.Held(executor.id, channel, "s", executor.resreq, ExecutorState.BOUND, 1, [1], [1])
+    bench.node(cpu=1, held=[still])
+    bench.submit(options=TaskOptions(key="new"))
+    bench.complete(channel, 1)
+    assert held(bench) == []
+    bench.turn(ev.Tick(), after_ms=30_000)
+    assert held(bench) == [2]
+
+
 def test_after_a_restart_executors_that_do_not_come_back_count_as_lost() -> None:
     bench, (channel,) = bench_with(1, (2, TaskOptions(key="a")))
     executor = bench.engine.executors[channel]

@@ -62,6 +62,7 @@ def add(session: Session, index: int, chunk: Chunk) -> None:
         key = session.keyed.get(name)
         if key is None:
             key = session.keyed[name] = Key()
+            key.unknown = session.per_key if session.unsettled else 0
         key.pending += chunk.count
         _recount(session, name, key)
 
@@ -304,17 +305,18 @@ def vacate(session: Session, task_ids: Iterable[int]) -> None:
             _recount(session, name, key)
 
 
-def expect_executors(session: Session) -> bool:
-    """After a restart: any place of a key with tasks left may be held by an executor that has not come back yet.
-    Answers whether there are any."""
+def expect_executors(session: Session) -> None:
+    """After a restart: any place of any key may be held by an executor that has not come back yet, even for tasks whose
+    submission did not become durable and that are submitted again."""
+    session.unsettled = True
     for name, key in list(session.keyed.items()):
         key.unknown = session.per_key
         _recount(session, name, key)
-    return bool(session.keyed)
 
 
 def expect_no_more(session: Session) -> None:
     """Who did not come back by now counts as lost."""
+    session.unsettled = False
     for name, key in list(session.keyed.items()):
         key.unknown = 0
         _release(session, key)

@@ -32,7 +32,8 @@ def recovered(engine: Engine, session: Session) -> None:
     """An open session is there again: make its alarms anew."""
     session.replayed = session.total
     arm_deadline(engine, session)
-    if lanes.expect_executors(session):
+    if session.total:
+        lanes.expect_executors(session)
         engine.alarm(engine.now + engine.settings.drain_ms, "keys", session.id)
 
 
@@ -51,9 +52,10 @@ def on_alarm(engine: Engine, draft: Draft, kind: str, session_id: str) -> None:
 
 def _on_keys_alarm(engine: Engine, session: Session) -> None:
     """Executors that have not come back since the restart count as lost: their tasks hold no place any more."""
+    if session.keyed:
+        engine.touch(session)
+        engine.changed(session)
     lanes.expect_no_more(session)
-    engine.touch(session)
-    engine.changed(session)
 
 
 # --- pauses between attempts -------------------------------------------------------------------------------------

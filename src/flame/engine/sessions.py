@@ -74,6 +74,7 @@ class Session:
         "states",
         "story",
         "succeed",
+        "unsettled",
         "waiting",
         "wakes",
         "watched",
@@ -109,6 +110,7 @@ class Session:
         self.priorities: list[int] = []  # keys of lanes, highest last
         self.mixed = False  # tasks of different priorities were submitted
         self.keyed: dict[str, Key] = {}  # by key, those with pending or running tasks
+        self.unsettled = False  # after a restart, while executors of it may still come back
         self.per_key = max(1, spec.max_running_per_key)
         self.resting: dict[int, int] = {}  # task id -> when it may run again, Unix ms
         self.wakes: list[tuple[int, int]] = []  # a heap: (Unix ms, task id), also of tasks that rest no more
