@@ -106,12 +106,13 @@ class Cluster:
         nodes: int = 1,
         capacity: str = "cpu=2,mem=4g",
         settings: Mapping[str, object] | None = None,
+        scheme: str = "http",
     ) -> None:
         self.folder = folder
         self.port = free_ports(4)
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.endpoint = f"{scheme}://127.0.0.1:{self.port}"
         self.link = f"tcp:127.0.0.1:{self.port + 2}"
-        self.http = f"http://127.0.0.1:{self.port + 3}"
+        self.http = f"{scheme}://127.0.0.1:{self.port + 3}"
         self.home = folder / "home"
         self.home.mkdir()
         self.config = folder / "flame-cluster.yaml"

@@ -22,10 +22,10 @@ class Cluster:
 
     `executors`: how many unit executors (one core each) run at once, None = one per core. `storage`: `none`,
     `sqlite://FILE` or `fs://FOLDER`, None = a SQLite journal in the cluster's own folder. `listen`: HOST:PORT where
-    clients that speak gRPC connect, with the link for clients on other machines at PORT + 2. `config`: a
-    flame-cluster.yaml for limits, TLS files and the unit request. `name`: None makes an anonymous one whose data is
-    removed when it ends; a named one keeps its data and can be found by other processes. `detach`: it goes on when
-    this process ends.
+    clients that speak gRPC connect, with the link for clients on other machines at PORT + 2, and health and metrics
+    over HTTP at PORT + 3. `config`: a flame-cluster.yaml for limits, TLS files and the unit request. `name`: None makes
+    an anonymous one whose data is removed when it ends; a named one keeps its data and can be found by other processes.
+    `detach`: it goes on when this process ends.
 
         with Cluster(executors=4) as cluster:
             connection = flame.connect(cluster.endpoint)

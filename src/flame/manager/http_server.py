@@ -11,7 +11,7 @@ import importlib
 import logging
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from flame.link import Address, PeerInfo
 from flame.link.connection import HELLO_TIMEOUT
@@ -100,12 +100,12 @@ class HttpServer:
     def _protocol(self) -> asyncio.BaseProtocol:
         return self._web() if self._web is not None else _Doorstep(self._arrived)
 
-    def _arrived(self, transport: asyncio.Transport) -> None:
-        task = asyncio.get_running_loop().create_task(self._let_in(transport))
+    def _arrived(self, doorstep: _Doorstep) -> None:
+        task = asyncio.get_running_loop().create_task(self._let_in(doorstep))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
 
-    async def _let_in(self, transport: asyncio.Transport) -> None:
+    async def _let_in(self, doorstep: _Doorstep) -> None:
         """Import what serves the connection, then give it over."""
         try:
             for package in ("aiohttp.web", "prometheus_client"):
@@ -115,13 +115,9 @@ class HttpServer:
 
                 self._web = web.Server(self._handle, access_log=None, keepalive_timeout=KEEP_ALIVE_S)
         except BaseException:
-            transport.abort()
+            doorstep.transport.abort()
             raise
-        if not transport.is_closing():
-            protocol = self._web()
-            transport.set_protocol(protocol)
-            protocol.connection_made(transport)
-            transport.resume_reading()
+        doorstep.give_over(self._web())
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -159,12 +155,28 @@ class HttpServer:
 
 
 class _Doorstep(asyncio.Protocol):
-    """A connection that waits for its real protocol."""
+    """A connection that waits for its real protocol. It reads once: what came then is handed over."""
 
-    def __init__(self, arrived: Callable[[asyncio.Transport], None]) -> None:
+    def __init__(self, arrived: Callable[[_Doorstep], None]) -> None:
         self._arrived = arrived
+        self._received = b""
+        self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()
-        self._arrived(transport)
+        # uvloop's transports are asyncio.Transports in all but inheritance.
+        self.transport = cast(asyncio.Transport, transport)
+        self._arrived(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self.transport.pause_reading()
+
+    def give_over(self, protocol: asyncio.Protocol) -> None:
+        """The connection is the other's from now on."""
+        if self.transport.is_closing():
+            return
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        if self._received:
+            protocol.data_received(self._received)
+            self.transport.resume_reading()

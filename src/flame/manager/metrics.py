@@ -67,7 +67,7 @@ class Metrics:
         tasks = {"pending": whole.pending, "running": whole.running}
         yield _gauge("flame_tasks", "Tasks that have not ended, by state", tasks, "state")
         yield _counter("flame_tasks_ended", "Tasks that ended since the start, by state", ended, "state")
-        stale = "Answers that nobody waited for any more, such as those of tasks that were given to another executor"
+        stale = "Answers that nobody waited for any more, such as of a task that runs elsewhere since"
         yield _counter("flame_stale_answers", stale, self._turns.engine.stale)
 
     def _nodes(self) -> Iterator[Metric]:
@@ -75,18 +75,18 @@ class Metrics:
         executors = Counter(executor.state for executor in engine.executors.values())
         nodes = Counter(node.state for node in engine.nodes.values())
         ready = [node for node in engine.nodes.values() if node.state is NodeState.READY]
-        amounts = {
-            "capacity": sum((node.capacity for node in ready), Resources()),
-            "allocated": sum((node.allocated for node in ready), Resources()),
-        }
+        capacity = sum((node.capacity for node in ready), Resources())
+        allocated = sum((node.allocated for node in ready), Resources())
         by_state = {state.name.lower(): executors[state] for state in _STATES}
         yield _gauge("flame_executors", "Executors by state", by_state, "state")
         yield _gauge("flame_nodes", "Nodes by state", {s.name.lower(): nodes[s] for s in NodeState}, "state")
-        for what, amount in amounts.items():
-            of_what = "What the nodes offer" if what == "capacity" else "What executors hold of it"
-            yield _gauge(f"flame_{what}_cpu_cores", f"{of_what}, nodes that are ready: cores", amount.cpu)
-            yield _gauge(f"flame_{what}_memory_bytes", f"{of_what}, nodes that are ready: memory", amount.memory)
-            yield _gauge(f"flame_{what}_gpus", f"{of_what}, nodes that are ready: GPUs", amount.gpu)
+        for name, what, offered, held in (
+            ("cpu_cores", "Cores", capacity.cpu, allocated.cpu),
+            ("memory_bytes", "Memory", capacity.memory, allocated.memory),
+            ("gpus", "GPUs", capacity.gpu, allocated.gpu),
+        ):
+            yield _gauge(f"flame_capacity_{name}", f"{what} of the nodes that are ready", offered)
+            yield _gauge(f"flame_allocated_{name}", f"{what} of the nodes that are ready, held by executors", held)
 
     def _manager(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import SummaryMetricFamily

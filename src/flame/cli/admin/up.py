@@ -17,7 +17,7 @@ from flame.model.errors import InternalError
 @click.option("--executors", type=click.IntRange(1), metavar="N", help="Executors of one core at once (the cores).")
 @click.option("--storage", metavar="URL", help="none, sqlite://FILE or fs://FOLDER (SQLite in the state folder).")
 @click.option("--temporary", is_flag=True, help="Remove its data when it ends.")
-@click.option("--listen", metavar="HOST:PORT", help="Also serve gRPC here, and the link at PORT+2.")
+@click.option("--listen", metavar="HOST:PORT", help="Also serve gRPC here, the link at PORT+2, metrics at PORT+3.")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="A flame-cluster.yaml to take.")
 @click.option("--insecure", is_flag=True, help="Let --listen go beyond this machine without TLS: anybody may connect.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing when all is well.")
