@@ -56,8 +56,10 @@ class Key:
 
 def add(session: Session, index: int, chunk: Chunk) -> None:
     """All tasks of a new chunk are ready, as far as their key allows."""
-    heappush(_lane(session, chunk.options.priority).fresh, [index, 0])
-    name = chunk.options.key
+    options = chunk.options
+    lane = session.lanes.get(options.priority) or _lane(session, options.priority)
+    heappush(lane.fresh, [index, 0])
+    name = options.key
     if name:
         key = session.keyed.get(name)
         if key is None:
@@ -167,7 +169,11 @@ def take(session: Session, limit: int) -> tuple[list[Part], int]:
         else:
             length = _run(session, chunk, task_id, 1 if suspect else room)
             lane.fresh[0][1] = task_id - chunk.first + length
+            if task_id + length == chunk.first + chunk.count:
+                heappop(lane.fresh)
         _send(session, parts, chunk, task_id, length)
+        if options.key:
+            _next_of_key(session, chunk)
         limit -= length
         if suspect:
             break
@@ -224,6 +230,8 @@ def _run(session: Session, chunk: Chunk, start: int, limit: int) -> int:
     """How many tasks from id `start` on may go as one part: neighbours, pending, of the same attempt, no suspects.
     Tasks here may have been tried before, in an earlier life of the session manager."""
     stop = min(start + limit, chunk.first + chunk.count)
+    if stop == start + 1:
+        return 1
     run = session.states[start - 1 : stop - 1]
     length = len(run) - len(run.lstrip(b"\x00"))
     if session.attempts:

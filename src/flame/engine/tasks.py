@@ -120,12 +120,10 @@ def apply_submitted(session: Session, seq: int, meta: SubmittedMeta) -> None:
 
 def feed(engine: Engine, draft: Draft, session: Session) -> None:
     """Send ready tasks to the session's executors, as far as their credits go, evenly when there are few."""
-    if not session.pending:
-        return
+    ready = session.pending - session.waiting
     open_hands = [executor for executor in session.executors.values() if executor.usable]
     open_hands.sort(key=lambda executor: len(executor.outstanding))
     for position, executor in enumerate(open_hands):
-        ready = session.pending - session.waiting
         if not ready:
             break
         held = len(executor.outstanding)
@@ -136,7 +134,8 @@ def feed(engine: Engine, draft: Draft, session: Session) -> None:
             continue  # a suspect runs alone
         fair = -(-ready // (len(open_hands) - position))
         _send(engine, draft, executor, min(credit - held, fair))
-    if session.pending == session.waiting:
+        ready = session.pending - session.waiting
+    if not ready:
         for executor in open_hands:
             if not executor.outstanding and not executor.idle_since:
                 placement.rest(engine, draft, executor)
