@@ -26,11 +26,13 @@ def check_resources_are_resolved_and_verbatim():
     assert (spec.resreq.cpu, spec.resreq.memory, spec.resreq.gpu, spec.batch_size) == (1, 1024**3, 0, 1)
     assert not spec.HasField("max_instances")
     own = flamepy.create_session(
-        service_application(), max_instances=5, min_instances=0, batch_size=4, resreq=ResourceRequirement(0, 0, 0)
+        service_application(), max_instances=5, min_instances=0, batch_size=4, resreq=ResourceRequirement(0, 1, 0)
     )
     spec = frontend.GetSession(GetSessionRequest(session_id=own.id)).spec
-    assert (spec.resreq.cpu, spec.resreq.memory, spec.resreq.gpu, spec.batch_size) == (0, 0, 0, 1)
+    assert (spec.resreq.cpu, spec.resreq.memory, spec.resreq.gpu, spec.batch_size) == (0, 1, 0, 1)
     assert spec.max_instances == 5
+    error = raised(lambda: flamepy.create_session(service_application(), resreq=ResourceRequirement(0, 0, 0)))
+    assert "resreq asks for nothing" in error.message  # nodes could take any number of them
     plain.close()
     own.close()
 
