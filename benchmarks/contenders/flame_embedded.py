@@ -32,8 +32,6 @@ def main() -> None:
 
             def sleepers(count: int, seconds: float) -> None:
                 text = f"sleep {seconds}".encode()
-                for _ in session.map(text for _ in range(4)):
-                    pass
                 for _ in session.map(text for _ in range(count)):
                     pass
 
