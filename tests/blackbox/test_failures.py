@@ -142,6 +142,25 @@ def test_a_frozen_daemon_is_a_pause(cluster: Cluster, victim: str) -> None:
 
 
 @pytest.mark.timeout(180)
+def test_a_manager_frozen_beyond_its_deadlines_is_left_and_found_again(cluster: Cluster) -> None:
+    with connect(cluster) as connection:
+        register(connection)
+        session = connection.create_session("trouble", max_instances=1)
+        before = json.loads(session.invoke(ask()) or b"")["pid"]
+        node = cluster.nodes["node-1"]
+        futures = [session.submit(ask("sleep", seconds=0.05, n=n)) for n in range(100)]
+        until(lambda: any(future.done() for future in futures), "the first of them to end")
+        os.kill(cluster.manager.pid, signal.SIGSTOP)
+        node.wait_for("the link to the session manager ended")  # three heartbeats were silent
+        os.kill(cluster.manager.pid, signal.SIGCONT)
+        assert numbers(future.result(60) for future in futures) == list(range(100))
+        session.refresh()
+        assert (session.succeed, session.failed) == (101, 0)
+        assert json.loads(session.invoke(ask()) or b"")["pid"] == before  # its instance went on meanwhile
+        session.close()
+
+
+@pytest.mark.timeout(180)
 def test_the_work_of_a_node_frozen_beyond_its_deadline_moves_and_the_node_comes_back(tmp_path: Path) -> None:
     settings = {"recovery": {"node": {"drain": 1}}}
     with (
