@@ -25,16 +25,20 @@ class ApplicationContext(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shim: _Optional[_Union[_types_pb2.Shim, str]] = ..., image: _Optional[str] = ..., command: _Optional[str] = ..., working_directory: _Optional[str] = ..., url: _Optional[str] = ..., installer: _Optional[str] = ...) -> None: ...
 
 class SessionContext(_message.Message):
-    __slots__ = ("session_id", "application", "common_data", "gang")
+    __slots__ = ("session_id", "application", "common_data", "gang", "executor_id", "token")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     APPLICATION_FIELD_NUMBER: _ClassVar[int]
     COMMON_DATA_FIELD_NUMBER: _ClassVar[int]
     GANG_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     application: ApplicationContext
     common_data: bytes
     gang: _types_pb2.Gang
-    def __init__(self, session_id: _Optional[str] = ..., application: _Optional[_Union[ApplicationContext, _Mapping]] = ..., common_data: _Optional[bytes] = ..., gang: _Optional[_Union[_types_pb2.Gang, _Mapping]] = ...) -> None: ...
+    executor_id: str
+    token: str
+    def __init__(self, session_id: _Optional[str] = ..., application: _Optional[_Union[ApplicationContext, _Mapping]] = ..., common_data: _Optional[bytes] = ..., gang: _Optional[_Union[_types_pb2.Gang, _Mapping]] = ..., executor_id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class TaskContext(_message.Message):
     __slots__ = ("task_id", "session_id", "input")
