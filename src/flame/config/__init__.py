@@ -5,11 +5,10 @@ from flame.config.cluster import (
     ClusterConfig,
     ClusterSection,
     EvictionSection,
-    ExecutorLimits,
-    ExecutorsSection,
     LimitsSection,
     NodeRecovery,
     RecoverySection,
+    SchedulingSection,
     SessionRecovery,
     TaskRecovery,
     TlsConfig,
@@ -27,6 +26,7 @@ from flame.config.context import (
     read_contexts,
 )
 from flame.config.document import Note
+from flame.config.executors import ExecutorLimits, ExecutorsSection, WarmSection
 
 __all__ = [
     "CacheSection",
@@ -43,9 +43,11 @@ __all__ = [
     "NodeRecovery",
     "Note",
     "RecoverySection",
+    "SchedulingSection",
     "SessionRecovery",
     "TaskRecovery",
     "TlsConfig",
+    "WarmSection",
     "default_cluster_file",
     "default_context_file",
     "load_cluster",

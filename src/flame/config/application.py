@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from flame.config.cluster import SHIMS
 from flame.config.document import Section, parse_documents
+from flame.config.executors import SHIMS
 from flame.model.specs import DEFAULT_DELAY_RELEASE, DEFAULT_MAX_INSTANCES, ApplicationSchema, ApplicationSpec
 
 

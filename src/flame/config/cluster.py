@@ -12,17 +12,17 @@ from urllib.parse import urlsplit
 import msgspec
 
 from flame.config.document import Note, Section, parse_documents, read_text
+from flame.config.executors import ExecutorsSection, read_executors
+from flame.config.tenants import read_tenants
 from flame.model.resources import Resources
 from flame.model.specs import UNIT
-from flame.model.states import Shim
+from flame.model.tenants import TenantSpec
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:8080"
 DEFAULT_CACHE_ENDPOINT = "http://127.0.0.1:9090"
-DEFAULT_POLICIES = ("priority", "drf")
-KNOWN_POLICIES = ("priority", "drf", "shim")
+DEFAULT_POLICIES = ("drf", "priority", "gang", "locality", "binpack")
 DEFAULT_MAX_PAYLOAD = 64 * 1024 * 1024
 MAX_PAYLOAD = 1024**3  # a frame's length is 32 bits and its body is protobuf, which ends at 2 GiB
-SHIMS = {"host": Shim.HOST, "wasm": Shim.WASM, "rest": Shim.REST, "stdio": Shim.STDIO, "container": Shim.CONTAINER}
 
 
 class TlsConfig(msgspec.Struct, frozen=True):
@@ -36,24 +36,26 @@ class TlsConfig(msgspec.Struct, frozen=True):
     ca_file: Path | None = None
 
 
-class ExecutorLimits(msgspec.Struct, frozen=True):
-    max_executors: int | None = None
-
-
-class ExecutorsSection(msgspec.Struct, frozen=True):
-    """How a node runs instances. `capacity` None = what the machine has."""
-
-    shim: Shim = Shim.HOST
-    limits: ExecutorLimits = ExecutorLimits()
-    capacity: Resources | None = None
-
-
 class LimitsSection(msgspec.Struct, frozen=True):
-    """`max_payload` in bytes, of one task's input or output."""
+    """`max_payload` in bytes, of one task's input or output; `max_pending` tasks of one session, 0 = no limit.
+
+    `max_executors` is for nodes whose own section says nothing, None = as many as fit.
+    """
 
     max_sessions: int | None = None
-    max_executors: int = 128
+    max_executors: int | None = None
     max_payload: int = DEFAULT_MAX_PAYLOAD
+    max_pending: int = 0
+
+
+class SchedulingSection(msgspec.Struct, frozen=True):
+    """Times in seconds. `preemption_grace`: for running tasks of an executor that is taken back; `unsatisfiable`: after
+    so long, tasks fail that no node could ever run; `gang_ports`: first and last port handed out to members of gangs.
+    """
+
+    preemption_grace: float = 30.0
+    unsatisfiable: float = 60.0
+    gang_ports: tuple[int, int] = (29_500, 30_499)
 
 
 class SessionRecovery(msgspec.Struct, frozen=True):
@@ -83,7 +85,9 @@ class RecoverySection(msgspec.Struct, frozen=True):
 class ClusterSection(msgspec.Struct, frozen=True):
     """`endpoint` names host and port P; `storage` is `none`, `sqlite://FILE` or `fs://FOLDER` with absolute paths.
 
-    `retention`: seconds that a closed session stays readable, unless it says otherwise.
+    `retention`: seconds that a closed session stays readable, unless it says otherwise. `policies` are names in their
+    order; which ones exist is known to the session manager, since others may be installed. `tenants` has parents before
+    their children.
     """
 
     name: str = "flame"
@@ -92,6 +96,8 @@ class ClusterSection(msgspec.Struct, frozen=True):
     policies: tuple[str, ...] = DEFAULT_POLICIES
     storage: str = "sqlite://flame.db"
     schedule_interval: int = 100
+    scheduling: SchedulingSection = SchedulingSection()
+    tenants: tuple[tuple[str, TenantSpec], ...] = ()
     executors: ExecutorsSection = ExecutorsSection()
     limits: LimitsSection = LimitsSection()
     recovery: RecoverySection = RecoverySection()
@@ -175,13 +181,6 @@ def _cluster(section: Section) -> ClusterSection:
         if tls is None:
             raise section.error("endpoint", "is https but there is no cluster.tls", "add cluster.tls or write http://")
         raise section.error("endpoint", "is http but there is cluster.tls", "write https://, clients decide by it")
-    policies = section.texts("policies", DEFAULT_POLICIES)
-    for policy in policies:
-        if policy not in KNOWN_POLICIES:
-            raise section.error(
-                "policies", f"unknown policy {policy!r}", f"the known ones are {', '.join(KNOWN_POLICIES)}"
-            )
-    section.note("policies", "has no effect yet: sessions go by priority, those of equal priority share fairly")
     interval = section.integer("schedule_interval", 100)
     section.note("schedule_interval", "has no effect: the scheduler acts on events, not at intervals")
     _pprof(section)
@@ -189,10 +188,12 @@ def _cluster(section: Section) -> ClusterSection:
         name=name,
         endpoint=endpoint,
         resreq=section.resources("resreq") or UNIT,
-        policies=policies,
+        policies=_policies(section),
         storage=_storage(section),
         schedule_interval=interval,
-        executors=_executors(section.section_or_empty("executors")),
+        scheduling=_scheduling(section.section_or_empty("scheduling")),
+        tenants=read_tenants(section.section_or_empty("tenants")),
+        executors=read_executors(section.section_or_empty("executors")),
         limits=_limits(section.section_or_empty("limits")),
         recovery=_recovery(section.section_or_empty("recovery")),
         retention=section.integer("retention", 86_400),
@@ -201,22 +202,38 @@ def _cluster(section: Section) -> ClusterSection:
     )
 
 
-def _executors(section: Section) -> ExecutorsSection:
-    shim = SHIMS[section.choice("shim", tuple(SHIMS), "host")]
-    limits = section.section_or_empty("limits")
-    most = limits.integer("max_executors", minimum=1)
-    limits.note("max_executors", "has no effect: the capacity of a node limits its executors")
-    return ExecutorsSection(
-        shim=shim, limits=ExecutorLimits(max_executors=most), capacity=section.resources("capacity")
+def _policies(section: Section) -> tuple[str, ...]:
+    names = section.texts("policies", DEFAULT_POLICIES)
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise section.error("policies", f"{name!r} stands twice")
+    return names
+
+
+def _scheduling(section: Section) -> SchedulingSection:
+    return SchedulingSection(
+        preemption_grace=section.number("preemption_grace", 30.0, maximum=86_400),
+        unsatisfiable=section.number("unsatisfiable", 60.0, positive=True),
+        gang_ports=_ports(section, "gang_ports", (29_500, 30_499)),
     )
 
 
+def _ports(section: Section, key: str, default: tuple[int, int]) -> tuple[int, int]:
+    texts = section.texts(key)
+    if not texts:
+        return default
+    valid = len(texts) == 2 and all(text.isascii() and text.isdigit() for text in texts)
+    if not valid or not 1024 <= int(texts[0]) <= int(texts[1]) <= 65_535:
+        raise section.error(key, f"invalid range {list(texts)}", "write [FIRST, LAST], ports from 1024 to 65535")
+    return int(texts[0]), int(texts[1])
+
+
 def _limits(section: Section) -> LimitsSection:
-    section.note("max_executors", "has no effect: the capacity of a node limits its executors")
     return LimitsSection(
         max_sessions=section.integer("max_sessions", minimum=1),
-        max_executors=section.integer("max_executors", 128, minimum=1),
+        max_executors=section.integer("max_executors", minimum=1),
         max_payload=_max_payload(section),
+        max_pending=section.integer("max_pending", 0),
     )
 
 

@@ -142,6 +142,21 @@ class Section:
             raise self.error(key, f"{value} is out of range", f"it may be {minimum} to {maximum}")
         return value
 
+    def number(self, key: str, default: float, *, positive: bool = False, maximum: float = 1e9) -> float:
+        """A number in [0, maximum], or in (0, maximum]."""
+        node = self._node(key)
+        if node is None:
+            return default
+        text = self._scalar(key, node)
+        try:
+            value = float(text)
+        except ValueError:
+            raise self.error(key, f"{text!r} is not a number") from None
+        if not 0 <= value <= maximum or (positive and value == 0):  # nan compares false
+            least = "more than 0" if positive else "0"
+            raise self.error(key, f"{text} is out of range", f"it may be {least}, up to {maximum:g}")
+        return value
+
     def flag(self, key: str, default: bool = False) -> bool:
         """true or false."""
         node = self._node(key)
@@ -201,8 +216,11 @@ class Section:
         if node is None:
             return {}
         section = self._child(key, node)
-        names = list(section._nodes)
-        return {name: section.text(name, "") for name in names}
+        return {name: section.text(name, "") for name in section.names()}
+
+    def names(self) -> list[str]:
+        """The keys of a section whose keys are the user's own, in their order; `section` or `text` reads them."""
+        return list(self._nodes)
 
     # --- sections --------------------------------------------------------------------------------------------------
 

@@ -25,14 +25,22 @@ LINK_PORT = 2  # the framed link listens that many ports above the endpoint
 def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) -> NodeSettings:
     """The settings of a node of this cluster. Raises InvalidConfigError."""
     cluster, cache = config.cluster, config.cache
+    executors = cluster.executors
     ca_file = cluster.tls.ca_file if cluster.tls is not None else None
     return NodeSettings(
         manager=tcp(cluster.host, cluster.port + LINK_PORT),
         work_dir=work_dir,
         name=name or os.uname().nodename,
-        capacity=cluster.executors.capacity,
+        capacity=executors.capacity,
         tls=cluster.tls,
-        shim=cluster.executors.shim,
+        shim=executors.shim,
+        labels=executors.labels,
+        taints=executors.taints,
+        max_executors=executors.limits.max_executors or cluster.limits.max_executors or 0,
+        devices=executors.devices,
+        gpu_fraction=executors.gpu_fraction,
+        warm_instances=executors.warm.max_instances,
+        warm_idle=executors.warm.idle,
         endpoint=cluster.endpoint,
         cache_endpoint=cache.endpoint if cache is not None else "",
         ca_file=str(ca_file) if ca_file is not None else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     `manager` is where the session manager's link listens, `name` the node's name (default: the host's). `capacity`
     None means what this machine has (capacity.py). `socket_dir` must have a short path and belong to this user only;
     None means the default (shims/reception.py). `endpoint`, `cache_endpoint` and `ca_file` are told to the instances.
+
+    `labels`, `taints` and `max_executors` (0 = as many as fit) are what the node tells the scheduler of itself.
+    `devices` None means the GPUs that are found; `gpu_fraction` executors may share one.
     """
 
     manager: Address
@@ -29,6 +33,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls: TlsConfig | None = None
     token: str = ""  # credential for the session manager where TLS and the socket's owner give none
     shim: Shim = Shim.HOST
+    labels: Mapping[str, str] = {}
+    taints: tuple[str, ...] = ()
+    max_executors: int = 0
+    devices: tuple[str, ...] | None = None
+    gpu_fraction: int = 1
+    warm_instances: int = 8  # started ahead on this node, for all applications
+    warm_idle: float = 600.0  # after so long without work one of them ends
     endpoint: str = ""
     cache_endpoint: str = ""
     ca_file: str = ""
