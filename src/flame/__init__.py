@@ -93,7 +93,15 @@ if TYPE_CHECKING:
     )
     from flame.model.specs import TaskOptions
     from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
-    from flame.service import ApplicationContext, FlameService, SessionContext, TaskCancelled, TaskContext, run
+    from flame.service import (
+        ApplicationContext,
+        FlameService,
+        GangContext,
+        SessionContext,
+        TaskCancelled,
+        TaskContext,
+        run,
+    )
 
 __all__ = [
     "DEFAULT_FLAME_CACHE_ENDPOINT",
@@ -126,6 +134,7 @@ __all__ = [
     "FlameErrorCode",
     "FlamePackage",
     "FlameService",
+    "GangContext",
     "InternalError",
     "InvalidArgumentError",
     "InvalidConfigError",
@@ -213,7 +222,7 @@ _SOURCES = {
     ),
     "flame.model.specs": "TaskOptions",
     "flame.model.states": "ApplicationState ExecutorState NodeState SessionState Shim TaskState",
-    "flame.service": "ApplicationContext FlameService SessionContext TaskCancelled TaskContext run",
+    "flame.service": "ApplicationContext FlameService GangContext SessionContext TaskCancelled TaskContext run",
 }
 _SOURCE_OF = {name: module for module, names in _SOURCES.items() for name in names.split()}
 

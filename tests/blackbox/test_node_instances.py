@@ -168,6 +168,7 @@ async def test_an_instance_sees_what_the_contract_lists_and_nothing_else(monkeyp
             "FLAME_CA_FILE": "/ca.pem",
             "FLAME_ENDPOINT": "http://h:8080",
             "FLAME_EXECUTOR_ID": node.manager.executor_id(1),
+            "FLAME_INSTANCE_ID": node.manager.executor_id(1),
             "FLAME_INSTANCE_TOKEN": "token-1",
             "FLAME_LOG": "debug",
             "FLAME_MAX_PAYLOAD": str(64 << 20),

@@ -209,7 +209,7 @@ async def test_what_a_node_and_its_keeper_left_when_both_were_killed_is_ended_by
     sockets = tmp_path / "s" / "nold"
     sockets.mkdir(parents=True)
     (tmp_path / "sockets").symlink_to(sockets)
-    orphan = await asyncio.create_subprocess_exec("sleep", "3600", env={"FLAME_EXECUTOR_ID": executor_id})
+    orphan = await asyncio.create_subprocess_exec("sleep", "3600", env={"FLAME_INSTANCE_ID": executor_id})
     folders = await asyncio.to_thread(Folders.take, tmp_path, tmp_path / "s")
     assert await orphan.wait() == -signal.SIGKILL
     assert list(folders.executors.iterdir()) == []

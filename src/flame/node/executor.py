@@ -64,6 +64,10 @@ class Executor:
         self.channel = channel
         self.id = start.executor_id
         self.session_id = start.context.session_id
+        # An instance that was started ahead learns these when it enters its session.
+        start.context.executor_id, start.context.token = start.executor_id, start.token
+        if start.HasField("gang"):
+            start.context.gang.CopyFrom(start.gang)
         self.resreq = start.resreq
         self.state = ExecutorState.BINDING
         self.concurrency = 1
@@ -146,6 +150,7 @@ class Executor:
             attempts=tasks.values() if any(attempt != 1 for attempt in tasks.values()) else (),
             pid=self._instance.pid if self._instance is not None else 0,
             gpus=self._start.gpus,
+            gang=self._start.gang if self._start.HasField("gang") else None,
         )
 
     # --- the instance says (shims.shim.Owner) ----------------------------------------------------------------------
@@ -226,6 +231,7 @@ class Executor:
         self.concurrency = dialect.concurrency
         self.state = ExecutorState.BOUND
         self._report(ExecutorState.BOUND)
+        instance.entered()
         if self._paused:
             dialect.pause()
         early, self._early = self._early, []

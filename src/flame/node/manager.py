@@ -36,6 +36,7 @@ from flame.shims.processes import Keeper
 from flame.shims.reception import Reception, default_socket_root
 from flame.shims.shim import BindError, Instance, Launch, Owner
 from flame.shims.shim import Shim as AnyShim
+from flame.shims.warm import WarmLimits
 
 logger = logging.getLogger("flame.node")
 
@@ -106,9 +107,14 @@ class ExecutorManager:
             cache_endpoint=settings.cache_endpoint,
             ca_file=settings.ca_file,
         )
-        self._shims: dict[Shim, AnyShim] = {
-            Shim.HOST: HostShim(self._keeper, self._reception, self._logs, self._folders.executors, surroundings)
-        }
+        warm = WarmLimits(
+            budget=settings.warm_instances,
+            idle=settings.warm_idle,
+            start_timeout=settings.start_timeout,
+            terminate_grace=settings.terminate_grace,
+        )
+        self._host = HostShim(self._keeper, self._reception, self._logs, self._folders.executors, surroundings, warm)
+        self._shims: dict[Shim, AnyShim] = {Shim.HOST: self._host}
         self._background(self._stay_connected())
         self._background(self._prune_logs())
 
@@ -116,6 +122,7 @@ class ExecutorManager:
         """End all executors and the link; returns when no process of this node runs any more."""
         for executor in list(self.executors.values()):
             executor.stop("the node stops", self.settings.stop_grace)
+        await self._host.close()
         if self._lives:
             await asyncio.wait(self._lives)
         for task in self._tasks:

@@ -33,6 +33,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls: TlsConfig | None = None
     token: str = ""  # credential for the session manager where TLS and the socket's owner give none
     shim: Shim = Shim.HOST
+    warm_instances: int = 8  # started ahead on this node, for all applications
+    warm_idle: float = 600.0  # after so long without work one of them ends
     labels: Mapping[str, str] = {}
     taints: tuple[str, ...] = ()
     max_executors: int = 0

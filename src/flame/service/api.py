@@ -46,15 +46,39 @@ class ApplicationContext:
         return f"ApplicationContext(name={self.name!r})"
 
 
+class GangContext:
+    """A member of a gang: its `rank` from 0, how many they are, and their `addresses`.
+
+    `addresses` has host:port of each member, by rank. Flame gives the port of a member to nobody else on its node.
+    """
+
+    __slots__ = ("addresses", "rank", "world_size")
+
+    def __init__(self, rank: int, world_size: int, addresses: tuple[str, ...] = ()) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.addresses = addresses
+
+    def __repr__(self) -> str:
+        return f"GangContext(rank={self.rank}, world_size={self.world_size}, addresses={self.addresses!r})"
+
+
 class SessionContext:
-    """The one session that this instance serves."""
+    """The one session that this instance serves. `gang` is None unless the session's instances are a gang."""
 
-    __slots__ = ("_common_data", "application", "session_id")
+    __slots__ = ("_common_data", "application", "gang", "session_id")
 
-    def __init__(self, _common_data: bytes | None, session_id: str, application: ApplicationContext) -> None:
+    def __init__(
+        self,
+        _common_data: bytes | None,
+        session_id: str,
+        application: ApplicationContext,
+        gang: GangContext | None = None,
+    ) -> None:
         self._common_data = _common_data
         self.session_id = session_id
         self.application = application
+        self.gang = gang
 
     def common_data(self) -> bytes | None:
         """The session's common data as the client gave it, None when it gave none."""

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.service.api import FlameService, TaskContext
-from flame.service.incoming import Queued, named_by, queued, session_context, take_out
+from flame.service.incoming import Queued, begin_session, named_by, queued, take_out
 from flame.service.outcome import CODE, FULL, Outcomes, describe, format_traceback, log_traceback
 from flame.service.wire import Frame, LinkClosedError, Wire
 
@@ -89,7 +89,7 @@ class Concurrent(asyncio.Protocol):
         self._fill()
 
     async def _enter(self, body: bytes) -> None:
-        context = session_context(shim_pb2.SessionContext.FromString(body))
+        context = begin_session(shim_pb2.SessionContext.FromString(body))
         self._session = context.session_id
         result = await _call(self._service.on_session_enter, context)
         self._write(link_pb2.ENTERED, result.SerializeToString())

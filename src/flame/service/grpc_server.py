@@ -20,7 +20,7 @@ import grpc
 
 from flame.proto import shim_pb2, types_pb2
 from flame.service.api import FlameService, TaskContext
-from flame.service.incoming import session_context
+from flame.service.incoming import begin_session
 from flame.service.outcome import CODE, describe, log_traceback, output_fault
 from flame.service.wire import DEFAULT_MAX_PAYLOAD
 
@@ -38,7 +38,7 @@ class InstanceServicer:
 
     def on_session_enter(self, request: shim_pb2.SessionContext, _: grpc.ServicerContext) -> types_pb2.Result:
         try:
-            self._call(self._service.on_session_enter, session_context(request))
+            self._call(self._service.on_session_enter, begin_session(request))
         except Exception as error:
             log_traceback(error)
             return types_pb2.Result(return_code=CODE, message=describe(error))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from itertools import repeat
 
 from flame.proto import link_pb2, shim_pb2
-from flame.service.api import ApplicationContext, SessionContext
+from flame.service.api import ApplicationContext, GangContext, SessionContext
 
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
 
 Queued = tuple[int, "bytes | None", int]  # task id, input, attempt
 
@@ -38,14 +39,27 @@ def take_out(queue: deque[Queued], named: Callable[[int], bool]) -> list[Queued]
     return [task for task in tasks if named(task[0])]
 
 
-def session_context(wire: shim_pb2.SessionContext) -> SessionContext:
-    """What on_session_enter gets."""
-    sent = wire.application
+def begin_session(wire: shim_pb2.SessionContext, environ: MutableMapping[str, str] = os.environ) -> SessionContext:
+    """What on_session_enter gets. The environment says whose instance this is from now on: one that was started ahead
+    did not know."""
+    environ["FLAME_SESSION_ID"] = wire.session_id
+    if wire.executor_id:
+        environ["FLAME_EXECUTOR_ID"] = wire.executor_id
+    if wire.token:
+        environ["FLAME_INSTANCE_TOKEN"] = wire.token
+    gang = None
+    if wire.HasField("gang"):
+        gang = GangContext(wire.gang.rank, wire.gang.world_size, tuple(wire.gang.addresses))
+    common_data = wire.common_data if wire.HasField("common_data") else None
+    return SessionContext(common_data, wire.session_id, _application_context(wire.application), gang)
+
+
+def _application_context(sent: shim_pb2.ApplicationContext) -> ApplicationContext:
 
     def text(field: str) -> str | None:
         return getattr(sent, field) if sent.HasField(field) else None  # pyright: ignore[reportArgumentType]
 
-    application = ApplicationContext(
+    return ApplicationContext(
         name=sent.name,
         image=text("image"),
         command=text("command"),
@@ -54,4 +68,3 @@ def session_context(wire: shim_pb2.SessionContext) -> SessionContext:
         installer=text("installer"),
         shim=sent.shim,
     )
-    return SessionContext(wire.common_data if wire.HasField("common_data") else None, wire.session_id, application)

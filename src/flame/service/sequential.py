@@ -19,7 +19,7 @@ from collections import deque
 from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.service.api import FlameService, TaskCancelled, TaskContext
 from flame.service.attendant import Attendant
-from flame.service.incoming import Queued, named_by, queued, session_context, take_out
+from flame.service.incoming import Queued, begin_session, named_by, queued, take_out
 from flame.service.outcome import CODE, FULL, Outcomes, describe, format_traceback, log_traceback
 from flame.service.wire import Frame, LinkClosedError, Wire
 
@@ -153,7 +153,7 @@ class Sequential:
             raise TaskCancelled(self._sentenced[1])
 
     def _enter(self, body: bytes) -> None:
-        context = session_context(shim_pb2.SessionContext.FromString(body))
+        context = begin_session(shim_pb2.SessionContext.FromString(body))
         self._session = context.session_id
         result = types_pb2.Result()
         try:

@@ -46,6 +46,7 @@ def environment(launch: Launch, around: Surroundings, endpoint: Path, tmp: Path)
     """The whole environment of an instance. `endpoint` is where a gRPC service shall listen, `tmp` its own folder."""
     own = around.environ
     level = own.get("RUST_LOG", "info")
+    context = launch.context
     found = {item.name: expand(item.value, own) for item in launch.application.environments}
     defaults = {
         "PATH": f"{around.bin_dir}:{own.get('PATH') or _DEFAULT_PATH}",
@@ -55,6 +56,7 @@ def environment(launch: Launch, around: Surroundings, endpoint: Path, tmp: Path)
         "TMP": str(tmp),
         # What a service prints shall be in its log at once, and all of it when it is killed.
         "PYTHONUNBUFFERED": "1",
+        **_for_torch(context.gang),
     }
     fixed = {
         "RUST_LOG": level,
@@ -62,12 +64,18 @@ def environment(launch: Launch, around: Surroundings, endpoint: Path, tmp: Path)
         "FLAME_INSTANCE_LINK": around.link,
         "FLAME_INSTANCE_TOKEN": launch.token,
         "FLAME_INSTANCE_ENDPOINT": str(endpoint),
+        # Stays what it is for all that the instance starts: the keeper knows them by it.
+        "FLAME_INSTANCE_ID": launch.executor_id,
         "FLAME_EXECUTOR_ID": launch.executor_id,
-        "FLAME_SESSION_ID": launch.context.session_id,
-        "FLAME_APPLICATION": launch.context.application.name,
+        "FLAME_APPLICATION": context.application.name,
         "FLAME_MAX_PAYLOAD": str(around.max_payload),
     }
+    if context.HasField("gang"):
+        fixed["FLAME_GANG_RANK"] = str(context.gang.rank)
+        fixed["FLAME_GANG_SIZE"] = str(context.gang.world_size)
+        fixed["FLAME_GANG_ADDRESSES"] = ",".join(context.gang.addresses)
     optional = {
+        "FLAME_SESSION_ID": context.session_id,  # not known yet when it is started ahead
         "FLAME_ENDPOINT": around.endpoint,
         "FLAME_CACHE_ENDPOINT": around.cache_endpoint,
         "FLAME_CA_FILE": around.ca_file,
@@ -76,6 +84,23 @@ def environment(launch: Launch, around: Surroundings, endpoint: Path, tmp: Path)
     if launch.devices is not None:
         fixed["CUDA_VISIBLE_DEVICES"] = launch.devices
     return {**defaults, **found, **fixed}
+
+
+def _for_torch(gang: types_pb2.Gang) -> dict[str, str]:
+    """What programs for `torch.distributed` look for. Each member sees its own GPUs only, so it is the first, and the
+    only one, of those that share them."""
+    if not gang.world_size:
+        return {}
+    found = {
+        "RANK": str(gang.rank),
+        "WORLD_SIZE": str(gang.world_size),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+    }
+    if gang.addresses:
+        host, _, port = gang.addresses[0].rpartition(":")
+        found["MASTER_ADDR"], found["MASTER_PORT"] = host.strip("[]"), port
+    return found
 
 
 def working_directory(application: types_pb2.ApplicationSpec, own: Path) -> Path:

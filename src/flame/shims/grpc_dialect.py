@@ -65,7 +65,7 @@ class GrpcDialect:
     def __init__(self, channel: grpc.aio.Channel, owner: Owner, max_payload: int) -> None:
         self.concurrency = 1
         self._channel = channel
-        self._owner = owner
+        self.owner = owner
         self._max_payload = max_payload
         self._session = ""
         self._queue: deque[tuple[int, bytes | None, int]] = deque()
@@ -129,7 +129,7 @@ class GrpcDialect:
         while self._queue and len(self._queue) + self._calling > keep:
             given.append(self._queue.pop()[0])
         given.reverse()
-        self._owner.retracted(link_pb2.Retracted(task_ids=given).SerializeToString())
+        self.owner.retracted(link_pb2.Retracted(task_ids=given).SerializeToString())
 
     def pause(self) -> None:
         """One result at a time is little enough."""
@@ -158,7 +158,7 @@ class GrpcDialect:
                 result: types_pb2.TaskResult = await self._invoke(request)
             except grpc.aio.AioRpcError as error:
                 if error.code().name in _LOST:
-                    self._owner.broken(f"the call of task {task_id} was lost: {_describe(error)}")
+                    self.owner.broken(f"the call of task {task_id} was lost: {_describe(error)}")
                     return
                 text = _describe(error)
                 if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -198,7 +198,7 @@ class GrpcDialect:
     def _answer(self, results: link_pb2.Results, attempt: int) -> None:
         if attempt != 1:
             results.attempts.append(attempt)
-        self._owner.results(results.SerializeToString())
+        self.owner.results(results.SerializeToString())
 
 
 def _describe(error: grpc.aio.AioRpcError) -> str:

@@ -1,4 +1,8 @@
-"""The host shim: an instance is a process of this machine, in its own group and its own folder."""
+"""The host shim: an instance is a process of this machine, in its own group and its own folder.
+
+A new process is started for an executor, or one that was started ahead (pool.py) is bound to it. Until then such a
+process has an id and a token that mean something only between the two of them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import asyncio
 import os
 import shutil
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flame.model.errors import UnavailableError
@@ -14,9 +20,11 @@ from flame.shims import grpc_dialect
 from flame.shims.environment import Surroundings, environment, program, working_directory
 from flame.shims.link_dialect import LinkDialect
 from flame.shims.logs import ExecutorLog, LogStore
+from flame.shims.pool import Pool
 from flame.shims.processes import Keeper, Process, describe_status
 from flame.shims.reception import Reception
 from flame.shims.shim import BindError, Dialect, Launch, Owner
+from flame.shims.warm import WarmLimits
 
 _LAST_LINES = 20
 _LAST_BYTES = 2000
@@ -26,7 +34,13 @@ class HostShim:
     """Starts processes. `folder` is where each executor gets a folder of its own as long as it lives."""
 
     def __init__(
-        self, keeper: Keeper, reception: Reception, logs: LogStore, folder: Path, surroundings: Surroundings
+        self,
+        keeper: Keeper,
+        reception: Reception,
+        logs: LogStore,
+        folder: Path,
+        surroundings: Surroundings,
+        warm: WarmLimits,
     ) -> None:
         self._keeper = keeper
         self._reception = reception
@@ -34,9 +48,40 @@ class HostShim:
         self._folder = folder
         self._surroundings = surroundings
         self._number = 0
+        self._pool: Pool[HostInstance] = Pool(self._spawn, warm)
 
     async def start(self, launch: Launch, owner: Owner) -> HostInstance:
-        """Start the application's command. Raises BindError with code 11, or 10 when it wants an installer."""
+        """Start the application's command, or take a process of it that waits. Raises BindError with code 11, or 10
+        when it wants an installer."""
+        instance = self._pool.starting(launch)
+        try:
+            if instance is None:
+                instance = await self._spawn(launch, owner)
+            else:
+                await self._bind(instance, launch, owner)
+        except BaseException:
+            self._pool.over(launch.executor_id)
+            raise
+        instance.entered = partial(self._pool.entered, launch)
+        instance.disposed = partial(self._pool.over, launch.executor_id)
+        return instance
+
+    async def close(self) -> None:
+        """End the processes that wait for an executor, and start no more of them; returns when they are gone."""
+        await self._pool.close()
+
+    async def _bind(self, instance: HostInstance, launch: Launch, owner: Owner) -> None:
+        try:
+            instance.bind(owner)
+            self._logs.claim(instance.log, launch.executor_id, launch.context.session_id)
+        except OSError as error:
+            instance.kill()
+            await instance.ended
+            await instance.dispose()
+            raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
+
+    async def _spawn(self, launch: Launch, owner: Owner) -> HostInstance:
+        """Start a process. One without a session keeps its log to itself until it is bound."""
         application = launch.application
         if application.installer:
             why = f"installers are not available yet (the application wants {application.installer!r})"
@@ -47,7 +92,8 @@ class HostShim:
         socket = self._reception.folder / f"{self._number:x}.sock"
         try:
             tmp.mkdir(parents=True, mode=0o700)
-            log = self._logs.create(launch.executor_id, launch.context.session_id)
+            session_id = launch.context.session_id
+            log = self._logs.create(launch.executor_id, session_id) if session_id else self._logs.unclaimed(own / "log")
         except OSError as error:
             raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
         instance = HostInstance(launch, owner, own, socket, log, self._reception, self._surroundings.max_payload)
@@ -89,7 +135,9 @@ class HostInstance:
         self._owner = owner
         self._folder = folder
         self._socket = socket
-        self._log = log
+        self.log = log
+        self.entered: Callable[[], None] = _nothing
+        self.disposed: Callable[[], None] = _nothing
         self._reception = reception
         self._max_payload = max_payload
         self._process: Process | None = None
@@ -103,8 +151,16 @@ class HostInstance:
         self.pid = process.pid
         process.ended.add_done_callback(self._on_exit)
 
+    def bind(self, owner: Owner) -> None:
+        """It waited, and belongs to this owner from now on."""
+        self._owner = owner
+        if self._dialect is not None:
+            self._dialect.owner = owner
+
     async def ready(self) -> Dialect:
         """Wait for its link or its gRPC socket, whichever comes first. Raises BindError (11) when it ends before."""
+        if self._dialect is not None:
+            return self._dialect
         await asyncio.wait({self._link, self._file, self.ended}, return_when=asyncio.FIRST_COMPLETED)
         if self._link.done():
             self._dialect = LinkDialect(self._link.result(), self._owner)
@@ -122,8 +178,8 @@ class HostInstance:
 
     def last_words(self) -> str:
         """The end of its stderr, as a clause to append to a message."""
-        self._log.catch_up()
-        text = self._log.streams["stderr"].tail(_LAST_BYTES).decode(errors="replace").strip()
+        self.log.catch_up()
+        text = self.log.streams["stderr"].tail(_LAST_BYTES).decode(errors="replace").strip()
         if not text:
             return ""
         return "; the end of its stderr:\n" + "\n".join(text.splitlines()[-_LAST_LINES:])
@@ -143,8 +199,9 @@ class HostInstance:
             self._dialect.close()
         elif self._link.done():
             self._link.result().close(UnavailableError("the executor has ended"))
-        self._log.end()
+        self.log.end()
         await asyncio.to_thread(self._remove)
+        self.disposed()
 
     def _remove(self) -> None:
         self._socket.unlink(missing_ok=True)
@@ -153,3 +210,7 @@ class HostInstance:
     def _on_exit(self, status: asyncio.Future[int]) -> None:
         if not self.ended.done():
             self.ended.set_result(describe_status(status.result()))
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

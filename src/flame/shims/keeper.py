@@ -25,7 +25,7 @@ import time
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-MARKER = b"FLAME_EXECUTOR_ID="
+MARKER = b"FLAME_INSTANCE_ID="
 _PACKET = 64 * 1024
 _END_S = 10.0  # how long it goes on killing at its own end
 _PAUSE_S = 0.01
@@ -62,28 +62,28 @@ class Keeper:
 
     def serve(self, request: dict[str, object], descriptors: list[int]) -> None:
         """Do what one request says."""
-        executor = str(request["id"])
+        instance = str(request["id"])
         if request["op"] == "spawn":
             try:
-                self.spawn(executor, *descriptors)
+                self.spawn(instance, *descriptors)
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
-        elif executor in self.pids:
+        elif instance in self.pids:
             number = int(str(request["signal"]))
             try:
-                os.killpg(self.pids[executor], number)
+                os.killpg(self.pids[instance], number)
             except ProcessLookupError:
                 pass
 
-    def tell(self, event: str, executor: str, **more: object) -> None:
+    def tell(self, event: str, instance: str, **more: object) -> None:
         """Send an event. The owner may be gone already; run() finds that out."""
         try:
-            self.control.send(json.dumps({"event": event, "id": executor, **more}).encode())
+            self.control.send(json.dumps({"event": event, "id": instance, **more}).encode())
         except OSError:
             pass
 
-    def spawn(self, executor: str, spec: int, stdout: int, stderr: int) -> None:
+    def spawn(self, instance: str, spec: int, stdout: int, stderr: int) -> None:
         """Start a program in a process group of its own, and wait until it runs or failed to."""
         with open(spec, closefd=False) as file:
             wanted = json.load(file)
@@ -103,11 +103,11 @@ class Keeper:
             error = file.read().decode()  # ends when the program runs: the descriptor closes itself then
         if error:
             os.waitpid(pid, 0)
-            self.tell("failed", executor, error=error)
+            self.tell("failed", instance, error=error)
         else:
-            self.mains[pid] = executor
-            self.pids[executor] = pid
-            self.tell("started", executor, pid=pid)
+            self.mains[pid] = instance
+            self.pids[instance] = pid
+            self.tell("started", instance, pid=pid)
 
     def reap(self) -> None:
         """Take leave of processes that ended. When an instance's first one did, the rest of it is ended too."""
@@ -119,21 +119,21 @@ class Keeper:
                 return
             if ended is None:
                 return
-            executor = self.mains.pop(ended.si_pid, None)
-            if executor is not None:
+            instance = self.mains.pop(ended.si_pid, None)
+            if instance is not None:
                 kill_group(ended.si_pid)
             _, status = os.waitpid(ended.si_pid, 0)
-            if executor is not None:
-                del self.pids[executor]
-                self.sweep(executor)
-                self.tell("exited", executor, status=status)
+            if instance is not None:
+                del self.pids[instance]
+                self.sweep(instance)
+                self.tell("exited", instance, status=status)
 
-    def sweep(self, executor: str) -> None:
+    def sweep(self, instance: str) -> None:
         """End what an instance left behind."""
         deadline = time.monotonic() + _END_S
         unsure = 5  # looks at processes that just begin to run a program and show no environment yet
         while time.monotonic() < deadline:
-            strays, unknown = self.strays(executor)
+            strays, unknown = self.strays(instance)
             if not strays and (not unknown or not unsure):
                 return
             unsure -= not strays
@@ -141,7 +141,7 @@ class Keeper:
                 kill(pid)
             self.pause()
 
-    def strays(self, executor: str) -> tuple[list[int], bool]:
+    def strays(self, instance: str) -> tuple[list[int], bool]:
         """Processes below that belong to this id, and whether there are some whose owner can't be told.
 
         Those below another instance's first process are that instance's. Of the others the environment tells; one
@@ -154,7 +154,7 @@ class Keeper:
         while pending:
             pid, belongs = pending.pop()
             owner = b"" if belongs else owner_of(pid)
-            belongs = belongs or owner == executor.encode() or (not owner and not self.mains)
+            belongs = belongs or owner == instance.encode() or (not owner and not self.mains)
             if belongs:
                 found.append(pid)
             elif not owner:
@@ -246,9 +246,9 @@ def owner_of(pid: int) -> bytes:
     return b""
 
 
-def kill_owned_by(executors: set[str]) -> None:
+def kill_owned_by(instances: set[str]) -> None:
     """Kill every process of this machine whose environment names one of these ids. For the owner of a dead keeper."""
-    ids = {executor.encode() for executor in executors}
+    ids = {instance.encode() for instance in instances}
     deadline = time.monotonic() + _END_S
     while time.monotonic() < deadline:
         found = [pid for children in processes().values() for pid in children if owner_of(pid) in ids]

@@ -18,7 +18,7 @@ class LinkDialect:
     def __init__(self, link: Link, owner: Owner) -> None:
         self.concurrency = max(1, link.hello.instance.concurrency)
         self._link = link
-        self._owner = owner
+        self.owner = owner
         self._answers: dict[int, asyncio.Future[types_pb2.Result]] = {}
         link.on_frames = self._on_frames
         link.on_closed = self._on_closed
@@ -55,7 +55,7 @@ class LinkDialect:
         return await waiter
 
     def _on_frames(self, link: Link, frames: list[Frame]) -> None:
-        owner = self._owner
+        owner = self.owner
         for frame in frames:
             if frame.kind == Kind.RESULTS:
                 owner.results(frame.body)
@@ -70,7 +70,7 @@ class LinkDialect:
 
     def _on_closed(self, link: Link, error: FlameError | None) -> None:
         if error is not None:
-            self._owner.broken(error.message)
+            self.owner.broken(error.message)
 
 
 def _drop(link: Link, frames: list[Frame]) -> None:

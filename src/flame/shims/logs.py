@@ -79,6 +79,11 @@ class StreamLog:
             found += piece
         return found
 
+    def moved(self, folder: Path) -> None:
+        """Its folder has another place now."""
+        self._folder = folder
+        self._files = [(start, folder / file.name) for start, file in self._files]
+
     def close(self) -> None:
         if self._out is not None:
             os.close(self._out)
@@ -131,6 +136,13 @@ class ExecutorLog:
         for name in list(self._pipes):
             while name in self._pipes and self._read(name):
                 pass
+
+    def move(self, folder: Path, executor_id: str, session_id: str) -> None:
+        """From now on it is the log of this executor, at another place of the same disk. Raises OSError."""
+        self.folder.rename(folder)
+        self.executor_id, self.session_id, self.folder = executor_id, session_id, folder
+        for stream in self.streams.values():
+            stream.moved(folder)
 
     def end(self) -> None:
         """Nothing more is written."""
@@ -189,11 +201,29 @@ class LogStore:
 
     def create(self, executor_id: str, session_id: str) -> ExecutorLog:
         """The log of a new executor. Raises OSError."""
-        folder = self._folder / executor_id
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self._cleared(executor_id)
         folder.mkdir(mode=0o700)
-        (folder / _SESSION).write_text(session_id)
-        log = self._logs[executor_id] = ExecutorLog(folder, executor_id, session_id, self._limit, self._followers)
+        return self._add(ExecutorLog(folder, executor_id, session_id, self._limit, self._followers))
+
+    def unclaimed(self, folder: Path) -> ExecutorLog:
+        """A log that belongs to no executor yet, in a folder that it makes outside the store. Raises OSError."""
+        folder.mkdir(mode=0o700)
+        return ExecutorLog(folder, "", "", self._limit, self._followers)
+
+    def claim(self, log: ExecutorLog, executor_id: str, session_id: str) -> None:
+        """An unclaimed log is this executor's from now on, with what is in it. Raises OSError."""
+        log.move(self._cleared(executor_id), executor_id, session_id)
+        self._add(log)
+
+    def _cleared(self, executor_id: str) -> Path:
+        folder = self._folder / executor_id
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    def _add(self, log: ExecutorLog) -> ExecutorLog:
+        (log.folder / _SESSION).write_text(log.session_id)
+        self._logs[log.executor_id] = log
         for news in self._followers:
             news.set()
         return log

@@ -65,7 +65,7 @@ class Keeper:
     async def spawn(self, identity: str, program: Program, stdout: int, stderr: int) -> Process:
         """Start a program; the descriptors are the caller's to close. Raises OSError when it can't be started.
 
-        `identity` names it as long as it runs; its environment must carry it as FLAME_EXECUTOR_ID.
+        `identity` names it as long as it runs; its environment must carry it as FLAME_INSTANCE_ID.
         """
         if self._control is None:
             self.start()

@@ -26,7 +26,10 @@ class BindError(Exception):
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """What is to be started. `token` is the instance's credential, `devices` the GPUs it may see, None = don't say."""
+    """What is to be started. `token` is the instance's credential, `devices` the GPUs it may see, None = don't say.
+
+    One that is started ahead has an id and a token of its own here, and no session in its `context`.
+    """
 
     executor_id: str
     token: str
@@ -52,8 +55,9 @@ class Owner(Protocol):
 
 
 class Dialect(Protocol):
-    """One way to talk with an instance that is ready."""
+    """One way to talk with an instance that is ready. `owner` hears what it says."""
 
+    owner: Owner
     concurrency: int
     ends_by_itself: bool  # whether the instance ends after it left its session
 
@@ -100,6 +104,10 @@ class Instance(Protocol):
         """Wait until it can be talked to. Raises BindError when it ends before."""
         ...
 
+    def entered(self) -> None:
+        """It is told that its session is entered: the node has no more work with its start."""
+        ...
+
     def last_words(self) -> str:
         """The end of what it wrote to stderr, empty when there is nothing."""
         ...
@@ -121,5 +129,5 @@ class Shim(Protocol):
     """Starts instances."""
 
     async def start(self, launch: Launch, owner: Owner) -> Instance:
-        """Start one; it is not ready yet. Raises BindError."""
+        """Start one, or take one that was started ahead; it may not be ready yet. Raises BindError."""
         ...
