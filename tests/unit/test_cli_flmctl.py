@@ -3,99 +3,28 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Mapping
 from pathlib import Path
 
+import click
 import pytest
 import yaml
-from google.protobuf.message import Message
 
+from flame.cli.commands.node import COMMANDS as NODE
+from flame.cli.commands.node import node
+from flame.cli.commands.tenant import COMMANDS as TENANT
+from flame.cli.commands.tenant import tenant
 from flame.cli.flmctl import COMMANDS, flmctl
-from flame.cli.options import Settings
-from flame.cli.program import run
+from flame.cli.program import Lazy
 from flame.model.errors import FlameError, NotFoundError, UnavailableError
 from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
-
-GIB = 1024**3
-START = 1_770_000_000_000  # 2026-02-02T02:40:00Z
-
-Answer = Message | list[Message] | FlameError | Callable[[bytes], Message]
-
-
-class Script:
-    """The answers of a cluster by method, and what was asked."""
-
-    def __init__(self) -> None:
-        unit = ty.ResourceRequirement(cpu=1, memory=GIB)
-        self.answers: dict[str, Answer] = {"GetCluster": fe.ClusterInfo(name="c", version="9", unit=unit)}
-        self.asked: list[tuple[str, bytes]] = []
-        self.closed = False
-
-    def request(self, method: str, kind: type[Message]) -> Message:
-        """The one request of this method."""
-        (body,) = [body for name, body in self.asked if name == method]
-        return kind.FromString(body)
-
-    async def call(self, method: str, request: bytes, *, timeout: float | None = None) -> bytes:
-        self.asked.append((method, request))
-        answer = self.answers[method]
-        if isinstance(answer, FlameError):
-            raise answer
-        assert not isinstance(answer, list)
-        return (answer if isinstance(answer, Message) else answer(request)).SerializeToString()
-
-    async def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]:
-        self.asked.append((method, request))
-        answer = self.answers[method]
-        if isinstance(answer, FlameError):
-            raise answer
-        assert isinstance(answer, list)
-        for message in answer:
-            yield message.SerializeToString()
-
-    async def close(self) -> None:
-        self.closed = True
+from scripted_cluster import GIB, START, Script, flame, scripted_cluster, session, task
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    script = Script()
-
-    async def open_caller(settings: Settings) -> Script:
-        return script
-
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    monkeypatch.setattr("flame.cli.connecting.open_caller", open_caller)
-    return script
-
-
-def session(session_id: str = "pi-1", **changes: object) -> ty.Session:
-    made = ty.Session(
-        metadata=ty.Metadata(id=session_id),
-        spec=ty.SessionSpec(application="pi", resreq=ty.ResourceRequirement(cpu=2, memory=4 * GIB), priority=7),
-        status=ty.SessionStatus(creation_time=START, pending=5, running=1, succeed=30000, failed=2, cancelled=3),
-    )
-    for name, value in changes.items():
-        setattr(made.status, name, value)
-    return made
-
-
-def task(task_id: int, state: ty.TaskState, **changes: object) -> ty.Task:
-    made = ty.Task(
-        metadata=ty.Metadata(id=str(task_id)),
-        spec=ty.TaskSpec(session_id="pi-1", input=b"\xff\x00", output=b"ok"),
-        status=ty.TaskStatus(state=state, creation_time=START, attempt=1, executor_id="e1"),
-    )
-    for name, value in changes.items():
-        setattr(made.status, name, value)
-    return made
-
-
-def flame(*arguments: str) -> int:
-    return run(flmctl, "flmctl", arguments)
+    return scripted_cluster(monkeypatch)
 
 
 # --- list ------------------------------------------------------------------------------------------------------------
@@ -118,7 +47,8 @@ def test_wide_adds_columns(script: Script, capsys: pytest.CaptureFixture[str]) -
     script.answers["ListSession"] = ty.SessionList(sessions=[session()])
     assert flame("list", "-s", "-o", "wide") == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.split()[-4:] == ["Cancelled", "Resources", "Age", "Tenant"]
+    added = ["Cancelled", "Resources", "Age", "Tenant", "Executors", "Wanted", "Waiting", "Reason"]
+    assert header.split()[-8:] == added
     assert "cpu=2,mem=4Gi,gpu=0" in row
 
 
@@ -163,8 +93,8 @@ def test_list_of_nodes_and_executors(script: Script, capsys: pytest.CaptureFixtu
     script.answers["ListNodes"] = ty.NodeList(nodes=[node])
     assert flame("list", "-n") == 0
     assert capsys.readouterr().out == (
-        " NAME  HOSTNAME  STATUS  CPU  MEMORY  GPU  ARCH    OS\n"
-        " n1    host      Ready   8    15.5Gi  2    x86_64  linux\n"
+        " NAME  HOSTNAME  STATUS  CPU  MEMORY  GPU  ARCH    OS     EXECUTORS\n"
+        " n1    host      Ready   8    15.5Gi  2    x86_64  linux  0\n"
     )
     executor = ty.Executor(metadata=ty.Metadata(id="e1"), spec=ty.ExecutorSpec(node="n1"))
     executor.status.state = ty.ExecutorState.ExecutorIdle
@@ -395,21 +325,6 @@ def test_watch_of_a_session_prints_each_change_once(script: Script, capsys: pyte
     assert "Closed   0 pending" in second
 
 
-def test_explain(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
-    reason = fe.Reason(rule="capacity", object="node n1", message="0 of 8 cores are free", remedy="wait or add a node")
-    script.answers["Explain"] = fe.Explanation(
-        summary="Session pi-1 waits for cores.",
-        reasons=[reason],
-        story=[ty.Event(code=0, message="created", creation_time=START)],
-    )
-    assert flame("explain", "-s", "pi-1") == 0
-    assert capsys.readouterr().out == (
-        "Session pi-1 waits for cores.\n\n"
-        "  node n1: 0 of 8 cores are free (rule: capacity)\n    wait or add a node\n\n"
-        "What happened:\n  2026-02-02T02:40:00+00:00  created (0)\n"
-    )
-
-
 def test_top_measures_between_two_pictures(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     script.answers["ListNodes"] = ty.NodeList()
     script.answers["ListExecutor"] = ty.ExecutorList()
@@ -445,11 +360,18 @@ def test_errors_of_the_cluster_give_exit_codes(
     assert script.closed
 
 
-def test_the_summaries_are_those_of_the_commands() -> None:
-    for name, entry in COMMANDS.items():
-        command = flmctl.get_command(None, name)  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(("group", "commands"), [(flmctl, COMMANDS), (tenant, TENANT), (node, NODE)])
+def test_the_summaries_are_those_of_the_commands(group: click.Group, commands: Mapping[str, Lazy]) -> None:
+    for name, entry in commands.items():
+        command = group.get_command(click.Context(group), name)
         assert command is not None
         assert (command.help or "").startswith(entry.summary.rstrip(".")), name
+
+
+@pytest.mark.parametrize("group", ["tenant", "node"])
+def test_a_group_without_a_command_prints_its_help(capsys: pytest.CaptureFixture[str], group: str) -> None:
+    assert flame(group) == 0
+    assert "Commands:" in capsys.readouterr().out
 
 
 def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,12 +62,34 @@ class Api:
     def node(self, name: str) -> ty.Node:
         return self._call("GetNode", fe.GetNodeRequest(name=name), fe.GetNodeResponse).node
 
+    def mark_node(self, name: str, mark: str, grace_ms: int | None = None) -> ty.Node:
+        """`cordon`, `drain` or `uncordon` it; `grace_ms` is how long running tasks may go on while it drains."""
+        return self._call("MarkNode", fe.MarkNodeRequest(name=name, mark=mark, grace_ms=grace_ms), ty.Node)
+
     def executors(self, session_id: str = "", node: str = "") -> Sequence[ty.Executor]:
         request = fe.ListExecutorRequest(session_id=session_id, node=node)
         return self._call("ListExecutor", request, ty.ExecutorList).executors
 
     def executor(self, executor_id: str) -> ty.Executor:
         return self._call("GetExecutor", fe.GetExecutorRequest(executor_id=executor_id), ty.Executor)
+
+    # --- tenants ---------------------------------------------------------------------------------------------------
+
+    def tenants(self) -> Sequence[ty.Tenant]:
+        return self._call("ListTenants", fe.ListTenantsRequest(), ty.TenantList).tenants
+
+    def tenant(self, name: str) -> ty.Tenant:
+        return self._call("GetTenant", fe.GetTenantRequest(name=name), ty.Tenant)
+
+    def create_tenant(self, name: str, spec: ty.TenantSpec) -> ty.Tenant:
+        return self._call("CreateTenant", fe.CreateTenantRequest(name=name, tenant=spec), ty.Tenant)
+
+    def update_tenant(self, name: str, spec: ty.TenantSpec) -> ty.Tenant:
+        """Replace its whole specification."""
+        return self._call("UpdateTenant", fe.UpdateTenantRequest(name=name, tenant=spec), ty.Tenant)
+
+    def delete_tenant(self, name: str) -> ty.Tenant:
+        return self._call("DeleteTenant", fe.DeleteTenantRequest(name=name), ty.Tenant)
 
     # --- applications ----------------------------------------------------------------------------------------------
 

@@ -74,12 +74,15 @@ class Where(NamedTuple):
 def find_cluster(settings: Settings, *, announce: bool = True) -> Where:
     """The cluster of --endpoint, of the context or the environment, or the local one, started when there is none.
 
-    `announce`: say when a cluster was started that will end with this command.
+    `announce`: say when a cluster was started that will end with this command. Raises UnavailableError when there is
+    none and the settings forbid to start one.
     """
     context = load_context(settings.config, context=settings.context)
     address = settings.endpoint or context.endpoint
     if address is not None:
         return Where(address, context.tls, None)
+    if not settings.start:
+        return Where(None, None, _running())
     from flame.local import Cluster, find_or_start
 
     local = find_or_start()
@@ -89,6 +92,18 @@ def find_cluster(settings: Settings, *, announce: bool = True) -> Where:
             file=sys.stderr,
         )
     return Where(None, None, local)
+
+
+def _running() -> ClusterRecord:
+    from flame.local.cluster import DEFAULT_NAME
+    from flame.local.registry import find
+    from flame.model.errors import UnavailableError
+
+    name = os.environ.get("FLAME_CLUSTER") or DEFAULT_NAME
+    record = find(name)
+    if record is None:
+        raise UnavailableError(f"the local cluster {name!r} is not running")
+    return record
 
 
 def _client_tls(tls: TlsConfig | None) -> FlameClientTls | None:

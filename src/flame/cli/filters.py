@@ -22,15 +22,23 @@ def state_filter(words: Sequence[str], known: Mapping[str, S]) -> list[S]:
     return states
 
 
-def label_filter(texts: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE pairs."""
+def label_filter(texts: Sequence[str], what: str = "label") -> dict[str, str]:
+    """KEY=VALUE pairs. `what` they are is for the error's text."""
     labels: dict[str, str] = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
-            raise click.UsageError(f"invalid label {text!r}; write KEY=VALUE")
+            raise click.UsageError(f"invalid {what} {text!r}; write KEY=VALUE")
         labels[key] = value
     return labels
+
+
+def tolerations(texts: Sequence[str]) -> list[str]:
+    """Taints that are tolerated: KEY=VALUE, or KEY for every value."""
+    for text in texts:
+        if not text.partition("=")[0].strip():
+            raise click.UsageError(f"invalid toleration {text!r}; write KEY or KEY=VALUE")
+    return list(texts)
 
 
 def task_ids(texts: Sequence[str]) -> list[int]:

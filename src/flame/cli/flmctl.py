@@ -13,7 +13,7 @@ from flame.cli.program import Lazy, LazyGroup, run
 _HERE = "flame.cli.commands"
 
 COMMANDS = {
-    "list": Lazy(f"{_HERE}.list:list_objects", "List applications, sessions, tasks, executors or nodes."),
+    "list": Lazy(f"{_HERE}.list:list_objects", "List applications, sessions, tasks, executors, nodes or tenants."),
     "view": Lazy(f"{_HERE}.view:view", "Show one object in full."),
     "create": Lazy(f"{_HERE}.create:create", "Create a session."),
     "close": Lazy(f"{_HERE}.close:close", "Close a session; its pending tasks are cancelled."),
@@ -24,7 +24,9 @@ COMMANDS = {
     "cancel": Lazy(f"{_HERE}.cancel:cancel", "Cancel tasks of a session."),
     "logs": Lazy(f"{_HERE}.logs:logs", "Print what instances wrote to stdout and stderr."),
     "watch": Lazy(f"{_HERE}.watch:watch", "Follow a session or a task until it ends."),
-    "top": Lazy(f"{_HERE}.top:top", "Show nodes and busy sessions, again and again."),
+    "tenant": Lazy(f"{_HERE}.tenant:tenant", "Manage tenants: who shares the cluster, and how."),
+    "node": Lazy(f"{_HERE}.node:node", "Look at nodes, and take them out of use and back."),
+    "top": Lazy(f"{_HERE}.top:top", "Show nodes, tenants and busy sessions, again and again."),
     "explain": Lazy(f"{_HERE}.explain:explain", "Say why a session or a task waits, and what happened to it."),
     "completion": Lazy(f"{_HERE}.completion:completion", "Print the completion script for a shell."),
 }

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
+from flame.cli import completing
+
 FORMATS = ("table", "wide", "json", "yaml", "name")
 DEFAULT_TIMEOUT = 30.0
 
@@ -20,13 +22,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass
 class Settings:
-    """What the user chose for this run. `timeout` in seconds, of one call to the cluster."""
+    """What the user chose for this run. `timeout` in seconds, of one call to the cluster.
+
+    `start`: start a local cluster when no cluster is configured and none runs.
+    """
 
     config: Path | None = None
     context: str | None = None
     endpoint: str | None = None
     timeout: float = DEFAULT_TIMEOUT
     output: str = "table"
+    start: bool = True
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: object) -> None:
@@ -40,8 +46,13 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
 
 def cluster_options(function: F) -> F:
     """Add --config, --context, --endpoint and --timeout."""
+    timeout = click.FloatRange(min=0, min_open=True)
+    return where_options(_option("--timeout", type=timeout, metavar="SECONDS", help="Of one call (30).")(function))
+
+
+def where_options(function: F) -> F:
+    """Add --config, --context and --endpoint."""
     for option in (
-        _option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Of one call (30)."),
         _option("--endpoint", metavar="URL", help="The cluster's address: http://HOST:PORT or unix:PATH."),
         _option("--context", metavar="NAME", help="The context of the settings file to use."),
         _option(
@@ -67,6 +78,13 @@ def settings_of(ctx: click.Context) -> Settings:
     return ctx.ensure_object(Settings)
 
 
-def session_option(*, required: bool = True, help_text: str = "The session.") -> Callable[[F], F]:
-    """Add -s/--session ID."""
-    return click.option("-s", "--session", "session_id", metavar="ID", required=required, help=help_text)
+def session_option(
+    *,
+    required: bool = True,
+    help_text: str = "The session.",
+    complete: completing.Complete = completing.sessions,
+) -> Callable[[F], F]:
+    """Add -s/--session ID. `complete`: which sessions the shell offers."""
+    return click.option(
+        "-s", "--session", "session_id", metavar="ID", required=required, help=help_text, shell_complete=complete
+    )

@@ -58,3 +58,28 @@ def bar(done: int, total: int, seconds: float) -> str:
     rate = done / seconds if seconds > 0 else 0.0
     rest = f", {span((total - done) / rate)} left" if rate > 0 and done < total else ""
     return f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {done:,}/{total:,} {rate:,.0f} tasks/s{rest}"
+
+
+class StatusLine:
+    """One line on a terminal's standard error that is written over again and again; nothing elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            self._write("")
+
+    def show(self, text: str) -> None:
+        """Put this text in place of the last one."""
+        if self._stream.isatty():
+            self._shown = True
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"\r{text}\x1b[K")
+        self._stream.flush()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from flame.cli import completing
 from flame.cli.options import all_options, session_option, settings_of
 
 
 @click.command()
-@session_option()
+@session_option(complete=completing.open_sessions)
 @click.option("-t", "--task", "tasks", multiple=True, metavar="IDS", help="Ids and ranges, such as 1,4-6.")
 @click.option("--all", "everything", is_flag=True, help="Every task that is not finished.")
 @click.option("--reason", metavar="TEXT", default="cancelled with flmctl", help="What the tasks' events will say.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from flame.cli import completing
 from flame.cli.options import all_options, session_option, settings_of
 
 
 @click.command()
-@session_option()
+@session_option(complete=completing.open_sessions)
 @click.option("--force", is_flag=True, help="Cancel running tasks too, instead of refusing.")
 @all_options
 @click.pass_context

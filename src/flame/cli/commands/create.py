@@ -8,18 +8,50 @@ from pathlib import Path
 
 import click
 
+from flame.cli import completing
 from flame.cli.options import all_options, settings_of
 
 _LETTERS = string.ascii_letters + string.digits
 
 
 @click.command()
-@click.option("-a", "--app", "application", metavar="NAME", required=True, help="The application of the session.")
+@click.option(
+    "-a",
+    "--app",
+    "application",
+    metavar="NAME",
+    required=True,
+    help="The application of the session.",
+    shell_complete=completing.applications,
+)
+@click.option(
+    "--tenant", metavar="NAME", default="", help="Whose share it uses (default).", shell_complete=completing.tenants
+)
 @click.option("-p", "--priority", type=click.IntRange(0, 2**32 - 1), default=0, help="Larger goes first (0).")
 @click.option("-r", "--resreq", metavar="TEXT", help="What one executor needs, such as cpu=1,mem=2g,gpu=1.")
 @click.option("--id", "session_id", metavar="ID", help="The id (default: the application's name and six letters).")
 @click.option("--min-instances", type=click.IntRange(0, 2**32 - 1), default=0, help="Executors to keep (0).")
 @click.option("--max-instances", type=click.IntRange(1, 2**32 - 1), help="Executors at most (no limit).")
+@click.option("--gang", is_flag=True, help="--min-instances executors at once or none.")
+@click.option("--topology", metavar="WISH", default="", help="Of a gang: same-node, spread or same:LABEL.")
+@click.option(
+    "--on-member-loss",
+    type=click.Choice(("restart", "fail")),
+    help="Of a gang that loses an executor: all of it starts again (restart), or its tasks fail.",
+)
+@click.option("--selector", multiple=True, metavar="KEY=VALUE", help="A label that a node must have.")
+@click.option("--toleration", multiple=True, metavar="KEY[=VALUE]", help="A taint of nodes that it puts up with.")
+@click.option(
+    "--prefer-node",
+    "prefer_nodes",
+    multiple=True,
+    metavar="NAME",
+    help="A node that holds its data.",
+    shell_complete=completing.nodes,
+)
+@click.option(
+    "--max-running-per-key", type=click.IntRange(1, 2**32 - 1), metavar="N", help="Tasks of one key at a time (1)."
+)
 @click.option("--common-data", metavar="TEXT", help="Data that every instance gets when it enters the session.")
 @click.option(
     "--common-data-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The same from a file."
@@ -33,11 +65,19 @@ _LETTERS = string.ascii_letters + string.digits
 def create(
     ctx: click.Context,
     application: str,
+    tenant: str,
     priority: int,
     resreq: str | None,
     session_id: str | None,
     min_instances: int,
     max_instances: int | None,
+    gang: bool,
+    topology: str,
+    on_member_loss: str | None,
+    selector: tuple[str, ...],
+    toleration: tuple[str, ...],
+    prefer_nodes: tuple[str, ...],
+    max_running_per_key: int | None,
     common_data: str | None,
     common_data_file: Path | None,
     labels: tuple[str, ...],
@@ -47,7 +87,7 @@ def create(
     if common_data is not None and common_data_file is not None:
         raise click.UsageError("choose one of --common-data and --common-data-file", ctx)
     from flame.cli.api import open_api
-    from flame.cli.filters import label_filter
+    from flame.cli.filters import label_filter, tolerations
     from flame.cli.objects.resources import requirement
     from flame.cli.objects.sessions import session_kind
     from flame.cli.output import show_one
@@ -65,6 +105,14 @@ def create(
         batch_size=1,
         common_data=data,
         labels=label_filter(labels),
+        tenant=tenant,
+        gang=gang,
+        topology=topology,
+        on_member_loss=on_member_loss or "",
+        selector=label_filter(selector, "selector"),
+        tolerations=tolerations(toleration),
+        prefer_nodes=prefer_nodes,
+        max_running_per_key=max_running_per_key or 0,
         retention_s=retention,
         resreq=requirement(parse_resources(resreq)) if resreq is not None else None,
     )

@@ -7,6 +7,7 @@ from itertools import islice
 
 import click
 
+from flame.cli import completing
 from flame.cli.options import all_options, settings_of
 
 DEFAULT_LIMIT = 1000
@@ -17,12 +18,41 @@ DEFAULT_LIMIT = 1000
 @click.option("-s", "--session", "what", flag_value="session", help="Sessions.")
 @click.option("-e", "--executor", "what", flag_value="executor", help="Executors.")
 @click.option("-n", "--node", "what", flag_value="node", help="Nodes.")
-@click.option("-t", "--tasks", "tasks_of", metavar="SESSION", help="Tasks of this session.")
+@click.option("-T", "--tenant", "--tenants", "what", flag_value="tenant", help="Tenants.")
+@click.option(
+    "-t",
+    "--tasks",
+    "tasks_of",
+    metavar="SESSION",
+    help="Tasks of this session.",
+    shell_complete=completing.sessions,
+)
 @click.option("--state", "states", multiple=True, metavar="STATE", help="Only sessions or tasks in this state.")
-@click.option("--app", metavar="NAME", default="", help="Only sessions of this application.")
+@click.option(
+    "--app",
+    metavar="NAME",
+    default="",
+    help="Only sessions of this application.",
+    shell_complete=completing.applications,
+)
+@click.option(
+    "--of-tenant",
+    metavar="NAME",
+    default="",
+    help="Only sessions of this tenant.",
+    shell_complete=completing.tenants,
+)
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only sessions with this label.")
-@click.option("--of-session", metavar="ID", default="", help="Only executors of this session.")
-@click.option("--on-node", metavar="NAME", default="", help="Only executors on this node.")
+@click.option(
+    "--of-session",
+    metavar="ID",
+    default="",
+    help="Only executors of this session.",
+    shell_complete=completing.sessions,
+)
+@click.option(
+    "--on-node", metavar="NAME", default="", help="Only executors on this node.", shell_complete=completing.nodes
+)
 @click.option("--limit", type=click.IntRange(0), default=DEFAULT_LIMIT, help="At most so many tasks (1000); 0 = all.")
 @all_options
 @click.pass_context
@@ -32,14 +62,15 @@ def list_objects(
     tasks_of: str | None,
     states: tuple[str, ...],
     app: str,
+    of_tenant: str,
     labels: tuple[str, ...],
     of_session: str,
     on_node: str,
     limit: int,
 ) -> None:
-    """List applications, sessions, tasks, executors or nodes."""
+    """List applications, sessions, tasks, executors, nodes or tenants."""
     if (what is None) == (tasks_of is None):
-        raise click.UsageError("choose one of -a, -s, -e, -n and -t SESSION", ctx)
+        raise click.UsageError("choose one of -a, -s, -e, -n, -T and -t SESSION", ctx)
     from flame.cli.api import open_api
     from flame.cli.filters import label_filter, state_filter
     from flame.cli.objects.states import SESSION_STATES, TASK_STATES
@@ -57,8 +88,11 @@ def list_objects(
             show_list(found, APPLICATIONS, settings.output)
         elif what == "session":
             from flame.cli.objects.sessions import listing_order, session_kind
+            from flame.model.tenants import DEFAULT_TENANT
 
             sessions = sorted(api.sessions(session_states, app, wanted), key=listing_order)
+            if of_tenant:
+                sessions = [entry for entry in sessions if (entry.spec.tenant or DEFAULT_TENANT) == of_tenant]
             show_list(sessions, session_kind(api.unit()), settings.output)
         elif what == "executor":
             from flame.cli.objects.executors import EXECUTORS
@@ -71,6 +105,11 @@ def list_objects(
             from flame.cli.objects.nodes import NODES
 
             show_list(sorted(api.nodes(), key=lambda entry: entry.metadata.name), NODES, settings.output)
+        elif what == "tenant":
+            from flame.cli.objects.tenants import tenant_kind, tree
+
+            tenants, depths = tree(api.tenants())
+            show_list(tenants, tenant_kind(depths), settings.output)
         elif tasks_of is not None:
             from flame.cli.objects.tasks import TASKS
 

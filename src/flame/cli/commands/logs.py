@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flame.cli import completing
 from flame.cli.options import all_options, session_option, settings_of
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @session_option(required=False, help_text="All executors of this session.")
-@click.option("-e", "--executor", "executor_id", metavar="ID", help="One executor.")
+@click.option(
+    "-e", "--executor", "executor_id", metavar="ID", help="One executor.", shell_complete=completing.executors
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on as more is written, until the session ends.")
 @click.option("--stream", type=click.Choice(("stdout", "stderr")), help="Only one of the two.")
 @click.option("--tail", metavar="SIZE", help="Only the last so many bytes of each, such as 4k.")

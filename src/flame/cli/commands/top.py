@@ -26,7 +26,7 @@ _SESSIONS_SHOWN = 20
 @all_options
 @click.pass_context
 def top(ctx: click.Context, interval: float, count: int | None, once: bool) -> None:
-    """Show nodes and busy sessions, again and again."""
+    """Show nodes, tenants and busy sessions, again and again."""
     from flame.cli.api import open_api
 
     most = 1 if once else count
@@ -93,6 +93,7 @@ def picture(api: Api, meter: Meter) -> list[str]:
         lines.append(f"READ ONLY: {info.read_only_reason}")
     columns = [column for column in NODES.columns if column.title not in ("ARCH", "OS", "HOSTNAME")]
     lines += ["", *table([c.title for c in columns], [[str(c.value(entry)) for c in columns] for entry in nodes])]
+    lines += _tenants(api.tenants())
     busiest = sorted(open_sessions, key=lambda entry: (-rates.get(entry.metadata.id, 0), -entry.status.pending))
     rows = [
         [
@@ -114,3 +115,16 @@ def picture(api: Api, meter: Meter) -> list[str]:
     if len(busiest) > _SESSIONS_SHOWN:
         lines.append(f" ... and {len(busiest) - _SESSIONS_SHOWN} more open sessions")
     return lines
+
+
+def _tenants(tenants: Sequence[ty.Tenant]) -> list[str]:
+    """A table of shares when the cluster is shared at all."""
+    if len(tenants) < 2:
+        return []
+    from flame.cli.objects.tenants import tenant_kind, tree
+    from flame.cli.output import table
+
+    ordered, depths = tree(tenants)
+    columns = [column for column in tenant_kind(depths).columns if not column.wide]
+    rows = [[str(column.value(entry)) for column in columns] for entry in ordered]
+    return ["", *table([column.title.upper().replace("NAME", "TENANT") for column in columns], rows)]

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import click
 
+from flame.cli import completing
 from flame.cli.options import all_options, settings_of
 
 
 @click.command()
-@click.option("-a", "--application", "name", metavar="NAME", required=True, help="The application.")
+@click.option(
+    "-a",
+    "--application",
+    "name",
+    metavar="NAME",
+    required=True,
+    help="The application.",
+    shell_complete=completing.applications,
+)
 @all_options
 @click.pass_context
 def unregister(ctx: click.Context, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from flame.cli import completing
 from flame.cli.options import all_options, session_option, settings_of
 
 # Tasks in the document of a session; `flmctl list -t` lists more.
@@ -11,11 +12,12 @@ TASKS_SHOWN = 1000
 
 
 @click.command()
-@click.option("-a", "--application", metavar="NAME", help="An application.")
+@click.option("-a", "--application", metavar="NAME", help="An application.", shell_complete=completing.applications)
 @session_option(required=False, help_text="A session, or with -t one of its tasks.")
 @click.option("-t", "--task", "task_id", metavar="ID", help="A task of the session.")
-@click.option("-n", "--node", metavar="NAME", help="A node.")
-@click.option("-e", "--executor", metavar="ID", help="An executor.")
+@click.option("-n", "--node", metavar="NAME", help="A node.", shell_complete=completing.nodes)
+@click.option("-e", "--executor", metavar="ID", help="An executor.", shell_complete=completing.executors)
+@click.option("-T", "--tenant", metavar="NAME", help="A tenant.", shell_complete=completing.tenants)
 @click.option("--output-format", type=click.Choice(("table", "json", "yaml", "name")), hidden=True)
 @all_options
 @click.pass_context
@@ -26,12 +28,13 @@ def view(
     task_id: str | None,
     node: str | None,
     executor: str | None,
+    tenant: str | None,
     output_format: str | None,
 ) -> None:
     """Show one object in full."""
-    chosen = [choice for choice in (application, session_id, node, executor) if choice is not None]
+    chosen = [choice for choice in (application, session_id, node, executor, tenant) if choice is not None]
     if len(chosen) != 1 or (task_id is not None and session_id is None):
-        raise click.UsageError("choose one of -a NAME, -s ID, -s ID -t ID, -n NAME and -e ID", ctx)
+        raise click.UsageError("choose one of -a NAME, -s ID, -s ID -t ID, -n NAME, -e ID and -T NAME", ctx)
     from flame.cli.api import open_api
     from flame.cli.output import show_one
 
@@ -61,3 +64,7 @@ def view(
             from flame.cli.objects.executors import EXECUTORS
 
             show_one(api.executor(executor), EXECUTORS, output)
+        elif tenant is not None:
+            from flame.cli.objects.tenants import tenant_kind
+
+            show_one(api.tenant(tenant), tenant_kind(), output)

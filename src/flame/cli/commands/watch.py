@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flame.cli import completing
 from flame.cli.options import all_options, session_option, settings_of
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@session_option()
+@session_option(complete=completing.open_sessions)
 @click.option("-t", "--task", "task_id", metavar="ID", help="Only this task; the exit code is 1 when it fails.")
 @all_options
 @click.pass_context

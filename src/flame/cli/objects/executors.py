@@ -23,6 +23,14 @@ def _document(executor: ty.Executor) -> Document:
         "since": utc_time(status.since),
         "outstanding": status.outstanding,
         "pid": status.pid or None,
+        "gpus": list(status.gpus),
+        "gang": {
+            "rank": status.gang.rank,
+            "world_size": status.gang.world_size,
+            "addresses": list(status.gang.addresses),
+        }
+        if status.HasField("gang")
+        else None,
     }
 
 
@@ -35,9 +43,25 @@ def _page(executor: ty.Executor) -> list[tuple[str, object]]:
         ("Node", spec.node),
         ("Shim", shim_name(spec.shim)),
         ("Resources", request_text(spec.resreq)),
+        ("GPUs", _gpus(executor)),
+        ("Gang", _gang_text(status.gang) if status.HasField("gang") else None),
         ("Tasks", status.outstanding),
         ("Process", status.pid or None),
     ]
+
+
+def _gpus(executor: ty.Executor) -> str:
+    return ",".join(map(str, executor.status.gpus))
+
+
+def _rank(executor: ty.Executor) -> str:
+    gang = executor.status.gang
+    return f"{gang.rank}/{gang.world_size}" if executor.status.HasField("gang") else ""
+
+
+def _gang_text(gang: ty.Gang) -> str:
+    members = [f"rank {rank} at {address}" for rank, address in enumerate(gang.addresses)]
+    return "\n".join([f"rank {gang.rank} of {gang.world_size}", *members])
 
 
 def _since(executor: ty.Executor) -> str:
@@ -54,6 +78,8 @@ EXECUTORS = Kind[ty.Executor](
         Column("Since", _since, wide=True),
         Column("Process", lambda e: e.status.pid or None, wide=True),
         Column("Resources", lambda e: request_text(e.spec.resreq), wide=True),
+        Column("GPUs", _gpus, wide=True),
+        Column("Gang", _rank, wide=True),
     ),
     document=_document,
     name=lambda e: e.metadata.id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from flame.cli.objects.events import event_document, event_lines
@@ -34,6 +34,13 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             "max_instances": spec.max_instances if spec.HasField("max_instances") else None,
             "tenant": spec.tenant or None,
             "labels": dict(spec.labels),
+            "gang": spec.gang,
+            "topology": spec.topology or None,
+            "on_member_loss": spec.on_member_loss or None,
+            "selector": dict(sorted(spec.selector.items())),
+            "tolerations": list(spec.tolerations),
+            "prefer_nodes": list(spec.prefer_nodes),
+            "max_running_per_key": spec.max_running_per_key or 1,
             "creation_time": utc_time(status.creation_time),
             "completion_time": utc_time(status.completion_time),
             "pending": status.pending,
@@ -42,7 +49,9 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             "failed": status.failed,
             "cancelled": status.cancelled,
             "executors": status.executors,
+            "wanted": status.wanted,
             "pending_reason": status.pending_reason or None,
+            "pending_since": utc_time(status.pending_since),
             "common_data": bytes_document(spec.common_data if spec.HasField("common_data") else None),
             "events": [event_document(event) for event in status.events],
         }
@@ -56,15 +65,18 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             ("State", session_state(session)),
             ("Resources", f"{request_text(spec.resreq)} ({slots(session)} slots)"),
             ("Priority", spec.priority),
-            ("Instances", f"{status.executors} now, {spec.min_instances} to {most}"),
+            ("Instances", f"{status.executors} now, {status.wanted} wanted, {spec.min_instances} to {most}"),
             ("Tenant", spec.tenant),
-            ("Labels", ", ".join(f"{key}={value}" for key, value in sorted(spec.labels.items()))),
+            ("Labels", _pairs(spec.labels)),
+            *_placement(spec),
             ("Creation Time", local_time(status.creation_time)),
             ("Completion Time", local_time(status.completion_time)),
             ("Tasks", counts_text(status)),
         ]
-        if status.pending_reason:
+        if waits(session):
             rows.append(("Waiting", status.pending_reason))
+            if status.pending_since:
+                rows.append(("Waiting Since", f"{local_time(status.pending_since)} ({waiting(session)})"))
         rows.append(("Events", event_lines(status.events)))
         return rows
 
@@ -84,6 +96,10 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             Column("Resources", lambda s: request_text(s.spec.resreq), wide=True),
             Column("Age", _age, wide=True),
             Column("Tenant", lambda s: s.spec.tenant, wide=True),
+            Column("Executors", lambda s: s.status.executors, wide=True),
+            Column("Wanted", lambda s: s.status.wanted, wide=True),
+            Column("Waiting", waiting, wide=True),
+            Column("Reason", lambda s: s.status.pending_reason, wide=True),
         ),
         document=document,
         name=_id,
@@ -108,9 +124,42 @@ def counts_text(status: ty.SessionStatus) -> str:
     )
 
 
+def waits(session: ty.Session) -> bool:
+    """Whether it lacks executors that it could use."""
+    return bool(session.status.pending_reason or session.status.pending_since)
+
+
+def waiting(session: ty.Session) -> str:
+    """How long it has waited for executors; empty when it does not, or when that is not known."""
+    since = session.status.pending_since
+    return span(time.time() - since / 1000) if since else ""
+
+
 def listing_order(session: ty.Session) -> tuple[int, int, str]:
     """Open sessions first, then the oldest."""
     return (session.status.state, session.status.creation_time, session.metadata.id)
+
+
+def _placement(spec: ty.SessionSpec) -> list[tuple[str, object]]:
+    """Where its executors may go, as far as the session says something about it."""
+    rows: list[tuple[str, object]] = []
+    if spec.gang:
+        where = f", {spec.topology}" if spec.topology else ""
+        loss = "fails" if spec.on_member_loss == "fail" else "starts again"
+        rows.append(("Gang", f"{spec.min_instances} together{where}; {loss} when it loses one"))
+    if spec.selector:
+        rows.append(("Selector", _pairs(spec.selector)))
+    if spec.tolerations:
+        rows.append(("Tolerations", ", ".join(spec.tolerations)))
+    if spec.prefer_nodes:
+        rows.append(("Prefers Nodes", ", ".join(spec.prefer_nodes)))
+    if spec.max_running_per_key:
+        rows.append(("Per Key", f"at most {spec.max_running_per_key} running"))
+    return rows
+
+
+def _pairs(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def _id(session: ty.Session) -> str:

@@ -32,5 +32,13 @@ def node_state(message: ty.Node) -> str:
     return ty.NodeState.Name(message.status.state)
 
 
+def node_status(message: ty.Node) -> str:
+    """The state and, when it takes no new executors, why: `Ready,cordoned`, `Ready,draining`, `Ready,drained`."""
+    status = message.status
+    if status.draining:
+        return f"{node_state(message)},{'draining' if status.executors else 'drained'}"
+    return f"{node_state(message)},cordoned" if status.cordoned else node_state(message)
+
+
 def shim_name(shim: ty.Shim) -> str:
     return ty.Shim.Name(shim)

@@ -33,6 +33,10 @@ def _document(task: ty.Task) -> Document:
             "priority": options.priority,
             "idempotency_key": options.idempotency_key or None,
             "labels": dict(options.labels),
+            "deadline_ms": options.deadline_ms,
+            "retry_delay_ms": options.retry_delay_ms,
+            "retry_max_delay_ms": options.retry_max_delay_ms,
+            "key": options.key or None,
         }
     return document
 
