@@ -68,13 +68,17 @@ class Place:
 
 
 class Holding:
-    """An executor in its place. `leaving`: it was told to end; `claim`: the claim that it makes room for."""
+    """An executor in its place. `leaving`: it was told to end; `claim`: the claim that it makes room for.
 
-    __slots__ = ("ask", "channel", "claim", "idle_since", "leaving", "place", "resreq")
+    It counts for its tenant and application until it is gone, also when its session is forgotten before."""
+
+    __slots__ = ("application", "ask", "channel", "claim", "group", "idle_since", "leaving", "place", "resreq")
 
     def __init__(self, channel: int, ask: Ask | None, place: Place, resreq: Resources) -> None:
         self.channel = channel
         self.ask = ask  # None: it belongs to no session any more
+        self.group = ask.group if ask is not None else None
+        self.application = ask.application if ask is not None else None
         self.place = place
         self.resreq = resreq
         self.leaving = False
@@ -249,8 +253,9 @@ class Books:
         place.used -= holding.resreq
         if ask is not None:
             del ask.holdings[holding.channel]
-            ask.application.used -= 1
-            ask.group.release(holding.resreq)
+        if holding.group is not None and holding.application is not None:
+            holding.application.used -= 1
+            holding.group.release(holding.resreq)
         if holding.claim is not None:
             place.promised -= holding.resreq
             holding.claim.waiting.pop(holding.channel, None)
@@ -261,8 +266,6 @@ class Books:
         self.leave(holding)
         if holding.ask is not None:
             del holding.ask.holdings[holding.channel]
-            holding.ask.application.used -= 1
-            holding.ask.group.release(holding.resreq)
             holding.ask = None
 
     # --- claims --------------------------------------------------------------------------------------------------

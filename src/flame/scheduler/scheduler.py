@@ -1,8 +1,8 @@
 """The scheduler: told of every change, asked for a plan. It reads no clock and does nothing by itself.
 
-A pass does three things: executors start whose promised room is free now; free room goes to the sessions that deserve
-it most; for sessions that found none, others are asked to leave (reclaim.py). Its work grows with what changed and
-with the number of tenants and shapes that wait, not with sessions and nodes.
+A pass does two things: executors start whose promised room is free now; then the sessions that deserve it most get
+free room, or, where there is none, others are asked to leave for them (reclaim.py). Its work grows with what changed
+and with the number of tenants and shapes that wait, not with sessions and nodes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from flame.scheduler.reclaim import IDLE_MS, Load, Reclaim
 from flame.scheduler.rooms import Rooms, Shape
 
 FRUITLESS = 32  # queues per pass for which nothing could be taken back, before the others wait for the next pass
+RESUME_MS = 100  # when that comes without any change
 
 
 class Start(msgspec.Struct, gc=False):
@@ -138,6 +139,7 @@ class Scheduler:
         if (place.labels, place.taints) != (labels, tuple(taints)):
             place.labels, place.taints = labels, tuple(taints)
             self.rooms.relabelled(name)
+            self._void(place)
         if place.capacity != capacity or place.limit != limit:
             self.rooms.era += 1
         place.capacity = capacity
@@ -340,15 +342,20 @@ class Scheduler:
         self.waiting.resize(self.books.total)
         plan = Plan([], [])
         self._redeem(plan, new_channel)
-        self._fill(plan, new_channel)
-        self._reclaim(plan, Reclaim(self.books, self.rooms, self.waiting, load, now))
+        if self.waiting.queues:
+            hopeful = self._hopeful()
+            reclaim = Reclaim(self.books, self.rooms, self.waiting, load, now)
+            if not self._allot(plan, hopeful, reclaim, new_channel):
+                plan.again = now + RESUME_MS if len(hopeful) > FRUITLESS else 0
+                self._allot(plan, set(), reclaim, new_channel)
         for start in plan.starts:
             ask = self.books.asks[start.session]
             ask.since = now if ask.lane is not None else 0
         self.dirty = plan.more
         if self.waiting.queues and self.books.idle:
             youngest = next(reversed(self.books.idle.values())).idle_since + IDLE_MS
-            plan.again = youngest if youngest > now else 0
+            if youngest > now and not now < plan.again < youngest:
+                plan.again = youngest
         return plan
 
     def _redeem(self, plan: Plan, new_channel: Callable[[], int]) -> None:
@@ -364,35 +371,56 @@ class Scheduler:
             if fits and not self._limit(ask, len(claim.seats)):
                 self._start(plan, ask, claim.seats, new_channel)
 
-    def _fill(self, plan: Plan, new_channel: Callable[[], int]) -> None:
-        """Free room, one executor (or gang) at a time to whoever deserves it most."""
+    def _hopeful(self) -> set[Queue]:
+        """The queues for which taking back is tried in this pass."""
+        if not self.books.holdings:
+            return set()
+        queues = set(self.waiting.queues.values())
+        fresh = queues - self._tired
+        if not fresh:
+            self._tired.clear()
+        return fresh or queues
+
+    def _allot(self, plan: Plan, hopeful: set[Queue], reclaim: Reclaim, new_channel: Callable[[], int]) -> bool:
+        """One executor (or gang) at a time to whoever deserves it most: on free room, or others are asked to leave.
+        One order for both: who can take back does not wait behind those that deserve less and find room at once.
+        False = taking back was fruitless too often; it has to be called again without."""
         passed: set[str] = set()
-        queues = by_shape(self.waiting.queues.values(), lambda shape: self.rooms.best(shape) is not None)
-        if not queues:
-            return
-        turns = Turns(self.waiting, queues, self.tree.root, passed)
-        while (queue := turns.next()) is not None:
+        queues = self.waiting.queues.values()
+        roomy = set(by_shape(queues, lambda shape: self.rooms.best(shape) is not None))
+        turns = Turns(self.waiting, [q for q in queues if q in roomy or q in hopeful], self.tree.root, passed)
+        fruitless = 0
+        while fruitless < FRUITLESS and (queue := turns.next()) is not None:
             ask = self.waiting.head(queue, passed)
-            if ask is None or self._limit(ask, ask.world):
+            if ask is None:
                 turns.done()
-                continue
-            shape = queue.shape
-            if ask.gang:
-                seats = gangs.seats(ask, self.rooms, shape)
-                if seats is None:
+            elif queue in roomy and (seats := self._seats(ask, queue.shape)) is not None:
+                self._start(plan, ask, seats, new_channel)
+                turns.served(queue)
+            elif queue in hopeful and self._take_back(plan, ask, reclaim):
+                turns.served(queue)
+            else:
+                if queue in hopeful:
+                    fruitless += 1
+                    if len(hopeful) > FRUITLESS:
+                        self._tired.add(queue)
+                if ask.gang:  # another gang of this queue may be smaller
                     passed.add(ask.session)
                     turns.served(queue)
-                    continue
-            else:
-                place = self.rooms.best_for(ask, shape)
-                if place is None:
+                else:
                     turns.done()
-                    continue
-                seats = [place]
-            self._start(plan, ask, seats, new_channel)
-            turns.served(queue)
         for session in passed:
             self.waiting.update(self.books.asks[session])
+        return fruitless < FRUITLESS
+
+    def _seats(self, ask: Ask, shape: Shape) -> list[Place] | None:
+        """Free room for the session's next executor (a gang: for all of them) within its limits."""
+        if self._limit(ask, ask.world):
+            return None
+        if ask.gang:
+            return gangs.seats(ask, self.rooms, shape)
+        place = self.rooms.best_for(ask, shape)
+        return None if place is None else [place]
 
     def _start(self, plan: Plan, ask: Ask, seats: Sequence[Place], new_channel: Callable[[], int]) -> None:
         for rank, place in enumerate(seats):
@@ -401,42 +429,19 @@ class Scheduler:
             plan.starts.append(Start(ask.session, place.name, channel, rank, len(seats) if ask.gang else 1))
         self._changed(ask)
 
-    def _reclaim(self, plan: Plan, reclaim: Reclaim) -> None:
-        """Sessions that found no room: others leave for them, as far as they have to."""
-        if not self.books.holdings or not self.waiting.queues:
-            return
-        passed: set[str] = set()
-        queues = [queue for queue in self.waiting.queues.values() if queue not in self._tired]
-        if not queues:
-            self._tired.clear()
-            queues = list(self.waiting.queues.values())
-        turns = Turns(self.waiting, queues, self.tree.root, passed)
-        fruitless = 0
-        while (queue := turns.next()) is not None:
-            ask = self.waiting.head(queue, passed)
-            made = None if ask is None or self._barred(ask) else reclaim.claim(ask)
-            if ask is None or made is None:
-                if ask is not None and ask.gang:  # another gang of this queue may be smaller
-                    passed.add(ask.session)
-                    turns.served(queue)
-                else:
-                    turns.done()
-                fruitless += 1
-                if len(queues) > FRUITLESS:
-                    self._tired.add(queue)
-                if fruitless >= FRUITLESS:
-                    break
-                continue
-            claim, told = made
-            plan.more = plan.more or not claim.waiting
-            for holding in told:
-                plan.stops.append(Stop(holding.channel, bool(holding.idle_since), ask.session))
-                assert holding.ask is not None
-                self._changed(holding.ask)
-            self._changed(ask)
-            turns.served(queue)
-        for session in passed:
-            self.waiting.update(self.books.asks[session])
+    def _take_back(self, plan: Plan, ask: Ask, reclaim: Reclaim) -> bool:
+        """Others leave for the session's next executor (a gang: for all of them), as far as they have to."""
+        made = None if self._barred(ask) else reclaim.claim(ask)
+        if made is None:
+            return False
+        claim, told = made
+        plan.more = plan.more or not claim.waiting
+        for holding in told:
+            plan.stops.append(Stop(holding.channel, bool(holding.idle_since), ask.session))
+            assert holding.ask is not None
+            self._changed(holding.ask)
+        self._changed(ask)
+        return True
 
     def _barred(self, ask: Ask) -> bool:
         """Whether taking back can't help: it would not fit on any node, or its limits forbid more anyway."""
@@ -466,12 +471,11 @@ class Scheduler:
             assert ask.have == sum(1 for holding in ask.holdings.values() if not holding.leaving), ask.session
             assert (ask.lane is not None) == bool(ask.lacking), f"{ask.session} lacks {ask.lacking}"
             assert not ask.gang or ask.coming in (0, ask.world) or ask.have, ask.session
-        used = sum((h.resreq for h in self.books.holdings.values() if h.ask is not None), Resources())
+        used = sum((h.resreq for h in self.books.holdings.values() if h.group is not None), Resources())
         assert self.tree.root.used == used, f"tenants use {self.tree.root.used}, executors {used}"
         for group in self.tree.groups.values():
-            mine = [holding for ask in group.asks.values() for holding in ask.holdings.values()]
-            if not group.children:
-                assert group.used == sum((h.resreq for h in mine), Resources()), group.name
+            mine = [h.resreq for h in self.books.holdings.values() if h.group and group in h.group.path()]
+            assert group.used == sum(mine, Resources()), group.name
         for claim in self.books.claims:
             assert all(holding.leaving and holding.claim is claim for holding in claim.waiting.values())
 
