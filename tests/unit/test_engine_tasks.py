@@ -8,7 +8,7 @@ from engine_builder import Bench
 from flame.engine import EngineSettings, views
 from flame.engine import effects as fx
 from flame.engine import events as ev
-from flame.model.errors import InvalidStateError, NotFoundError, ProtocolError, ReadOnlyError
+from flame.model.errors import ExhaustedError, InvalidStateError, NotFoundError, ProtocolError, ReadOnlyError
 from flame.model.specs import TaskOptions
 from flame.model.states import ExecutorState, TaskState
 
@@ -310,7 +310,26 @@ def test_after_a_restart_a_node_keeps_the_executors_that_went_on() -> None:
 def test_the_pending_limit_refuses_with_a_retryable_error() -> None:
     bench = Bench(EngineSettings(max_pending=2))
     bench.session()
+    bench.submit(tasks=2)
+    (answer,) = bench.submit(tasks=1).after
+    assert isinstance(answer, fx.Accepted)
+    assert isinstance(answer.error, ExhaustedError)
+    assert answer.error.retryable
+
+
+def test_more_tasks_than_the_pending_limit_at_once_are_never_accepted() -> None:
+    bench = Bench(EngineSettings(max_pending=2))
+    bench.session()
     (answer,) = bench.submit(tasks=3).after
     assert isinstance(answer, fx.Accepted)
     assert answer.error is not None
-    assert answer.error.retryable
+    assert not answer.error.retryable
+    assert "at most 2 at once" in answer.error.remedy
+
+
+def test_a_repeated_submission_is_known_also_when_the_limit_is_reached() -> None:
+    bench = Bench(EngineSettings(max_pending=2))
+    bench.session()
+    bench.submit(tasks=2)
+    (answer,) = bench.submit(tasks=2, first_seq=1).after
+    assert answer == fx.Accepted(4, 1, 2, 1)

@@ -106,6 +106,7 @@ async def test_nodes_and_executors(world: World) -> None:
 
 async def test_our_additions_to_a_session_come_back(world: World) -> None:
     client = await world.client()
+    await client.call("CreateTenant", pb.CreateTenantRequest(name="blue"), types_pb2.Tenant)
     defaults = types_pb2.TaskOptions(timeout_ms=50, max_retries=0, priority=2, labels={"k": "v"})
     made = await client.create(
         tenant="blue", labels={"a": "1"}, task_defaults=defaults, retention_s=7, priority=3, min_instances=0

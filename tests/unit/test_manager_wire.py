@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flame.engine.records import Finish
-from flame.manager import wire
+from flame.manager import cluster_wire, wire
 from flame.manager.json_schema import check_json_schema
 from flame.manager.nodes import split_tasks
 from flame.model.errors import InvalidArgumentError, ProtocolError
@@ -130,7 +130,7 @@ def test_what_a_node_holds() -> None:
         executor_id="e", channel=4, session_id="s", state=types_pb2.ExecutorBound, task_ids=[1, 2], attempts=[1, 3]
     )
     status = types_pb2.NodeStatus(capacity=types_pb2.ResourceRequirement(cpu=2, memory=3, gpu=1))
-    joined = wire.node_joined(
+    joined = cluster_wire.node_joined(
         "n", link_pb2.NodeHello(node=types_pb2.Node(status=status), boot_id="b", executors=[held])
     )
     assert (joined.name, joined.hostname, joined.boot_id, joined.capacity) == ("n", "n", "b", Resources(2, 3, 1))
@@ -138,9 +138,9 @@ def test_what_a_node_holds() -> None:
     assert (item.channel, item.state, item.task_ids, item.attempts) == (4, ExecutorState.BOUND, [1, 2], [1, 3])
     held.attempts.append(9)
     with pytest.raises(ProtocolError, match="2 tasks and 3 attempts"):
-        wire.node_joined("n", link_pb2.NodeHello(executors=[held]))
+        cluster_wire.node_joined("n", link_pb2.NodeHello(executors=[held]))
     with pytest.raises(ProtocolError, match="unknown executor state 77"):
-        wire.executor_state_of(77)
+        cluster_wire.executor_state_of(77)
 
 
 def test_large_tasks_are_split_by_bytes() -> None:

@@ -6,13 +6,17 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from flame.model.errors import InvalidArgumentError, NotFoundError
+from flame.engine import tenants
+from flame.engine.tenant_rules import find
+from flame.model.errors import ExhaustedError, FlameError, InvalidArgumentError, NotFoundError
 from flame.model.resources import Resources
 from flame.model.specs import TOPOLOGIES, SessionSpec
 from flame.model.task_options import check_defaults, check_per_key
+from flame.model.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     from flame.engine.engine import Engine
+    from flame.engine.sessions import Session
 
 MAX_AMOUNT = 2**63 - 1
 MAX_INSTANCES = 2**31 - 1
@@ -21,7 +25,7 @@ MEMBER_LOSS = ("", "restart", "fail")
 
 
 def check_session(engine: Engine, spec: SessionSpec) -> Resources:
-    """The size of one executor, or NotFoundError or InvalidArgumentError."""
+    """The size of one executor. Raises NotFoundError, InvalidArgumentError, or ExhaustedError for a used up quota."""
     if spec.application not in engine.applications:
         near = get_close_matches(spec.application, engine.applications, 1)
         remedy = f"did you mean {near[0]}? Else register it first" if near else "register it first"
@@ -31,7 +35,31 @@ def check_session(engine: Engine, spec: SessionSpec) -> Resources:
     _check_instances(spec)
     _check_placement(engine, spec)
     _check_gang(engine, spec, resreq)
+    _check_tenant(engine, spec)
     return resreq
+
+
+def why_full(engine: Engine, session: Session, more: int) -> FlameError | None:
+    """The error that refuses so many further tasks, None = there is room for them. Costs the depth of the tree."""
+    most = engine.settings.max_pending
+    if most and session.pending + more > most:
+        what = "submit again when some have run" if more <= most else f"submit at most {most} at once"
+        return ExhaustedError(
+            f"session <{session.id}> has {session.pending} pending tasks, {more} more are over its limit of {most}",
+            remedy=f"{what}, or raise cluster.limits.max_pending",
+            retryable=more <= most,
+        )
+    return tenants.check_pending(session, more)
+
+
+def _check_tenant(engine: Engine, spec: SessionSpec) -> None:
+    tenant = find(engine, spec.tenant or DEFAULT_TENANT)
+    if tenant.children:
+        raise InvalidArgumentError(
+            f"tenant {tenant.name} has tenants below it: sessions belong to one of those",
+            remedy=f"name one of {', '.join(sorted(tenant.children)[:5])}",
+        )
+    tenants.check_sessions(tenant)
 
 
 def _check_size(resreq: Resources) -> None:

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 from flame.engine.columns import PENDING, RUNNING, Chunk
 from flame.engine.sessions import Session
+from flame.model.task_options import retry_delay_ms
 
-Reason = tuple[str, str, str, str, int]  # as in views.ExplainView
+Reason = tuple[str, str, str, str, int]  # rule, object, message, remedy, since (Unix ms, 0 = it has no beginning)
 
 
 def reasons(session: Session, task_id: int) -> list[Reason]:
@@ -24,10 +25,11 @@ def reasons(session: Session, task_id: int) -> list[Reason]:
         attempt = session.attempts.get(task_id, 1)
         text = f"it rests until {clock(until)} before attempt {attempt}; its last failure: "
         text += session.failed_with.get(task_id, "")
-        found.append(("back-off", name, text, "submit with a lower retry_delay", 0))
+        since = until - retry_delay_ms(options, session.failures.get(task_id, 1))
+        found.append(("back-off", name, text, "submit with a lower retry_delay", since))
     key = session.keyed.get(options.key) if options.key and state == PENDING and not until else None
     if key is not None and len(key.places) + key.unknown >= session.per_key:
-        found.append(("key", name, *_who_holds(session, options.key), 0))
+        found.append(("key", name, *_who_holds(session, options.key), chunk.created))
     if options.deadline_ms:
         text = f"its deadline of {seconds(options.deadline_ms)} is over at {clock(chunk.created + options.deadline_ms)}"
         found.append(("deadline", name, text, "submit with a longer deadline", chunk.created))

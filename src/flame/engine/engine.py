@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
-from flame.engine import applications, gangs, limits, lives, nodes, placement, scheduling, tasks
+from flame.engine import applications, gangs, limits, lives, nodes, placement, scheduling, tasks, tenants
 from flame.engine import events as ev
 from flame.engine.applications import Application
 from flame.engine.effects import Purge, Record, RecordKind, Turn
@@ -23,6 +23,7 @@ from flame.engine.records import (
     RetriedMeta,
     SessionMeta,
     SubmittedMeta,
+    TenantMeta,
     TimeMeta,
 )
 from flame.engine.sessions import Session
@@ -74,8 +75,10 @@ class Engine:
         self.executors: dict[int, Executor] = {}  # by channel
         self.next_channel = 1
         self.next_gang_port = -1
+        self.tenants = tenants.first_tenants()  # by name
         self.marks: dict[str, NodeMarkMeta] = {}  # cordoned and draining nodes, also those that are away
         self.read_only = ""  # why, while the journal can't be written
+        self.read_only_since = 0
         self.stale = 0  # answers for attempts that nobody waits for any more
         self.purged = [0, 0, 0]  # tasks of sessions purged since the start: succeeded, failed, cancelled
         self.hungry: dict[str, Session] = {}  # what they want has to be worked out again
@@ -195,6 +198,10 @@ class Engine:
             self.sessions[record.session] = Session(record.session, opened.spec, resreq, opened.created)
         elif kind is RecordKind.NODE_MARK:
             nodes.apply_mark(self, decode(record.meta, type=NodeMarkMeta))
+        elif kind is RecordKind.TENANT:
+            tenants.apply(self, decode(record.meta, type=TenantMeta))
+        elif kind is RecordKind.TENANT_GONE:
+            tenants.forget(self, decode(record.meta, type=NameMeta).name)
         else:
             self._replay_in_session(record, kind)
 
@@ -250,13 +257,14 @@ class Engine:
 
 
 def _on_journal_failed(engine: Engine, draft: Draft, event: ev.JournalFailed) -> None:
-    del draft
+    engine.read_only_since = engine.read_only_since or draft.now_ms
     engine.read_only = event.reason
 
 
 def _on_journal_recovered(engine: Engine, draft: Draft, event: ev.JournalRecovered) -> None:
     del draft, event
     engine.read_only = ""
+    engine.read_only_since = 0
 
 
 def _on_tick(engine: Engine, draft: Draft, event: ev.Tick) -> None:
@@ -284,6 +292,8 @@ _HANDLERS: dict[type[ev.Event], Callable[..., None]] = {
     ev.NodeHeartbeat: nodes.on_node_heartbeat,
     ev.NodeLeft: nodes.on_node_left,
     ev.MarkNode: nodes.on_mark_node,
+    ev.SetTenant: tenants.on_set,
+    ev.DeleteTenant: tenants.on_delete,
     ev.ExecutorReported: placement.on_executor_reported,
     ev.Tick: _on_tick,
     ev.JournalFailed: _on_journal_failed,

@@ -137,8 +137,7 @@ def on_close(engine: Engine, draft: Draft, event: CloseSession) -> None:
     tell(draft, session, "closed")
     for executor in list(session.executors.values()):
         placement.stop(engine, draft, executor, why)
-    engine.scheduler.close_session(session.id)
-    engine.hungry.pop(session.id, None)
+    scheduling.closed(engine, session)
     draft.after.append(SessionChanged(session.id, session.state))
     keep_until_retention(engine, session)
     draft.reply(event.ticket, session_view(engine, session))

@@ -175,7 +175,7 @@ def on_mark_node(engine: Engine, draft: Draft, event: MarkNode) -> None:
         apply_mark(engine, meta)
         if node is not None:
             _mark(engine, draft, node)
-        draft.reply(event.ticket, node_view(node if node is not None else Node(event.name)))
+        draft.reply(event.ticket, node_view(engine, event.name))
 
 
 def apply_mark(engine: Engine, meta: NodeMarkMeta) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import gangs, lives, placement, tasks
+from flame.engine import gangs, lives, placement, tasks, tenants
 from flame.engine.effects import Complain
 from flame.engine.sessions import Session
 from flame.model.specs import DEFAULT_MAX_INSTANCES
@@ -20,7 +20,8 @@ WORTH_US = 100_000
 
 
 def opened(engine: Engine, session: Session) -> None:
-    """The session is open: the scheduler has to know it."""
+    """The session is open: its tenant and the scheduler have to know it."""
+    tenants.count_in(engine, session)
     application = engine.applications.get(session.spec.application)
     most = application.spec.max_instances if application is not None else DEFAULT_MAX_INSTANCES
     engine.scheduler.open_session(session.id, session.spec, session.resreq, session.created, most)
@@ -61,10 +62,17 @@ def schedule(engine: Engine, draft: Draft) -> None:
             draft.now.append(Complain(f"policy {name} failed and was skipped: {text}"))
         if scheduler.dirty or plan.again:
             engine.alarm(draft.now_ms + 1 if scheduler.dirty else plan.again, "pass", "")
-    for session in list(engine.hungry.values()):
-        if scheduler.lacks(session.id):
-            engine.alarm(draft.now_ms + engine.settings.unsatisfiable_ms, "hopeless", session.id)
+    for session in engine.hungry.values():
+        if not session.hopeless_at and scheduler.lacks(session.id):
+            _look_again(engine, session, draft.now_ms)
     engine.hungry.clear()
+
+
+def closed(engine: Engine, session: Session) -> None:
+    """The session is closed: it wants nothing any more, and counts no longer."""
+    engine.scheduler.close_session(session.id)
+    engine.hungry.pop(session.id, None)
+    tenants.count_out(session)
 
 
 def _carry_out(engine: Engine, draft: Draft, plan: Plan) -> None:
@@ -83,20 +91,31 @@ def _carry_out(engine: Engine, draft: Draft, plan: Plan) -> None:
             placement.drain(engine, draft, executor, grace, "another session waits for its place")
 
 
+def _look_again(engine: Engine, session: Session, since: int) -> None:
+    """When it has lacked executors for long enough since then, look whether any node could run it."""
+    session.hopeless_at = since + engine.settings.unsatisfiable_ms
+    engine.alarm(session.hopeless_at, "hopeless", session.id)
+
+
 def on_hopeless_alarm(engine: Engine, draft: Draft, session_id: str) -> None:
-    """The session has lacked executors for a while: if no node could ever run it, its tasks fail with the reason."""
+    """The session has lacked executors for a while: if no node could ever run it, its tasks fail with the reason.
+
+    While no node is known at all nothing fails: they may be about to join.
+    """
     session = engine.sessions.get(session_id)
+    if session is None or session.hopeless_at > draft.now_ms:  # else: an alarm of an earlier session of this id
+        return
+    session.hopeless_at = 0
     since = engine.scheduler.since(session_id)
-    if session is None or session.state is not SessionState.OPEN or not since:
+    if session.state is not SessionState.OPEN or not since:
         return
-    wait = engine.settings.unsatisfiable_ms
+    if draft.now_ms < since + engine.settings.unsatisfiable_ms:
+        _look_again(engine, session, since)
+        return
     no = engine.scheduler.impossible(session_id)
-    if no is None or draft.now_ms < since + wait or session.executors:
-        engine.alarm(max(draft.now_ms, since) + wait, "hopeless", session_id)
-        return
-    if session.pending:
+    if no is not None and session.pending and not session.executors:
         text = f"no node can run session <{session_id}>: {no.message}; {no.remedy}"
         lives.record_event(draft, session, EventCode.UNSATISFIABLE, text)
         tasks.fail_pending(engine, draft, session, text)
         engine.changed(session)
-    engine.alarm(draft.now_ms + wait, "hopeless", session_id)
+    _look_again(engine, session, draft.now_ms)

@@ -23,6 +23,7 @@ from flame.model.states import SessionState, TaskState
 
 if TYPE_CHECKING:
     from flame.engine.executors import Executor
+    from flame.engine.tenants import Tenant
 
 STORY_LENGTH = 200
 
@@ -53,6 +54,7 @@ class Session:
         "failed_with",
         "failures",
         "finished",
+        "hopeless_at",
         "id",
         "keyed",
         "keys",
@@ -74,6 +76,7 @@ class Session:
         "states",
         "story",
         "succeed",
+        "tenants",
         "unsettled",
         "waiting",
         "wakes",
@@ -122,6 +125,8 @@ class Session:
         self.bind_failures = 0  # in a row
         self.paused = ""  # why it gets no executors any more
         self.not_before = 0  # no new executor before this time
+        self.hopeless_at = 0  # when its alarm rings that looks whether any node could run it, 0 = none is set
+        self.tenants: tuple[Tenant, ...] = ()  # that count it while it is open: its own, and those above
         self.attached: set[str] = set()
         self.watched: dict[int, int] = {}  # task id (0 = the session) -> watchers
         self.events: list[RecordedEvent] = []
@@ -182,6 +187,8 @@ class Session:
         self.states.extend(bytes(chunk.count))
         self.done_in.frombytes(bytes(chunk.count * self.done_in.itemsize))
         self.pending += chunk.count
+        for tenant in self.tenants:
+            tenant.pending += chunk.count
         lanes.add(self, index, chunk)
 
     # --- endings -------------------------------------------------------------------------------------------------
@@ -195,6 +202,8 @@ class Session:
                 lanes.withdraw(self, task_id)
         else:
             self.running -= 1
+        for tenant in self.tenants:
+            tenant.pending -= 1
         self.states[index] = state
         self.done_in[index] = batch + 1
         if state == SUCCEED:
@@ -214,6 +223,8 @@ class Session:
         self.done_in[first - 1 : last] = array("I", (batch + 1,)) * count
         self.running -= count
         self.succeed += count
+        for tenant in self.tenants:
+            tenant.pending -= count
         if self.kills or self.failures or self.began:
             for task_id in range(first, last + 1):
                 self._forget_tries(task_id)

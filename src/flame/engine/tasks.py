@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from flame.engine import lanes, limits, placement
+from flame.engine import admission, lanes, limits, placement
 from flame.engine.effects import (
     Accepted,
     Deliver,
@@ -69,6 +69,10 @@ def on_submitted(engine: Engine, draft: Draft, event: Submitted) -> None:
         chunk = session.chunks[known]
         draft.after.append(Accepted(event.ticket, event.first_seq, event.count, chunk.first))
         return
+    full = admission.why_full(engine, session, event.count)  # of new tasks only: a repetition adds none
+    if full is not None:
+        draft.after.append(Accepted(event.ticket, event.first_seq, event.count, 0, full))
+        return
     meta = SubmittedMeta(session.total + 1, event.count, event.client_id, event.first_seq, draft.now_ms, options)
     seq = draft.record(RecordKind.SUBMITTED, session.id, meta, event.body)
     apply_submitted(session, seq, meta)
@@ -95,11 +99,6 @@ def _refusal(engine: Engine, session: Session | None, event: Submitted) -> Flame
         return InvalidStateError(f"session <{session.id}> is not open", remedy="create a new session")
     if event.count < 1:
         return InvalidArgumentError("a submission holds at least one task")
-    limit = engine.settings.max_pending
-    if limit and session.pending + event.count > limit:
-        return InvalidStateError(
-            f"session <{session.id}> has {session.pending} pending tasks, the limit is {limit}", retryable=True
-        )
     if event.options is not NO_OPTIONS:
         try:
             check_options(event.options)

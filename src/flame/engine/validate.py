@@ -33,6 +33,7 @@ def validate(engine: Engine) -> None:
         _true(len(set(gpus)) == len(gpus), f"node {node.name} gave a GPU twice: {gpus}")
         _true(not set(gpus) & set(node.free_gpus), f"node {node.name} has GPUs both free and in use")
 
+    _tenants(engine)
     engine.scheduler.validate()
     for executor in engine.executors.values():
         holding = engine.scheduler.books.holdings.get(executor.channel)
@@ -41,6 +42,29 @@ def validate(engine: Engine) -> None:
             _true(
                 holding.leaving == (not executor.coming), f"executor {executor.id} is {executor.state.name} and leaving"
             )
+
+
+def _tenants(engine: Engine) -> None:
+    """Each counts what is open and unfinished below it; sessions of an engine that only replays are not counted yet."""
+    sessions = dict.fromkeys(engine.tenants, 0)
+    pending = dict.fromkeys(engine.tenants, 0)
+    for session in engine.sessions.values():
+        for tenant in session.tenants:
+            _true(engine.tenants.get(tenant.name) is tenant, f"tenant {tenant.name} of {session.id} is gone")
+            sessions[tenant.name] += 1
+            pending[tenant.name] += session.pending + session.running
+        if session.tenants:
+            _true(session.state is SessionState.OPEN, f"closed session {session.id} is counted")
+            _true(session.tenants == session.tenants[0].path, f"session {session.id} is counted by another branch")
+            _true(not session.tenants[0].children, f"tenant {session.tenants[0].name} of {session.id} is no leaf")
+    for name, tenant in engine.tenants.items():
+        above = engine.tenants[tenant.spec.parent].path if tenant.spec.parent else ()
+        _true(tenant.path == (tenant, *above), f"tenant {name} does not know who is above it")
+        children = {other for other, its in engine.tenants.items() if its.spec.parent == name}
+        _true(tenant.children == children, f"tenant {name} has {tenant.children} below it, not {children}")
+        counted, kept = (tenant.sessions, tenant.pending), (sessions[name], pending[name])
+        _true(counted == kept, f"tenant {name} counts {counted} sessions and tasks, has {kept}")
+    _true(engine.tenants.keys() == engine.scheduler.tree.groups.keys(), "the scheduler knows other tenants")
 
 
 def over_committed(engine: Engine) -> list[str]:

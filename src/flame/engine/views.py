@@ -7,25 +7,23 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from flame.engine import delays
+from flame.engine import delays, obstacles
+from flame.engine.delays import Reason
+from flame.engine.executors import Node
 from flame.engine.records import Finish
 from flame.engine.sessions import PENDING, Session
+from flame.engine.tenant_rules import find
 from flame.model.errors import NotFoundError
 from flame.model.resources import Resources
-from flame.model.specs import ApplicationSpec, RecordedEvent, SessionSpec
-from flame.model.states import (
-    ApplicationState,
-    EventCode,
-    ExecutorState,
-    NodeState,
-    SessionState,
-    Shim,
-    TaskState,
-)
+from flame.model.specs import ApplicationSpec, Gang, RecordedEvent, SessionSpec
+from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
+from flame.model.tenants import TenantSpec
+from flame.scheduler.groups import dominant
 
 if TYPE_CHECKING:
     from flame.engine.engine import Engine
-    from flame.engine.executors import Executor, Node
+    from flame.engine.executors import Executor
+    from flame.engine.tenants import Tenant
 
 
 class ApplicationView(msgspec.Struct, gc=False):
@@ -51,6 +49,8 @@ class SessionView(msgspec.Struct, gc=False):
     executors: int
     events: Sequence[RecordedEvent]
     pending_reason: str
+    pending_since: int  # when it began to lack executors, Unix ms; 0 = it does not
+    wanted: int  # executors that it could use now
 
 
 class TaskView(msgspec.Struct, gc=False):
@@ -82,9 +82,13 @@ class ExecutorView(msgspec.Struct, gc=False):
     since: int
     outstanding: int
     pid: int
+    gpus: Sequence[int]  # indexes on its node
+    gang: Gang | None
 
 
 class NodeView(msgspec.Struct, gc=False):
+    """One node. Of one that is marked and was away since the session manager's start only name and marks are known."""
+
     name: str
     hostname: str
     state: NodeState
@@ -94,6 +98,38 @@ class NodeView(msgspec.Struct, gc=False):
     os: str
     addresses: Sequence[tuple[str, str]]
     last_heartbeat: int
+    labels: dict[str, str]
+    taints: Sequence[str]
+    max_executors: int  # 0 = as many as fit
+    cordoned: bool  # gets no new executors
+    draining: bool  # and those it has leave
+    executors: int  # that hold a place on it
+
+
+class TenantView(msgspec.Struct, gc=False):
+    """One tenant with those below it. Shares are of the cluster, 0 to 1; `pending` tasks have not ended; `wanted` are
+    executors that its sessions could use further."""
+
+    name: str
+    spec: TenantSpec
+    created: int  # 0 = it is there from the beginning
+    used: Resources
+    share: float
+    fair_share: float
+    sessions: int  # open ones
+    pending: int
+    executors: int
+    wanted: int
+
+
+class TenantMeasure(msgspec.Struct, gc=False):
+    """What is cheap to tell of a tenant, however many sessions wait."""
+
+    name: str
+    used: Resources
+    share: float
+    sessions: int
+    pending: int
 
 
 class Totals(msgspec.Struct, gc=False):
@@ -110,7 +146,7 @@ class Totals(msgspec.Struct, gc=False):
 
 class ExplainView(msgspec.Struct, gc=False):
     summary: str
-    reasons: Sequence[tuple[str, str, str, str, int]]  # (rule, object, message, remedy, since)
+    reasons: Sequence[Reason]
     story: Sequence[RecordedEvent]
 
 
@@ -139,6 +175,7 @@ def _working(found: Session) -> int:
 
 def session_view(engine: Engine, found: Session) -> SessionView:
     working = _working(found)
+    ask = engine.scheduler.books.asks.get(found.id)
     return SessionView(
         found.id,
         found.spec,
@@ -154,6 +191,8 @@ def session_view(engine: Engine, found: Session) -> SessionView:
         sum(executor.coming for executor in found.executors.values()),
         list(found.events),
         _pending_reason(engine, found),
+        engine.scheduler.since(found.id),
+        ask.want if ask is not None else 0,
     )
 
 
@@ -193,11 +232,7 @@ def _pending_reason(engine: Engine, found: Session) -> str:
     no = engine.scheduler.why(found.id)
     if no is not None:
         return no.message
-    if found.bind_failures:
-        return f"the last executor could not be bound: {found.events[-1].message if found.events else ''}"
-    if found.executors and not any(e.state is ExecutorState.BOUND for e in found.executors.values()):
-        return "its executors are starting"
-    return ""
+    return next((message for _, _, message, _, _ in obstacles.own(engine, found)), "")
 
 
 def task(engine: Engine, session_id: str, task_id: int) -> TaskView:
@@ -286,14 +321,19 @@ def executors(engine: Engine, session_id: str = "", node: str = "") -> list[Exec
                 executor.since,
                 sum(1 for attempt in executor.outstanding.values() if attempt),
                 executor.pid,
+                executor.gpus,
+                executor.gang,
             )
         )
     return sorted(views, key=lambda view: view.channel)
 
 
-def node_view(node: Node) -> NodeView:
+def node_view(engine: Engine, name: str) -> NodeView:
+    """A node that is known, or marked."""
+    node = engine.nodes.get(name) or Node(name)
+    mark = engine.marks.get(name)
     return NodeView(
-        node.name,
+        name,
         node.hostname,
         node.state,
         node.capacity,
@@ -302,31 +342,69 @@ def node_view(node: Node) -> NodeView:
         node.os,
         node.addresses,
         node.heartbeat,
+        node.labels,
+        node.taints,
+        node.max_executors,
+        mark is not None,
+        mark is not None and mark.mark == "drain",
+        len(node.executors) + len(node.leaving),
     )
 
 
 def nodes(engine: Engine) -> list[NodeView]:
-    return [node_view(engine.nodes[name]) for name in sorted(engine.nodes)]
+    """All that are known, also those that are only marked."""
+    return [node_view(engine, name) for name in sorted({*engine.nodes, *engine.marks})]
+
+
+def tenant_view(engine: Engine, found: Tenant) -> TenantView:
+    usage = engine.scheduler.usage(found.name)
+    return TenantView(
+        found.name,
+        found.spec,
+        found.created,
+        usage.used,
+        usage.share,
+        usage.fair_share,
+        found.sessions,
+        found.pending,
+        usage.executors,
+        usage.wanted,
+    )
+
+
+def tenant(engine: Engine, name: str) -> TenantView:
+    return tenant_view(engine, find(engine, name))
+
+
+def tenants(engine: Engine) -> list[TenantView]:
+    """All tenants, each followed by those below it."""
+    ordered = sorted(engine.tenants.values(), key=lambda one: [above.name for above in reversed(one.path)])
+    return [tenant_view(engine, found) for found in ordered]
+
+
+def tenant_measures(engine: Engine, most: int) -> list[TenantMeasure]:
+    """Of the first `most` tenants by time of creation."""
+    total = engine.scheduler.books.total
+    ordered = sorted(engine.tenants.values(), key=lambda one: (one.created, one.name))[:most]
+    groups = engine.scheduler.tree.groups
+    return [
+        TenantMeasure(
+            one.name, groups[one.name].used, dominant(groups[one.name].used, total), one.sessions, one.pending
+        )
+        for one in ordered
+    ]
 
 
 def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
     """Why a session (or one of its tasks) is where it is: the rules that say no, in a user's words."""
     found = _find(engine, session_id)
-    reasons: list[tuple[str, str, str, str, int]] = []
-    if found.paused:
-        reasons.append(("bind", session_id, found.paused, "mend the application, then open a new session", 0))
-    elif found.bind_failures:
-        last = next((e for e in reversed(found.events) if e.code == EventCode.BIND_FAILED), None)
-        text = f"{found.bind_failures} executors in a row could not be bound; {last.message if last else ''}"
-        reasons.append(("bind", session_id, text, "look at flmctl logs", last.time if last else 0))
-    rules = engine.scheduler.explain(session_id)
-    reasons.extend((no.rule, no.object, no.message, no.remedy, no.since) for no in rules)
-    if engine.read_only:
-        text = f"the journal can't be written: {engine.read_only}"
-        reasons.append(("journal", "cluster", text, "free the disk", 0))
     if task_id:
         view = task(engine, session_id, task_id)
-        reasons[:0] = delays.reasons(found, task_id)
+        reasons = delays.reasons(found, task_id)
+        if view.state is TaskState.PENDING and view.executor_id:
+            reasons.append(obstacles.sent_ahead(found, task_id))
+        elif view.state is TaskState.PENDING:
+            reasons.extend(obstacles.of_session(engine, found))
         summary = f"task {task_id} is {view.state.name.capitalize()}"
         if view.finish is not None:
             summary += f": {view.finish.message}"
@@ -336,6 +414,7 @@ def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
             ahead = found.states.count(PENDING, 0, task_id - 1)
             summary += f", {ahead} pending tasks were submitted before it"
     else:
+        reasons = obstacles.of_session(engine, found)
         whole = session_view(engine, found)
         summary = (
             f"session {session_id} is {found.state.name.capitalize()}: {whole.pending} pending, "

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from flame.engine import events as ev
 from flame.engine import views
-from flame.manager import wire
+from flame.manager import cluster_wire, wire
 from flame.manager.clients import too_large
 from flame.manager.json_schema import check_json_schema
 from flame.manager.log_reader import LogReader
@@ -87,6 +87,12 @@ class Frontend:
             "CancelTask": Method(pb.CancelTaskRequest, self.cancel_tasks),
             "GetLogs": Method(pb.GetLogsRequest, self.get_logs, streams=True),
             "Explain": Method(pb.ExplainRequest, self.explain),
+            "CreateTenant": Method(pb.CreateTenantRequest, self.create_tenant),
+            "UpdateTenant": Method(pb.UpdateTenantRequest, self.update_tenant),
+            "DeleteTenant": Method(pb.DeleteTenantRequest, self.delete_tenant),
+            "GetTenant": Method(pb.GetTenantRequest, self.get_tenant),
+            "ListTenants": Method(pb.ListTenantsRequest, self.list_tenants),
+            "MarkNode": Method(pb.MarkNodeRequest, self.mark_node),
         }
 
     # --- serving -----------------------------------------------------------------------------------------------------
@@ -157,27 +163,59 @@ class Frontend:
 
     async def list_executors(self, request: pb.ListExecutorRequest) -> types_pb2.ExecutorList:
         found = views.executors(self._engine, request.session_id, request.node)
-        return types_pb2.ExecutorList(executors=[wire.executor_message(view) for view in found])
+        return types_pb2.ExecutorList(executors=[cluster_wire.executor_message(view) for view in found])
 
     async def get_executor(self, request: pb.GetExecutorRequest) -> types_pb2.Executor:
         for view in views.executors(self._engine):
             if view.id == request.executor_id:
-                return wire.executor_message(view)
+                return cluster_wire.executor_message(view)
         raise NotFoundError(f"executor <{request.executor_id}> not found")
 
     async def list_nodes(self, request: pb.ListNodesRequest) -> types_pb2.NodeList:
         del request
-        return types_pb2.NodeList(nodes=[wire.node_message(view) for view in views.nodes(self._engine)])
+        return types_pb2.NodeList(nodes=[cluster_wire.node_message(view) for view in views.nodes(self._engine)])
 
     async def get_node(self, request: pb.GetNodeRequest) -> pb.GetNodeResponse:
         for view in views.nodes(self._engine):
             if view.name == request.name:
-                return pb.GetNodeResponse(node=wire.node_message(view))
+                return pb.GetNodeResponse(node=cluster_wire.node_message(view))
         raise NotFoundError(f"node <{request.name}> not found")
+
+    async def mark_node(self, request: pb.MarkNodeRequest) -> types_pb2.Node:
+        grace = self._engine.settings.preemption_grace_ms
+        if request.HasField("grace_ms"):
+            grace = request.grace_ms
+        view = await self._turns.ask(lambda ticket: ev.MarkNode(ticket, request.name, request.mark, grace))
+        return cluster_wire.node_message(view)
 
     async def get_cluster(self, request: pb.GetClusterRequest) -> pb.ClusterInfo:
         del request
         return self._cluster()
+
+    # --- tenants -----------------------------------------------------------------------------------------------------
+
+    async def create_tenant(self, request: pb.CreateTenantRequest) -> types_pb2.Tenant:
+        spec = cluster_wire.tenant_spec_of(request.tenant)
+        view = await self._turns.ask(lambda ticket: ev.SetTenant(ticket, request.name, spec))
+        return cluster_wire.tenant_message(view)
+
+    async def update_tenant(self, request: pb.UpdateTenantRequest) -> types_pb2.Tenant:
+        if not request.HasField("tenant"):
+            raise InvalidArgumentError("tenant spec is missed", remedy="send the whole spec, as GetTenant shows it")
+        spec = cluster_wire.tenant_spec_of(request.tenant)
+        view = await self._turns.ask(lambda ticket: ev.SetTenant(ticket, request.name, spec, create=False))
+        return cluster_wire.tenant_message(view)
+
+    async def delete_tenant(self, request: pb.DeleteTenantRequest) -> types_pb2.Tenant:
+        return cluster_wire.tenant_message(await self._turns.ask(lambda ticket: ev.DeleteTenant(ticket, request.name)))
+
+    async def get_tenant(self, request: pb.GetTenantRequest) -> types_pb2.Tenant:
+        return cluster_wire.tenant_message(views.tenant(self._engine, request.name))
+
+    async def list_tenants(self, request: pb.ListTenantsRequest) -> types_pb2.TenantList:
+        del request
+        found = [cluster_wire.tenant_message(view) for view in views.tenants(self._engine)]
+        return types_pb2.TenantList(tenants=found)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from flame.engine.effects import (
 from flame.engine.events import Completed, Event, ExecutorReported, NodeHeartbeat, NodeLeft, Retracted
 from flame.journal import JournalError
 from flame.link import Frame, Kind, Link
-from flame.manager import wire
+from flame.manager import cluster_wire, wire
 from flame.manager.clients import check_absent
 from flame.manager.payloads import Bodies, Payloads
 from flame.manager.turns import Turns
@@ -67,7 +67,7 @@ class Nodes:
         name = link.hello.id
         if not 0 < len(name) <= MAX_NODE_NAME or not link.hello.HasField("node"):
             raise ProtocolError(f"a node's HELLO needs its name (at most {MAX_NODE_NAME} characters) and what it holds")
-        joined = wire.node_joined(name, link.hello.node)
+        joined = cluster_wire.node_joined(name, link.hello.node)
         old = self._nodes.get(name)
         if old is not None:
             old.link.close(UnavailableError(f"a newer connection of node {name} took over"))
@@ -101,7 +101,7 @@ class Nodes:
                 self._post(node, frame.channel, Retracted(frame.channel, ids))
             elif kind == Kind.NODE_STATUS:
                 status = types_pb2.NodeStatus.FromString(frame.body)
-                capacity = wire.resources_of(status.capacity) if status.HasField("capacity") else None
+                capacity = cluster_wire.capacity_of(status.capacity) if status.HasField("capacity") else None
                 self._turns.post(NodeHeartbeat(node.name, capacity))
             elif kind != Kind.ERROR:
                 raise ProtocolError(f"a node sends no frames of kind {kind}")
@@ -122,7 +122,7 @@ class Nodes:
 
     def _report(self, node: _Node, frame: Frame) -> None:
         report = link_pb2.Report.FromString(frame.body)
-        state = wire.executor_state_of(report.state)
+        state = cluster_wire.executor_state_of(report.state)
         self._post(
             node,
             frame.channel,
@@ -205,6 +205,7 @@ class Nodes:
             resreq=wire.resources_message(session.resreq),
             gpus=effect.gpus,
             token=self._tokens.issue(effect.executor_id, effect.session_id),
+            gang=cluster_wire.gang_message(effect.gang),
         )
         node.link.send(Kind.START, effect.channel, start.SerializeToString())
 

@@ -1,4 +1,5 @@
-"""Between the values of the model and the messages of the contract. Nothing here decides or waits."""
+"""Between the values of the model and the messages of the contract: applications, sessions and tasks. Nothing here
+decides or waits."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from flame.engine import views
-from flame.engine.events import Failed, Held, NodeJoined
+from flame.engine.events import Failed
 from flame.engine.records import Finish
 from flame.model.errors import InvalidArgumentError, ProtocolError
 from flame.model.resources import Resources
@@ -21,8 +22,9 @@ from flame.model.specs import (
     SessionSpec,
     TaskOptions,
 )
-from flame.model.states import EventCode, ExecutorState, Shim, TaskState
+from flame.model.states import EventCode, Shim, TaskState
 from flame.model.task_options import after_attempts
+from flame.model.tenants import DEFAULT_TENANT
 from flame.proto import link_pb2, shim_pb2, types_pb2
 
 # --- resources and options -------------------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def options_message(options: TaskOptions) -> types_pb2.TaskOptions:
     )
 
 
-def _number(value: IntEnum) -> Any:
+def number(value: IntEnum) -> Any:
     """An enum's number; the generated stubs want classes of their own that do not exist at run time."""
     return int(value)
 
@@ -105,13 +107,14 @@ def application_spec_of(message: types_pb2.ApplicationSpec) -> ApplicationSpec:
         url=message.url if message.HasField("url") else None,
         installer=message.installer if message.HasField("installer") else None,
         start_timeout_ms=message.start_timeout_ms,
+        warm_instances=message.warm_instances,
     )
 
 
 def application_spec_message(spec: ApplicationSpec) -> types_pb2.ApplicationSpec:
     schema = spec.schema
     return types_pb2.ApplicationSpec(
-        shim=_number(spec.shim),
+        shim=number(spec.shim),
         description=spec.description,
         labels=spec.labels,
         image=spec.image,
@@ -127,6 +130,7 @@ def application_spec_message(spec: ApplicationSpec) -> types_pb2.ApplicationSpec
         url=spec.url,
         installer=spec.installer,
         start_timeout_ms=spec.start_timeout_ms,
+        warm_instances=spec.warm_instances,
     )
 
 
@@ -134,7 +138,7 @@ def application_message(view: views.ApplicationView) -> types_pb2.Application:
     return types_pb2.Application(
         metadata=types_pb2.Metadata(id=view.name, name=view.name),
         spec=application_spec_message(view.spec),
-        status=types_pb2.ApplicationStatus(state=_number(view.state), creation_time=view.created),
+        status=types_pb2.ApplicationStatus(state=number(view.state), creation_time=view.created),
     )
 
 
@@ -153,6 +157,12 @@ def session_spec_of(message: types_pb2.SessionSpec) -> SessionSpec:
         labels=dict(message.labels),
         task_defaults=options_of(message.task_defaults) if message.HasField("task_defaults") else NO_OPTIONS,
         retention_s=message.retention_s if message.HasField("retention_s") else None,
+        gang=message.gang,
+        topology=message.topology,
+        on_member_loss=message.on_member_loss,
+        selector=dict(message.selector),
+        tolerations=tuple(message.tolerations),
+        prefer_nodes=tuple(message.prefer_nodes),
         max_running_per_key=message.max_running_per_key,
     )
 
@@ -169,14 +179,20 @@ def session_message(view: views.SessionView, *, common_data: bool = True, events
             batch_size=1,
             priority=spec.priority,
             resreq=resources_message(view.resreq),
-            tenant=spec.tenant,
+            tenant=spec.tenant or DEFAULT_TENANT,
             labels=spec.labels,
             task_defaults=options_message(spec.task_defaults) if spec.task_defaults is not NO_OPTIONS else None,
             retention_s=spec.retention_s,
+            gang=spec.gang,
+            topology=spec.topology,
+            on_member_loss=spec.on_member_loss,
+            selector=spec.selector,
+            tolerations=spec.tolerations,
+            prefer_nodes=spec.prefer_nodes,
             max_running_per_key=spec.max_running_per_key,
         ),
         status=types_pb2.SessionStatus(
-            state=_number(view.state),
+            state=number(view.state),
             creation_time=view.created,
             completion_time=view.completed,
             pending=view.pending,
@@ -187,6 +203,8 @@ def session_message(view: views.SessionView, *, common_data: bool = True, events
             events=event_messages(view.events) if events else (),
             executors=view.executors,
             pending_reason=view.pending_reason,
+            pending_since=view.pending_since,
+            wanted=view.wanted,
         ),
     )
 
@@ -201,7 +219,7 @@ def session_context(session_id: str, spec: SessionSpec, application: Application
         session_id=session_id,
         application=shim_pb2.ApplicationContext(
             name=spec.application,
-            shim=_number(application.shim),
+            shim=number(application.shim),
             image=application.image,
             command=application.command,
             working_directory=application.working_directory,
@@ -222,7 +240,7 @@ def task_message(view: views.TaskView, task_input: bytes | None, output: bytes |
         metadata=types_pb2.Metadata(id=name, name=name),
         spec=types_pb2.TaskSpec(session_id=view.session_id, input=task_input, output=output),
         status=types_pb2.TaskStatus(
-            state=_number(view.state),
+            state=number(view.state),
             creation_time=view.created,
             completion_time=view.completed,
             events=event_messages(task_events(view, failure)),
@@ -271,7 +289,7 @@ def results_of_finishes(finished: Sequence[Finish]) -> link_pb2.Results:
         failures=[
             link_pb2.Failure(
                 index=index,
-                state=_number(item.state),
+                state=number(item.state),
                 code=item.code,
                 message=item.message,
                 retryable=item.retryable,
@@ -327,78 +345,3 @@ def range_messages(task_ids: Iterable[int]) -> list[link_pb2.Range]:
     if first:
         ranges.append(link_pb2.Range(first=first, last=last))
     return ranges
-
-
-# --- nodes and executors ---------------------------------------------------------------------------------------------
-
-
-def executor_message(view: views.ExecutorView) -> types_pb2.Executor:
-    return types_pb2.Executor(
-        metadata=types_pb2.Metadata(id=view.id, name=view.id),
-        spec=types_pb2.ExecutorSpec(node=view.node, resreq=resources_message(view.resreq), shim=_number(view.shim)),
-        status=types_pb2.ExecutorStatus(
-            state=_number(view.state),
-            session_id=view.session_id or None,
-            since=view.since,
-            outstanding=view.outstanding,
-            pid=view.pid,
-        ),
-    )
-
-
-def node_message(view: views.NodeView) -> types_pb2.Node:
-    return types_pb2.Node(
-        metadata=types_pb2.Metadata(id=view.name, name=view.name),
-        spec=types_pb2.NodeSpec(hostname=view.hostname),
-        status=types_pb2.NodeStatus(
-            state=_number(view.state),
-            capacity=resources_message(view.capacity),
-            allocatable=resources_message(view.capacity),
-            info=types_pb2.NodeInfo(arch=view.arch, os=view.os),
-            addresses=[types_pb2.NodeAddress(type=kind, address=address) for kind, address in view.addresses],
-            last_heartbeat_time=view.last_heartbeat // 1000,
-            allocated=resources_message(view.allocated),
-        ),
-    )
-
-
-def node_joined(name: str, hello: link_pb2.NodeHello) -> NodeJoined:
-    """Raises ProtocolError when columns do not match or a state is unknown."""
-    status = hello.node.status
-    return NodeJoined(
-        name,
-        hello.boot_id,
-        hello.node.spec.hostname or name,
-        resources_of(status.capacity),
-        status.info.arch,
-        status.info.os,
-        [(item.type, item.address) for item in status.addresses],
-        [_held(item) for item in hello.executors],
-    )
-
-
-def _held(item: link_pb2.HeldExecutor) -> Held:
-    if item.attempts and len(item.attempts) != len(item.task_ids):
-        raise ProtocolError(
-            f"executor {item.executor_id!r} has {len(item.task_ids)} tasks and {len(item.attempts)} attempts"
-        )
-    return Held(
-        item.executor_id,
-        item.channel,
-        item.session_id,
-        resources_of(item.resreq),
-        executor_state_of(item.state),
-        item.concurrency,
-        list(item.task_ids),
-        list(item.attempts),
-        item.pid,
-        tuple(item.gpus),
-    )
-
-
-def executor_state_of(number: int) -> ExecutorState:
-    """Raises ProtocolError for a number that is no state."""
-    try:
-        return ExecutorState(number)
-    except ValueError:
-        raise ProtocolError(f"unknown executor state {number}") from None

@@ -25,6 +25,12 @@ TABLE: dict[str, frozenset[Role]] = {
     "GetNode": _CLIENTS,
     "ListExecutor": _CLIENTS,
     "GetExecutor": _CLIENTS,
+    "MarkNode": _ADMINS,
+    "GetTenant": _CLIENTS,
+    "ListTenants": _CLIENTS,
+    "CreateTenant": _ADMINS,
+    "UpdateTenant": _ADMINS,
+    "DeleteTenant": _ADMINS,
     # sessions
     "CreateSession": _CLIENTS,
     "OpenSession": _SESSION,
