@@ -147,11 +147,11 @@ class Cluster:
         self.manager.wait_for("is ready")
         return self.manager
 
-    def start_node(self, name: str) -> Daemon:
+    def start_node(self, name: str, *arguments: str) -> Daemon:
         """Start an executor manager (again); returns when the session manager knows it."""
         said = len(self.manager.lines)
         node = self.nodes[name] = self._daemon(
-            "flame-executor-manager", ["--name", name, "--work-dir", str(self.folder / name)]
+            "flame-executor-manager", ["--name", name, "--work-dir", str(self.folder / name), *arguments]
         )
         self.manager.wait_for(f"node_joined node={name} ", after=said)
         return node

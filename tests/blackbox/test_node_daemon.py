@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flame.link import tcp
-from scripted_manager import PATIENCE, ScriptedManager, runs
+from scripted_manager import PATIENCE, ScriptedManager, a_node_here, runs
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
 ECHO = """from flame.service import *
@@ -76,3 +77,33 @@ async def test_a_wrong_configuration_is_refused(tmp_path: Path) -> None:
     _, stderr = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 2
     assert "executers" in stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "zone"], "invalid label 'zone'"),
+        (["--label", "flame.os=mine"], "label 'flame.os': names that begin with 'flame.' are given by the node itself"),
+        (["--taint", "a,b"], "invalid taint 'a,b'"),
+        (["--max-executors", "0"], "--max-executors 0 is out of range"),
+    ],
+)
+async def test_a_wrong_command_line_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    process = await daemon(tmp_path, *arguments)
+    _, stderr = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert process.returncode == 2
+    assert message in stderr.decode()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is no core to take away")
+async def test_heartbeats_tell_what_the_node_may_use_by_now() -> None:
+    cores = os.sched_getaffinity(0)
+    async with a_node_here(capacity=None) as node:
+        try:
+            os.sched_setaffinity(0, [min(cores)])
+            found = await node.manager.until(
+                lambda: [beat for beat in node.manager.heartbeats if beat.capacity.cpu == 1], "less of it"
+            )
+        finally:
+            os.sched_setaffinity(0, cores)
+    assert node.manager.hellos[0].node.node.status.capacity.memory == found[0].capacity.memory

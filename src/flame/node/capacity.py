@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from flame.model.resources import Resources
+from flame.node import gpus
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What was found. `devices` are the GPUs as CUDA_VISIBLE_DEVICES names them; resources count them."""
+    """What a node has. `devices` are the GPUs as CUDA_VISIBLE_DEVICES names them, `shares` how many executors may use
+    one of them; resources count the shares."""
 
     resources: Resources
     devices: tuple[str, ...] = ()
+    shares: int = 1
+
+    def visible(self, numbers: Sequence[int]) -> str | None:
+        """What CUDA_VISIBLE_DEVICES shall say to an executor that got these shares; None on a node without GPUs."""
+        if not self.devices:
+            return None
+        found = (number // self.shares for number in numbers)
+        return ",".join(dict.fromkeys(self.devices[device] for device in found if device < len(self.devices)))
 
 
 def detect(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Machine:
-    """Look at this machine. `root` is where /proc and /sys are, for tests."""
+    """Look at this machine. `root` is where /proc, /sys and /dev are, for tests."""
+    devices = gpus.find(environ, root)
+    cpu, memory = limits(root)
+    return Machine(Resources(cpu=cpu, memory=memory, gpu=len(devices)), devices)
+
+
+def limits(root: Path = Path("/")) -> tuple[int, int]:
+    """Cores and bytes of memory that this process may use now: of the machine, its control groups and its affinity."""
     groups = _groups(root)
-    devices = _devices(environ)
     cores = min([len(os.sched_getaffinity(0)), *_quotas(groups)])
-    memory = min([_total_memory(root), *_memory_limits(groups)])
-    return Machine(Resources(cpu=max(1, cores), memory=memory, gpu=len(devices)), devices)
+    return max(1, cores), min([_total_memory(root), *_memory_limits(groups)])
+
+
+def offered(found: Machine, capacity: Resources | None, devices: Sequence[str] | None, shares: int) -> Machine:
+    """What a node offers: what was found, except for what its settings say.
+
+    GPUs of `devices` replace those that were found. A capacity that counts more of them than have names is believed;
+    the others are named by their index.
+    """
+    names = tuple(found.devices if devices is None else devices)
+    total = found.resources if capacity is None else capacity
+    count = len(names) * shares
+    if capacity is not None and (capacity.gpu or devices is None):
+        count = capacity.gpu
+        needed = -(-count // shares)
+        names = (*names, *(str(index) for index in range(len(names), needed)))[:needed]
+    return Machine(msgspec.structs.replace(total, gpu=count), names, shares)
 
 
 def _groups(root: Path) -> list[Path]:
@@ -67,34 +96,6 @@ def _total_memory(root: Path) -> int:
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _devices(environ: Mapping[str, str]) -> tuple[str, ...]:
-    named = environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return tuple(str(index) for index in range(_count_with_nvml()))
-    devices: list[str] = []
-    for item in (item.strip() for item in named.split(",")):
-        if not item or item.startswith("-"):
-            break  # CUDA itself ignores what comes after an invalid one
-        devices.append(item)
-    return tuple(devices)
-
-
-def _count_with_nvml() -> int:
-    """GPUs that the NVIDIA driver knows, 0 where its library is not installed or finds none."""
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-    except ImportError:
-        return 0
-    try:
-        nvml.nvmlInit()
-        try:
-            return int(nvml.nvmlDeviceGetCount())
-        finally:
-            nvml.nvmlShutdown()
-    except nvml.NVMLError:
-        return 0
 
 
 def _is_number(text: str) -> bool:

@@ -10,16 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from flame._version import __version__
 from flame.config import ClusterConfig, load_cluster
+from flame.config.executors import parse_label, parse_taint
 from flame.link import tcp
 from flame.link.loops import event_loop_factory
-from flame.model.errors import MEANING, FlameError
+from flame.model.errors import MEANING, FlameError, InvalidConfigError
 from flame.node.manager import ExecutorManager
 from flame.node.settings import NodeSettings
 from flame.telemetry import set_up_logging
 
-LINK_PORT = 2  # the framed link listens that many ports above the endpoint
+GRPC_PORT, LINK_PORT = 1, 2  # so many ports above the endpoint gRPC for nodes and the framed link listen
 
 
 def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) -> NodeSettings:
@@ -29,6 +32,7 @@ def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) 
     ca_file = cluster.tls.ca_file if cluster.tls is not None else None
     return NodeSettings(
         manager=tcp(cluster.host, cluster.port + LINK_PORT),
+        grpc=str(tcp(cluster.host, cluster.port + GRPC_PORT)).removeprefix("tcp:"),
         work_dir=work_dir,
         name=name or os.uname().nodename,
         capacity=executors.capacity,
@@ -45,6 +49,18 @@ def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) 
         cache_endpoint=cache.endpoint if cache is not None else "",
         ca_file=str(ca_file) if ca_file is not None else "",
         max_payload=cluster.limits.max_payload,
+    )
+
+
+def _told(settings: NodeSettings, chosen: argparse.Namespace) -> NodeSettings:
+    """The settings with what the command line adds and replaces. Raises InvalidConfigError."""
+    if chosen.max_executors is not None and not 0 < chosen.max_executors < 2**31:
+        raise InvalidConfigError(f"--max-executors {chosen.max_executors} is out of range", remedy="leave it out")
+    return msgspec.structs.replace(
+        settings,
+        labels={**settings.labels, **dict(parse_label(text) for text in chosen.label)},
+        taints=tuple(dict.fromkeys((*settings.taints, *(parse_taint(text) for text in chosen.taint)))),
+        max_executors=chosen.max_executors or settings.max_executors,
     )
 
 
@@ -70,13 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="cluster file (default: ~/.flame/flame-cluster.yaml)")
     parser.add_argument("--name", help="name of this node (default: the host's)")
     parser.add_argument("--work-dir", type=Path, help="folder for executors and logs (default: ~/.flame/node)")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="NAME=VALUE", help="a label for selectors; may be repeated"
+    )
+    parser.add_argument(
+        "--taint", action="append", default=[], metavar="KEY[=VALUE]", help="only sessions that tolerate it; repeatable"
+    )
+    parser.add_argument("--max-executors", type=int, metavar="N", help="at most so many at once")
     parser.add_argument("--version", action="version", version=f"flame-executor-manager {__version__}")
     chosen = parser.parse_args(arguments)
     set_up_logging()
     try:
         work_dir = chosen.work_dir or Path.home() / ".flame" / "node"
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            runner.run(serve(settings_of(load_cluster(chosen.config), work_dir, chosen.name)))
+            runner.run(serve(_told(settings_of(load_cluster(chosen.config), work_dir, chosen.name), chosen)))
     except FlameError as error:
         sys.stderr.write(f"flame-executor-manager: {error}\n")
         return MEANING[error.code].exit_code

@@ -10,21 +10,21 @@ import asyncio
 import logging
 import os
 import random
-import socket
 import sys
-import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 from google.protobuf.message import DecodeError
 
-from flame.link import Frame, Kind, Link, connect
+from flame.link import Frame, Kind, Link
 from flame.model.errors import FlameError, InvalidConfigError, NotFoundError, ProtocolError
 from flame.model.resources import Resources
 from flame.model.states import BindCode, ExecutorState, Shim
 from flame.node import capacity
+from flame.node.description import LOOPBACK, describe, own_address
+from flame.node.dialer import Dialer
 from flame.node.executor import Executor
 from flame.node.folders import Folders
 from flame.node.settings import NodeSettings
@@ -59,7 +59,8 @@ class ExecutorManager:
         self._paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._lives: set[asyncio.Task[None]] = set()  # of executors, to the end of their cleaning up
-        self._ssl = None
+        self._address = LOOPBACK
+        self._dialer: Dialer
 
     @property
     def boot_id(self) -> str:
@@ -74,13 +75,9 @@ class ExecutorManager:
     async def start(self) -> None:
         """Set up what instances need and begin to connect. Raises InvalidConfigError."""
         settings = self.settings
-        if settings.tls is not None:
-            from flame.security import client_ssl
-
-            self._ssl = client_ssl(settings.tls)
-        self._machine = capacity.detect()
-        if settings.capacity is not None:
-            self._machine = capacity.Machine(settings.capacity, self._machine.devices[: settings.capacity.gpu])
+        self._dialer = Dialer(settings)
+        found = await asyncio.to_thread(capacity.detect)
+        self._machine = capacity.offered(found, settings.capacity, settings.devices, settings.gpu_fraction)
         root = settings.socket_dir or default_socket_root()
         try:
             self._folders = await asyncio.to_thread(Folders.take, settings.work_dir, root)
@@ -155,21 +152,13 @@ class ExecutorManager:
                 if not lost.done():
                     lost.set_result(error)
 
+            self._address = await own_address(settings.manager)
             try:
-                link = await connect(
-                    settings.manager,
-                    self._hello(),
-                    ssl=self._ssl,
-                    on_frames=self._on_frames,
-                    on_closed=on_closed,
-                    on_call=self._on_call,
-                    heartbeat=settings.heartbeat,
-                )
+                link = await self._dialer.dial(self._hello, self._on_frames, on_closed, self._on_call)
             except FlameError as error:
                 logger.warning("can't reach the session manager at %s: %s", settings.manager, error)
             else:
                 wait = settings.reconnect_min
-                logger.info("connected to the session manager at %s", settings.manager)
                 beating = asyncio.get_running_loop().create_task(self._beat(link))
                 try:
                     self._welcomed(link)
@@ -192,7 +181,8 @@ class ExecutorManager:
                 ids = link_pb2.Retracted.FromString(frame.body).task_ids
                 unsent.setdefault(frame.channel, {}).update(dict.fromkeys(ids, 1))
         held = [executor.held(unsent.get(channel, {})) for channel, executor in self.executors.items()]
-        node = link_pb2.NodeHello(node=self._node(), boot_id=self._boot_id, executors=held)
+        described = describe(self.settings, self._machine, self._address)
+        node = link_pb2.NodeHello(node=described, boot_id=self._boot_id, executors=held)
         settings = self.settings
         return link_pb2.Hello(role="node", id=settings.name, token=settings.token, software="flame", node=node)
 
@@ -222,40 +212,16 @@ class ExecutorManager:
             self._resume()
 
     async def _beat(self, link: Link) -> None:
-        """Tell the session manager regularly that this node is well."""
+        """Tell the session manager regularly that this node is well, and what it may use by now."""
         interval = link.welcome.heartbeat_ms / 1000 or self.settings.heartbeat
         while not link.closed:
             await asyncio.sleep(interval)
-            link.send(Kind.NODE_STATUS, 0, self._node().status.SerializeToString())
-
-    def _node(self) -> types_pb2.Node:
-        settings = self.settings
-        total = self._machine.resources
-        amount = types_pb2.ResourceRequirement(cpu=total.cpu, memory=total.memory, gpu=total.gpu)
-        system = os.uname()
-        status = types_pb2.NodeStatus(
-            state=types_pb2.Ready,
-            capacity=amount,
-            allocatable=amount,
-            info=types_pb2.NodeInfo(arch=system.machine, os=system.sysname.lower()),
-            addresses=[types_pb2.NodeAddress(type=kind, address=text) for kind, text in self._addresses()],
-            last_heartbeat_time=int(time.time()),
-        )
-        return types_pb2.Node(
-            metadata=types_pb2.Metadata(id=settings.name, name=settings.name),
-            spec=types_pb2.NodeSpec(hostname=system.nodename),
-            status=status,
-        )
-
-    def _addresses(self) -> list[tuple[str, str]]:
-        found = [("Hostname", os.uname().nodename)]
-        manager = self.settings.manager
-        if not manager.unix:
-            # Connecting a datagram socket sends nothing; it only asks which of our addresses the route would use.
-            with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect((manager.host, manager.port))
-                found.append(("InternalIP", probe.getsockname()[0]))
-        return found
+            if self.settings.capacity is None:
+                cpu, memory = capacity.limits()
+                resources = msgspec.structs.replace(self._machine.resources, cpu=cpu, memory=memory)
+                self._machine = msgspec.structs.replace(self._machine, resources=resources)
+            status = describe(self.settings, self._machine, self._address).status
+            link.send(Kind.NODE_STATUS, 0, status.SerializeToString())
 
     # --- flame.node.executor.Uplink --------------------------------------------------------------------------------
 
@@ -317,17 +283,10 @@ class ExecutorManager:
             name = kind.name if kind is not None else start.application.shim
             known = ", ".join(shim.name for shim in self._shims)
             shim = MissingShim(f"this node can't run shim {name}; it runs {known}")
-        executor = Executor(channel, start, self._visible(start), shim, self, self.settings)
+        executor = Executor(channel, start, self._machine.visible(start.gpus), shim, self, self.settings)
         self.executors[channel] = executor
         self._lives.add(executor.life)
         executor.life.add_done_callback(self._lives.discard)
-
-    def _visible(self, start: link_pb2.Start) -> str | None:
-        """The GPUs that this executor got, as CUDA_VISIBLE_DEVICES names them; empty on a node that has others."""
-        devices = self._machine.devices
-        if not devices:
-            return None
-        return ",".join(devices[gpu] if gpu < len(devices) else str(gpu) for gpu in start.gpus)
 
     def _on_call(self, link: Link, method: str, request: bytes) -> AsyncIterator[bytes]:
         if method != "ReadLog":

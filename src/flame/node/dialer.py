@@ -1,0 +1,94 @@
+"""How a node reaches its session manager: over the framed link, else over gRPC."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from ssl import SSLContext
+from typing import TYPE_CHECKING
+
+from flame.link import Link, connect
+from flame.link.connection import OnCall, OnClosed, OnFrames
+from flame.model.errors import UnavailableError
+from flame.node.settings import NodeSettings
+from flame.proto import link_pb2
+
+if TYPE_CHECKING:
+    import grpc
+
+logger = logging.getLogger("flame.node")
+
+_TIMEOUT = 10.0
+# A port that is filtered gives no answer, and a session manager does not wait for its nodes for ever.
+_TIMEOUT_BEFORE_GRPC = 4.0
+
+
+class Dialer:
+    """Makes links with these settings. Once the framed link has worked it is never given up for gRPC; a link over
+    gRPC that ends is replaced by a framed one when that works meanwhile."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        """Raises InvalidConfigError for files of TLS that can't be used."""
+        self._settings = settings
+        self._framed_works = False
+        self._ssl: SSLContext | None = None
+        if settings.tls is not None:
+            from flame.security import client_ssl
+
+            self._ssl = client_ssl(settings.tls)
+
+    async def dial(
+        self, hello: Callable[[], link_pb2.Hello], on_frames: OnFrames, on_closed: OnClosed, on_call: OnCall
+    ) -> Link:
+        """A new link, and in the log where it leads; `hello` is asked at each attempt. Raises FlameError."""
+        settings = self._settings
+        fallback = settings.grpc if not self._framed_works else ""
+        try:
+            link = await connect(
+                settings.manager,
+                hello(),
+                ssl=self._ssl,
+                timeout=_TIMEOUT_BEFORE_GRPC if fallback else _TIMEOUT,
+                on_frames=on_frames,
+                on_closed=on_closed,
+                on_call=on_call,
+                heartbeat=settings.heartbeat,
+            )
+        except UnavailableError as error:
+            if not fallback:
+                raise
+            unreachable = error
+        else:
+            self._framed_works = True
+            logger.info("connected to the session manager at %s", settings.manager)
+            return link
+        from flame.link.grpc_carrier import connect_grpc
+
+        try:
+            link = await connect_grpc(
+                fallback,
+                hello(),
+                credentials=self._credentials(),
+                timeout=_TIMEOUT,
+                on_frames=on_frames,
+                on_closed=on_closed,
+                on_call=on_call,
+                heartbeat=settings.heartbeat,
+            )
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"{unreachable.message}; and over gRPC at {fallback}: {error.message}", remedy=unreachable.remedy
+            ) from error
+        logger.warning(
+            "connected to the session manager over gRPC at %s, which is slower: the framed link can't be used: %s",
+            fallback,
+            unreachable.message,
+        )
+        return link
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        if self._settings.tls is None:
+            return None
+        from flame.security.tls import grpc_channel_credentials
+
+        return grpc_channel_credentials(self._settings.tls)
