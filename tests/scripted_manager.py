@@ -26,6 +26,20 @@ from flame.proto import frontend_pb2, link_pb2, shim_pb2, types_pb2
 SOURCE = Path(__file__).parent.parent / "src"
 PATIENCE = 30.0  # how long a test waits for something that must come
 
+NODE_ALONE = """
+import asyncio, sys
+from pathlib import Path
+from flame.link import parse
+from flame.node import ExecutorManager, NodeSettings
+
+async def main(manager, folder):
+    node = ExecutorManager(NodeSettings(manager=parse(manager), work_dir=folder / "alone", socket_dir=folder / "t"))
+    await node.start()
+    await asyncio.Event().wait()
+
+asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
+"""
+
 
 class ScriptedManager:
     """Listens for one node and keeps what it says, by channel."""
@@ -114,9 +128,11 @@ class ScriptedManager:
         common_data: bytes | None = None,
         start_timeout_ms: int = 0,
         gpus: Sequence[int] = (),
+        gang: types_pb2.Gang | None = None,
+        name: str = "app",
         **spec: Any,
     ) -> str:
-        """Start an executor; gives its id."""
+        """Start an executor of application `name`, with this in its spec; gives its id."""
         environment = {"PYTHONPATH": str(SOURCE), **(env or {})}
         application = types_pb2.ApplicationSpec(
             command=command,
@@ -128,7 +144,7 @@ class ScriptedManager:
         executor_id = self.executor_id(channel)
         context = shim_pb2.SessionContext(
             session_id=f"session-{channel}",
-            application=shim_pb2.ApplicationContext(name="app", command=command),
+            application=shim_pb2.ApplicationContext(name=name, command=command),
             common_data=common_data,
         )
         start = link_pb2.Start(
@@ -138,6 +154,7 @@ class ScriptedManager:
             resreq=types_pb2.ResourceRequirement(cpu=1, memory=1 << 30),
             gpus=gpus,
             token=f"token-{channel}",
+            gang=gang,
         )
         self.send(Kind.START, channel, start)
         return executor_id
@@ -253,6 +270,22 @@ async def a_node_here(**settings: Any) -> AsyncIterator[Node]:
     with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp") as folder:
         async with a_node(Path(folder), **settings) as node:
             yield node
+
+
+async def a_node_apart(node: Node) -> asyncio.subprocess.Process:
+    """An executor manager in a process of its own instead of the node's; returns when it is connected."""
+    await node.executors.stop()
+    program = node.folder / "alone.py"
+    program.write_text(NODE_ALONE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), str(node.manager.address), str(node.folder), env={"PYTHONPATH": str(SOURCE)}
+    )
+    await node.manager.until(lambda: len(node.manager.hellos) == 2, "the other node")
+    return process
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
 
 
 async def gone(pid: int) -> None:

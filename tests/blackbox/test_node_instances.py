@@ -14,7 +14,7 @@ import pytest
 
 from flame.model.errors import NotFoundError
 from flame.proto import types_pb2
-from scripted_manager import Node, a_node_here, appears, gone, runs
+from scripted_manager import Node, a_node_apart, a_node_here, appears, gone, parent_of, runs
 
 ECHO = """
     class Echo(FlameService):
@@ -337,29 +337,8 @@ async def test_a_process_without_environment_is_not_taken_for_somebody_elses(nod
     assert not any(map(runs, json.loads(file.read_text())))
 
 
-NODE_ALONE = """
-import asyncio, sys
-from pathlib import Path
-from flame.link import parse
-from flame.node import ExecutorManager, NodeSettings
-
-async def main(manager, folder):
-    node = ExecutorManager(NodeSettings(manager=parse(manager), work_dir=folder / "alone", socket_dir=folder / "t"))
-    await node.start()
-    await asyncio.Event().wait()
-
-asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
-"""
-
-
 async def test_no_process_outlives_an_executor_manager_that_is_killed(node: Node) -> None:
-    await node.executors.stop()
-    program = node.folder / "alone.py"
-    program.write_text(NODE_ALONE)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(program), str(node.manager.address), str(node.folder), env={"PYTHONPATH": source_path()}
-    )
-    await node.manager.until(lambda: len(node.manager.hellos) == 2, "the other node")
+    process = await a_node_apart(node)
     file = node.folder / "pids"
     node.manager.start(1, sys.executable, node.service(ESCAPE), str(file), "wipe")
     await node.manager.bound(1)
@@ -370,14 +349,6 @@ async def test_no_process_outlives_an_executor_manager_that_is_killed(node: Node
     await gone(keeper)
     assert not any(map(runs, pids))
     assert not any((node.folder / "t").iterdir())
-
-
-def source_path() -> str:
-    return str(Path(__file__).parent.parent.parent / "src")
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
 
 
 async def test_a_killed_keeper_takes_its_instances_along_and_a_new_one_takes_its_place(node: Node) -> None:
