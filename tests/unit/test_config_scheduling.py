@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ limits:
 )
 def test_mistakes_of_scheduling_are_named(tmp_path: Path, line: str, message: str) -> None:
     assert message in refused(tmp_path, line)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_examples_of_the_documentation_are_right(tmp_path: Path, number: int) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    blocks = re.findall(r"^```yaml\n(cluster:\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    file = tmp_path / "flame-cluster.yaml"
+    file.write_text(blocks[number])
+    assert read_cluster(file)[1] == []
 
 
 # --- tenants ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from flame._version import __version__
-from flame.config import ClusterConfig, load_cluster
+from flame.config import ClusterConfig, ClusterSection, load_cluster
 from flame.link import parse, tcp, unix
 from flame.link.loops import event_loop_factory
 from flame.local.folders import private_folder
@@ -32,7 +32,7 @@ from flame.manager.settings import ManagerSettings
 from flame.model.errors import AlreadyExistsError, FlameError, InternalError, InvalidConfigError
 from flame.model.resources import Resources
 from flame.node import ExecutorManager, NodeSettings
-from flame.node.capacity import detect
+from flame.node.capacity import detect, offered
 from flame.node.daemon import settings_of as node_settings
 from flame.telemetry import set_up_logging
 
@@ -84,7 +84,7 @@ async def _run(settings: DaemonSettings, record: ClusterRecord) -> int:
         manager = SessionManager(_manager_settings(settings, config, record))
         await manager.start()
         stack.push_async_callback(manager.stop)
-        node = ExecutorManager(_node_settings(settings, config, record))
+        node = ExecutorManager(await asyncio.to_thread(_node_settings, settings, config, record))
         await node.start()
         stack.push_async_callback(node.stop)
         write_record(Path(settings.folder), record)
@@ -124,7 +124,7 @@ def _node_settings(settings: DaemonSettings, config: ClusterConfig, record: Clus
         node_settings(config, Path(settings.data) / "work"),
         manager=unix(Path(settings.folder) / SOCKET),
         grpc="",
-        capacity=_capacity(settings, cluster.resreq) or cluster.executors.capacity,
+        capacity=_capacity(settings, cluster) or cluster.executors.capacity,
         socket_dir=private_folder(Path(settings.folder) / "i"),
         # Its own link and those of its instances are unix sockets, where the kernel says who is there.
         tls=None,
@@ -132,12 +132,12 @@ def _node_settings(settings: DaemonSettings, config: ClusterConfig, record: Clus
     )
 
 
-def _capacity(settings: DaemonSettings, unit: Resources) -> Resources | None:
+def _capacity(settings: DaemonSettings, cluster: ClusterSection) -> Resources | None:
     """Room for the executors that were asked for; None = what the machine has."""
     if settings.capacity is not None or settings.executors is None:
         return settings.capacity
-    found = detect().resources
-    count = settings.executors
+    found = offered(detect(), None, cluster.executors.devices, cluster.executors.gpu_fraction).resources
+    count, unit = settings.executors, cluster.resreq
     return Resources(
         cpu=count * max(1, unit.cpu),
         # The user knows that so many fit: a small machine is no reason to start fewer.
