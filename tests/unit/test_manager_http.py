@@ -17,6 +17,7 @@ from flame.link import unix
 from flame.manager.manager import SessionManager
 from flame.manager.settings import ManagerSettings
 from flame.model.errors import InvalidConfigError
+from flame.model.tenants import TenantSpec
 from flame.proto import frontend_pb2 as pb
 from flame.proto import types_pb2
 from flame.security import client_ssl, make_certificates
@@ -244,3 +245,31 @@ async def test_the_form_follows_the_accept_header(world: World, accept: str, con
     assert answer.headers["Content-Type"].startswith(content_type)
     assert answer.text.endswith(end)
     assert ("# EOF" in answer.text) == bool(end)
+
+
+async def test_tenants_are_measured_with_those_below_them(world: World) -> None:
+    client, node = await world.client(), await world.node(cpu=4)
+    for name, parent in (("research", ""), ("vision", "research")):
+        request = pb.CreateTenantRequest(name=name, tenant=types_pb2.TenantSpec(parent=parent))
+        await client.call("CreateTenant", request, types_pb2.Tenant)
+    await client.create(tenant="vision", min_instances=1)
+    await client.attach()
+    client.submit(1, b"a")
+    await client.accepted()
+    await node.start()
+    values = await measure(world)
+    assert values["flame_tenants"] == 3
+    for name in ("research", "vision"):
+        assert values[f"flame_tenant_used_cpu_cores{{{name}}}"] == 1
+        assert values[f"flame_tenant_share{{{name}}}"] == 0.25
+        assert values[f"flame_tenant_sessions{{{name}}}"] == values[f"flame_tenant_pending_tasks{{{name}}}"] == 1
+    assert values["flame_tenant_sessions{default}"] == values["flame_tenant_share{default}"] == 0
+
+
+async def test_only_so_many_tenants_have_series_of_their_own(tmp_path: Path) -> None:
+    tenants = tuple((f"t{number:03}", TenantSpec()) for number in range(150))
+    async with a_world(tmp_path, http="127.0.0.1:0", tenants=tenants) as world:
+        values = await measure(world)
+    assert values["flame_tenants"] == 151
+    assert sum(name.startswith("flame_tenant_share{") for name in values) == 100
+    assert "flame_tenant_share{default}" in values

@@ -48,6 +48,12 @@ def settings_of(config: ClusterConfig, *, insecure: bool = False) -> ManagerSett
         max_kills=cluster.recovery.task.max_kills,
         drain_ms=cluster.recovery.node.drain * 1000,
         retention_s=cluster.retention,
+        policies=cluster.policies,
+        tenants=cluster.tenants,
+        preemption_grace_ms=round(cluster.scheduling.preemption_grace * 1000),
+        unsatisfiable_ms=max(1, round(cluster.scheduling.unsatisfiable * 1000)),
+        gang_ports=cluster.scheduling.gang_ports,
+        max_pending=cluster.limits.max_pending,
     )
 
 

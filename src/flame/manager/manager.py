@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import uuid
+from collections.abc import Sequence
 
 from flame._version import __version__
 from flame.engine import Engine, EngineSettings
@@ -22,12 +23,15 @@ from flame.manager.log_reader import LogReader
 from flame.manager.metrics import Metrics
 from flame.manager.nodes import Nodes
 from flame.manager.payloads import Payloads
+from flame.manager.policies import load_policies
 from flame.manager.settings import ManagerSettings
+from flame.manager.tenants import check_tenants, set_up_tenants
 from flame.manager.turns import Turns, wall_clock
 from flame.manager.watches import Watches
 from flame.model.errors import InvalidConfigError, ProtocolError, ReadOnlyError, UnavailableError
 from flame.model.specs import ApplicationSchema, ApplicationSpec
 from flame.proto import frontend_pb2, link_pb2
+from flame.scheduler.policy import Policy
 from flame.security import Tokens, authorize, check_listener, identify, server_ssl
 
 _log = logging.getLogger("flame.manager")
@@ -65,14 +69,16 @@ class SessionManager:
     async def start(self) -> None:
         """Recover what the journal holds, then listen.
 
-        Raises InvalidConfigError for settings that can't work (an address in use, TLS files missing), JournalError
-        when the journal is in use or damaged.
+        Raises InvalidConfigError for settings that can't work (an address in use, TLS files missing, an unknown policy,
+        tenants that can't be), JournalError when the journal is in use or damaged.
         """
         settings = self.settings
         self._check_listeners()
+        policies = load_policies(settings.policies)
+        check_tenants(settings.tenants)
         journal = open_journal(settings.storage)
         try:
-            self._recover(journal)
+            self._recover(journal, policies)
         except BaseException:
             journal.close()
             raise
@@ -133,7 +139,7 @@ class SessionManager:
         for address in addresses:
             check_listener(address, settings.tls, insecure=settings.insecure)
 
-    def _recover(self, journal: Journal) -> None:
+    def _recover(self, journal: Journal, policies: Sequence[Policy]) -> None:
         settings = self.settings
         engine = Engine(
             EngineSettings(
@@ -143,8 +149,14 @@ class SessionManager:
                 drain_ms=settings.drain_ms,
                 retention_s=settings.retention_s,
                 max_sessions=settings.max_sessions,
+                max_pending=settings.max_pending,
+                policies=settings.policies,
+                preemption_grace_ms=settings.preemption_grace_ms,
+                unsatisfiable_ms=settings.unsatisfiable_ms,
+                gang_ports=settings.gang_ports,
             ),
             lambda: str(uuid.uuid4()),
+            policies,
         )
         for record in journal.replay():
             engine.replay(record)
@@ -174,6 +186,7 @@ class SessionManager:
         for name, spec in BUILT_IN.items():
             turns.post(RegisterApplication(0, name, spec, builtin=True))
         turns.run_now()
+        set_up_tenants(turns, settings.tenants)
 
     async def _listen(self) -> None:
         settings = self.settings
@@ -264,6 +277,7 @@ class SessionManager:
             read_only_reason=trouble.message if trouble is not None else "",
             max_payload=settings.max_payload,
             endpoint=settings.endpoint,
+            policies=settings.policies,
         )
 
 

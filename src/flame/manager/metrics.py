@@ -1,7 +1,7 @@
 """What the session manager counts, for Prometheus: read from the engine when somebody asks, kept nowhere.
 
 docs/metrics.md is the table of it. No label holds the id of a session, a task or a node: the number of series does not
-grow with use.
+grow with use. Tenants are named, up to MAX_TENANTS of them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
+MAX_TENANTS = 100  # with series of their own: those that were made first
 _STATES = [state for state in ExecutorState if state is not ExecutorState.UNKNOWN]
 
 
@@ -54,6 +55,7 @@ class Metrics:
         yield _gauge("flame_generation", "Starts of a session manager on this journal", self._turns.engine.generation)
         yield from self._work()
         yield from self._nodes()
+        yield from self._tenants()
         yield from self._manager()
 
     def _work(self) -> Iterator[Metric]:
@@ -87,6 +89,19 @@ class Metrics:
         ):
             yield _gauge(f"flame_capacity_{name}", f"{what} of the nodes that are ready", offered)
             yield _gauge(f"flame_allocated_{name}", f"{what} of the nodes that are ready, held by executors", held)
+
+    def _tenants(self) -> Iterator[Metric]:
+        engine = self._turns.engine
+        found = views.tenant_measures(engine, MAX_TENANTS)
+        yield _gauge("flame_tenants", "Tenants, also those without series of their own", len(engine.tenants))
+        for name, what, values in (
+            ("used_cpu_cores", "Cores held by executors of the tenant and those below it", [t.used.cpu for t in found]),
+            ("share", "Dominant share of the cluster that they hold, 0 to 1", [t.share for t in found]),
+            ("sessions", "Their open sessions", [t.sessions for t in found]),
+            ("pending_tasks", "Their tasks that have not ended", [t.pending for t in found]),
+        ):
+            by_name = dict(zip((tenant.name for tenant in found), values, strict=True))
+            yield _gauge(f"flame_tenant_{name}", what, by_name, "tenant")
 
     def _manager(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import SummaryMetricFamily

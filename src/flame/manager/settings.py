@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import msgspec
 
 from flame.config import TlsConfig
+from flame.config.cluster import DEFAULT_POLICIES
 from flame.link import DEFAULT_MAX_PAYLOAD, Address
 from flame.model.resources import Resources
 from flame.model.specs import UNIT
+from flame.model.tenants import TenantSpec
 
 
 class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +20,8 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
     `links` are addresses of the framed link, `frontend` and `backend` of gRPC (`host:port` or `unix:/path`; None = no
     gRPC, which saves its memory), `http` of probes and metrics (`host:port`; None = none). `endpoint` is the URL that
     clients are told. `max_payload` in bytes, `heartbeat` in seconds, `drain_ms` and `retention_s` as in EngineSettings.
-    `storage` as in `journal.open_journal`.
+    `storage` as in `journal.open_journal`. `policies` are names of the scheduler's, in their order; `tenants` are made
+    or updated at the start, parents before those below them; what follows is as in EngineSettings.
     """
 
     name: str = "flame"
@@ -38,3 +41,9 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True):
     retention_s: int = 86_400
     drain_ms: int = 30_000
     heartbeat: float = 5.0
+    policies: tuple[str, ...] = DEFAULT_POLICIES
+    tenants: tuple[tuple[str, TenantSpec], ...] = ()
+    preemption_grace_ms: int = 30_000
+    unsatisfiable_ms: int = 60_000
+    gang_ports: tuple[int, int] = (29_500, 30_499)
+    max_pending: int = 0
