@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,7 +29,7 @@ class Doors:
             self.address: Address = tcp("127.0.0.1", probe.getsockname()[1])
         self._grpc = grpc.aio.server()
         serve_grpc(self._grpc, self._by_grpc)
-        self.grpc = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
+        self.grpc = tcp("127.0.0.1", self._grpc.add_insecure_port("127.0.0.1:0"))
 
     async def _by_link(self, link: Link) -> link_pb2.Welcome:
         if self.refusal is not None:
@@ -69,7 +70,7 @@ class Caller:
     """A node that dials and hangs up."""
 
     def __init__(self, doors: Doors, *, grpc: bool = True) -> None:
-        target = doors.grpc if grpc else ""
+        target = doors.grpc if grpc else None
         self.hellos = 0
         self._dialer = Dialer(NodeSettings(manager=doors.address, grpc=target, work_dir=Path("unused")))
 
@@ -130,7 +131,17 @@ async def test_without_another_door_the_first_failure_is_the_last(doors: Doors) 
     assert doors.entered == []
 
 
-async def test_both_failures_are_told(doors: Doors) -> None:
+async def test_where_nobody_listens_the_link_s_failure_is_told(doors: Doors) -> None:
     await doors.stop()
-    with pytest.raises(UnavailableError, match=rf"can't connect to tcp:.*; and over gRPC at {doors.grpc}: "):
+    with pytest.raises(UnavailableError, match="can't connect to tcp:") as caught:
         await Caller(doors).call()
+    assert "gRPC" not in caught.value.message
+
+
+async def test_both_failures_are_told(doors: Doors) -> None:
+    """Somebody listens there who does not speak gRPC."""
+    await doors.stop()
+    stranger = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", doors.grpc.port)
+    async with stranger:
+        with pytest.raises(UnavailableError, match=r"can't connect to tcp:.*; and over gRPC at 127.0.0.1:\d+: "):
+            await Caller(doors).call()

@@ -123,7 +123,7 @@ def _node_settings(settings: DaemonSettings, config: ClusterConfig, record: Clus
     return msgspec.structs.replace(
         node_settings(config, Path(settings.data) / "work"),
         manager=unix(Path(settings.folder) / SOCKET),
-        grpc="",
+        grpc=None,
         capacity=_capacity(settings, cluster) or cluster.executors.capacity,
         socket_dir=private_folder(Path(settings.folder) / "i"),
         # Its own link and those of its instances are unix sockets, where the kernel says who is there.

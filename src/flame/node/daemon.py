@@ -32,7 +32,7 @@ def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) 
     ca_file = cluster.tls.ca_file if cluster.tls is not None else None
     return NodeSettings(
         manager=tcp(cluster.host, cluster.port + LINK_PORT),
-        grpc=str(tcp(cluster.host, cluster.port + GRPC_PORT)).removeprefix("tcp:"),
+        grpc=tcp(cluster.host, cluster.port + GRPC_PORT),
         work_dir=work_dir,
         name=name or os.uname().nodename,
         capacity=executors.capacity,

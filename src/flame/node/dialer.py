@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from ssl import SSLContext
 from typing import TYPE_CHECKING
 
-from flame.link import Link, connect
+from flame.link import Address, Link, connect
 from flame.link.connection import OnCall, OnClosed, OnFrames
 from flame.model.errors import UnavailableError
 from flame.node.settings import NodeSettings
@@ -42,20 +43,20 @@ class Dialer:
     ) -> Link:
         """A new link, and in the log where it leads; `hello` is asked at each attempt. Raises FlameError."""
         settings = self._settings
-        fallback = settings.grpc if not self._framed_works else ""
+        fallback = settings.grpc if not self._framed_works else None
         try:
             link = await connect(
                 settings.manager,
                 hello(),
                 ssl=self._ssl,
-                timeout=_TIMEOUT_BEFORE_GRPC if fallback else _TIMEOUT,
+                timeout=_TIMEOUT_BEFORE_GRPC if fallback is not None else _TIMEOUT,
                 on_frames=on_frames,
                 on_closed=on_closed,
                 on_call=on_call,
                 heartbeat=settings.heartbeat,
             )
         except UnavailableError as error:
-            if not fallback:
+            if fallback is None or not await _answers(fallback):
                 raise
             unreachable = error
         else:
@@ -64,9 +65,10 @@ class Dialer:
             return link
         from flame.link.grpc_carrier import connect_grpc
 
+        target = str(fallback).removeprefix("tcp:")
         try:
             link = await connect_grpc(
-                fallback,
+                target,
                 hello(),
                 credentials=self._credentials(),
                 timeout=_TIMEOUT,
@@ -76,12 +78,10 @@ class Dialer:
                 heartbeat=settings.heartbeat,
             )
         except UnavailableError as error:
-            raise UnavailableError(
-                f"{unreachable.message}; and over gRPC at {fallback}: {error.message}", remedy=unreachable.remedy
-            ) from error
+            raise UnavailableError(f"{unreachable.message}; and over gRPC at {target}: {error.message}") from error
         logger.warning(
             "connected to the session manager over gRPC at %s, which is slower: the framed link can't be used: %s",
-            fallback,
+            target,
             unreachable.message,
         )
         return link
@@ -92,3 +92,15 @@ class Dialer:
         from flame.security.tls import grpc_channel_credentials
 
         return grpc_channel_credentials(self._settings.tls)
+
+
+async def _answers(address: Address) -> bool:
+    """Whether somebody listens there. Else the session manager is away, and gRPC, which is large, is not needed."""
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            writer.close()
+            await writer.wait_closed()
+    except OSError:  # TimeoutError is one
+        return False
+    return True

@@ -21,7 +21,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     None means what this machine has (capacity.py). `socket_dir` must have a short path and belong to this user only;
     None means the default (shims/reception.py). `endpoint`, `cache_endpoint` and `ca_file` are told to the instances.
 
-    `grpc` (`host:port`, empty = none) is where the session manager's gRPC listens, for when its link can't be reached.
+    `grpc` is where the session manager listens for nodes over gRPC, None = nowhere: for when its link can't be reached.
     `labels`, `taints` and `max_executors` (0 = as many as fit) are what the node tells the scheduler of itself.
     `devices` None means the GPUs that are found; `gpu_fraction` executors may share one.
     """
@@ -31,7 +31,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     name: str = os.uname().nodename
     capacity: Resources | None = None
     socket_dir: Path | None = None
-    grpc: str = ""
+    grpc: Address | None = None
     tls: TlsConfig | None = None
     token: str = ""  # credential for the session manager where TLS and the socket's owner give none
     shim: Shim = Shim.HOST
