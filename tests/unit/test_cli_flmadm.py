@@ -48,6 +48,14 @@ def test_a_wrong_file_does_not_hide_the_next(tmp_path: Path, capsys: pytest.Capt
     [
         ("endpoint: 'http://0.0.0.0:1'", "cluster.endpoint: 0.0.0.0 is not this machine and there is no cluster.tls"),
         ("endpoint: 'http://h:1'\n  storage: sqlite:///proc/x/y.db", "h is not this machine"),
+        (
+            "endpoint: 'http://[::1]:1'\n  policies: [priorty]",
+            "a: unknown policy 'priorty' in cluster.policies (did you",
+        ),
+        (
+            "endpoint: 'http://[::1]:1'\n  tenants: {a: {quota: {cpu: 1}, tenants: {b: {guarantee: cpu=2}}}}",
+            "a: cluster.tenants: the tenants below a are guaranteed 2 cpu together, its quota is 1 cpu (guarantee less",
+        ),
         ("endpoint: 'https://h:1'\n  tls: {cert_file: a, key_file: b, ca_file: c}", "cluster.tls: "),
     ],
 )

@@ -165,6 +165,12 @@ tenants:
         ("tenants: {a: {tenants: {b: {color: red}}}}", "4: cluster.tenants.a.tenants.b.color: unknown key"),
         ("tenants: {'': {}}", "4: cluster.tenants: '' is no name for a tenant"),
         ("tenants: {'a b': {}}", "4: cluster.tenants.a b: 'a b' is no name for a tenant"),
+        ("tenants: {-a: {}}", "'-a' is no name for a tenant; use up to 128 letters"),
+        (f"tenants: {{{'a' * 129}: {{}}}}", "is no name for a tenant"),
+        (
+            "tenants: {default: {tenants: {a: {}}}}",
+            "4: cluster.tenants.default.tenants: default has no others below it",
+        ),
         ("tenants: {a: {}, a: {}}", "4: cluster.tenants.a: stands twice, first in line 4"),
     ],
 )

@@ -11,13 +11,15 @@ tenants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from flame.config.document import Section
 from flame.model.resources import Resources, format_size
-from flame.model.tenants import MAX_WEIGHT, Quota, TenantSpec
+from flame.model.tenants import DEFAULT_TENANT, MAX_WEIGHT, Quota, TenantSpec
 
-MAX_NAME = 253  # bytes
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_NAMES = "use up to 128 letters, digits, '-', '_', '.', and begin with none of '-' and '.'"
 _MOST = 2**63 - 1
 
 
@@ -30,17 +32,18 @@ def read_tenants(section: Section) -> tuple[tuple[str, TenantSpec], ...]:
 def _below(section: Section, parent: str, places: dict[str, str]) -> Iterator[tuple[str, TenantSpec]]:
     """The tenants of one mapping, each followed by its own; `places` says where each name stands."""
     for name in section.names():
-        if not name or len(name.encode()) > MAX_NAME or any(not sign.isprintable() or sign in " /," for sign in name):
-            raise section.error(
-                name, f"{name!r} is no name for a tenant", f"1 to {MAX_NAME} bytes, without spaces, commas and slashes"
-            )
+        if not _NAME.fullmatch(name):
+            raise section.error(name, f"{name!r} is no name for a tenant", _NAMES)
         if name in places:
             raise section.error(name, f"there is a tenant {name!r} already, at {places[name]}")
         places[name] = section.where(name)
         tenant = section.section(name)
         assert tenant is not None
         yield name, _spec(tenant, parent)
-        yield from _below(tenant.section_or_empty("tenants"), name, places)
+        below = tenant.section_or_empty("tenants")
+        if name == DEFAULT_TENANT and below.names():
+            raise tenant.error("tenants", f"{name} has no others below it: it takes the sessions that name none")
+        yield from _below(below, name, places)
 
 
 def _spec(section: Section, parent: str) -> TenantSpec:

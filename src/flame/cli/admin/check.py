@@ -76,9 +76,16 @@ def _client(file: Path) -> tuple[str, list[str]]:
 
 def _cluster(file: Path) -> tuple[str, list[str]]:
     from flame.config import read_cluster
+    from flame.manager.policies import load_policies
+    from flame.manager.tenants import check_tenants
 
     config, found = read_cluster(file)
     cluster = config.cluster
+    try:
+        load_policies(cluster.policies)
+        check_tenants(cluster.tenants)
+    except InvalidConfigError as error:
+        raise InvalidConfigError(f"{file}: {error.message}", remedy=error.remedy) from None
     notes = [f"{note.where}: {note.text}" for note in found]
     if cluster.tls is not None:
         _readable(f"{file}: cluster.tls", cluster.tls.cert_file, cluster.tls.key_file, cluster.tls.ca_file)
