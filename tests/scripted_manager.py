@@ -272,6 +272,27 @@ async def a_node_here(**settings: Any) -> AsyncIterator[Node]:
             yield node
 
 
+class Births:
+    """The processes that wrote their number into a folder, so far."""
+
+    def __init__(self, parent: Path, name: str = "app") -> None:
+        self.folder = parent / f"born-{name}"
+        self.folder.mkdir()
+
+    @property
+    def pids(self) -> set[int]:
+        return {int(file.name) for file in self.folder.iterdir()}
+
+    async def until(self, count: int) -> set[int]:
+        """Wait until there were so many."""
+        with Inotify() as inotify:
+            inotify.add_watch(self.folder, Mask.CREATE)
+            async with asyncio.timeout(PATIENCE):
+                while len(self.pids) < count:
+                    await inotify.get()
+        return self.pids
+
+
 async def a_node_apart(node: Node) -> asyncio.subprocess.Process:
     """An executor manager in a process of its own instead of the node's; returns when it is connected."""
     await node.executors.stop()

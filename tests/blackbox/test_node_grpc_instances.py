@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 
 from flame.link import Kind
 from flame.proto import link_pb2, types_pb2
-from scripted_manager import Node, a_node_here, appears, gone
+from scripted_manager import Births, Node, a_node_here, appears, gone
 
 FOREIGN = Path(__file__).parent.parent.parent / ".venv-foreign" / "bin" / "python"
 
 SERVICE = """
+    if sys.argv[1:]:
+        open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
     class Evaluate(FlameService):
         def on_session_enter(self, context):
             if context.common_data() == b"refuse":
@@ -39,20 +42,21 @@ def dialect(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def start(node: Node, dialect: str, **options: object) -> None:
-    """Start the service as executor 1, written with the SDK that `dialect` names."""
+def start(node: Node, dialect: str, channel: int = 1, *arguments: str, **options: object) -> None:
+    """Start the service as executor `channel`, written with the SDK that `dialect` names."""
     source = SERVICE
     if dialect == "flamepy":
         file = node.service(source)
         program = Path(file).read_text().replace("from flame.service import *", "from flamepy import FlameService, run")
         Path(file).write_text(program)
-        node.manager.start(1, str(FOREIGN), file, **options)
+        node.manager.start(channel, str(FOREIGN), file, *arguments, **options)
     else:
         if "async" in dialect:
             source = source.replace("def on_task", "async def on_task").replace(
                 "def on_session_e", "async def on_session_e"
             )
-        node.start(1, '    del os.environ["FLAME_INSTANCE_LINK"]\n' + source, **options)
+        file = node.service('    del os.environ["FLAME_INSTANCE_LINK"]\n' + source)
+        node.manager.start(channel, sys.executable, file, *arguments, **options)
 
 
 async def test_tasks_of_a_grpc_service(node: Node, dialect: str) -> None:
@@ -123,6 +127,20 @@ async def test_a_grpc_task_that_outlives_its_time_out(node: Node, dialect: str) 
     assert output == b"quick"
     assert (failure.message, failure.retryable) == ("task timed out after 200 ms", True)
     await node.manager.released(1)
+
+
+async def test_a_grpc_instance_that_was_started_ahead_enters_the_session_that_comes(node: Node, dialect: str) -> None:
+    births = Births(node.folder)
+    start(node, dialect, 1, str(births.folder), warm_instances=1)
+    first = (await node.manager.bound(1)).pid
+    waiting = await births.until(2) - {first}
+    start(node, dialect, 2, str(births.folder), warm_instances=1)
+    assert {(await node.manager.bound(2)).pid} == waiting
+    assert await node.manager.answered(2, node.manager.run(2, b"b'one'")) == [b"one"]
+    waiting = await births.until(3) - {first} - waiting
+    start(node, dialect, 3, str(births.folder), warm_instances=1, common_data=b"refuse")
+    released = await node.manager.released(3)
+    assert (released.code, released.message, {released.pid}) == (12, "refused", waiting)
 
 
 async def test_a_socket_without_a_server_behind_it_is_given_up(node: Node) -> None:

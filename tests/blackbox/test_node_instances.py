@@ -224,6 +224,61 @@ async def test_gpus_are_passed_by_the_names_that_the_node_has_for_them(monkeypat
         assert await node.manager.answered(2, node.manager.run(2, b"")) == [b""]
 
 
+SHOW_GANG = """
+    import json
+    class Show(FlameService):
+        def on_session_enter(self, context):
+            self.gang = context.gang
+        def on_task_invoke(self, context):
+            wanted = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+            env = {name: value for name, value in os.environ.items() if name in wanted or "GANG" in name}
+            gang = self.gang and [self.gang.rank, self.gang.world_size, self.gang.addresses]
+            return json.dumps([env, gang]).encode()
+    run(Show())
+"""
+
+
+async def test_a_member_of_a_gang_finds_the_others_in_its_context_and_its_environment(node: Node) -> None:
+    addresses = ["[fd00::1]:29500", "10.0.0.2:29501"]
+    gang = types_pb2.Gang(rank=1, world_size=2, addresses=addresses)
+    node.start(1, SHOW_GANG, gang=gang, env={"MASTER_PORT": "7777", "FLAME_GANG_RANK": "forged"})
+    node.start(2, SHOW_GANG)
+    await node.manager.bound(1)
+    await node.manager.bound(2)
+    (member,) = await node.manager.answered(1, node.manager.run(1, b""))
+    env, told = json.loads(member)
+    assert told == [1, 2, addresses]
+    assert env == {
+        "FLAME_GANG_RANK": "1",
+        "FLAME_GANG_SIZE": "2",
+        "FLAME_GANG_ADDRESSES": ",".join(addresses),
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "fd00::1",
+        "MASTER_PORT": "7777",  # as the application registered it
+    }
+    (single,) = await node.manager.answered(2, node.manager.run(2, b""))
+    assert json.loads(single) == [{}, None]
+
+
+async def test_a_node_that_comes_back_tells_what_its_executors_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    async with a_node_here(capacity=None) as node:
+        gang = types_pb2.Gang(rank=1, world_size=2, addresses=["h:1", "h:2"])
+        node.start(1, SHOW_GANG, gang=gang, gpus=[1, 3])
+        node.start(2, SHOW_GANG)
+        await node.manager.bound(1)
+        await node.manager.bound(2)
+        assert node.manager.link is not None
+        node.manager.link.abort()
+        await node.manager.until(lambda: len(node.manager.hellos) == 2, "the node again")
+        member, single = sorted(node.manager.hellos[1].node.executors, key=lambda held: held.channel)
+        assert (member.gang, list(member.gpus)) == (gang, [1, 3])
+        assert (single.HasField("gang"), list(single.gpus)) == (False, [])
+
+
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 

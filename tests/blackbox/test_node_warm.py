@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asyncinotify import Inotify, Mask
 
 from flame.proto import types_pb2
 from flame.shims import warm
-from scripted_manager import PATIENCE, Node, a_node_apart, a_node_here, gone, parent_of, runs
+from scripted_manager import PATIENCE, Births, Node, a_node_apart, a_node_here, gone, parent_of, runs
 
 # Says that it runs before it knows any session, and in its tasks who it is.
 TELL = """
@@ -72,27 +71,6 @@ async def warnings() -> AsyncIterator[Warnings]:
     logging.getLogger("flame.node").removeHandler(handler)
 
 
-class Births:
-    """The processes that wrote their number into a folder, so far."""
-
-    def __init__(self, node: Node, name: str = "app") -> None:
-        self.folder = node.folder / f"born-{name}"
-        self.folder.mkdir()
-
-    @property
-    def pids(self) -> set[int]:
-        return {int(file.name) for file in self.folder.iterdir()}
-
-    async def until(self, count: int) -> set[int]:
-        """Wait until there were so many."""
-        with Inotify() as inotify:
-            inotify.add_watch(self.folder, Mask.CREATE)
-            async with asyncio.timeout(PATIENCE):
-                while len(self.pids) < count:
-                    await inotify.get()
-        return self.pids
-
-
 def start(node: Node, channel: int, births: Births, source: str = TELL, **options: Any) -> str:
     service = node.service(source, f"service-{births.folder.name}")
     options = {"warm_instances": 1, **options}
@@ -105,7 +83,7 @@ async def told(node: Node, channel: int) -> dict[str, Any]:
 
 
 async def test_a_session_gets_a_process_that_was_there_before_it(node: Node) -> None:
-    births = Births(node)
+    births = Births(node.folder)
     start(node, 1, births, warm_instances=2)
     first = (await node.manager.bound(1)).pid
     waiting = await births.until(3) - {first}
@@ -137,7 +115,7 @@ async def test_a_session_gets_a_process_that_was_there_before_it(node: Node) -> 
 
 
 async def test_an_instance_serves_one_session_and_another_one_takes_its_place_in_the_pool(node: Node) -> None:
-    births = Births(node)
+    births = Births(node.folder)
     pids: list[int] = []
     for channel in range(1, 5):
         start(node, channel, births)
@@ -151,7 +129,7 @@ async def test_an_instance_serves_one_session_and_another_one_takes_its_place_in
 
 
 async def test_without_a_wish_nothing_is_started_ahead(node: Node) -> None:
-    idle, busy = Births(node, "idle"), Births(node, "busy")
+    idle, busy = Births(node.folder, "idle"), Births(node.folder, "busy")
     start(node, 1, idle, warm_instances=0, name="idle")
     await node.manager.bound(1)
     start(node, 2, busy, name="busy")
@@ -162,7 +140,7 @@ async def test_without_a_wish_nothing_is_started_ahead(node: Node) -> None:
 
 async def test_the_application_used_last_has_the_budget(node: Node) -> None:
     async with a_node_here(warm_instances=3) as node:
-        one, two = Births(node, "one"), Births(node, "two")
+        one, two = Births(node.folder, "one"), Births(node.folder, "two")
         start(node, 1, one, name="one", warm_instances=2)
         first = (await node.manager.bound(1)).pid
         waiting = await one.until(3) - {first}
@@ -190,7 +168,7 @@ async def first_to_end(pids: set[int]) -> int:
 
 @pytest.mark.parametrize("change", [{"env": {"A": "2"}}, {"working_directory": "/tmp"}, {"warm_instances": 0}])
 async def test_what_was_started_for_another_spec_is_not_used(node: Node, change: dict[str, Any]) -> None:
-    births = Births(node)
+    births = Births(node.folder)
     start(node, 1, births, env={"A": "1"})
     await node.manager.bound(1)
     waiting = await births.until(2) - {node.manager.reports[1][0].pid}
@@ -201,7 +179,7 @@ async def test_what_was_started_for_another_spec_is_not_used(node: Node, change:
 
 
 async def test_a_change_that_instances_do_not_see_keeps_them(node: Node) -> None:
-    births = Births(node)
+    births = Births(node.folder)
     start(node, 1, births)
     first = (await node.manager.bound(1)).pid
     waiting = await births.until(2) - {first}
@@ -212,7 +190,7 @@ async def test_a_change_that_instances_do_not_see_keeps_them(node: Node) -> None
 async def test_gangs_and_gpus_want_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     async with a_node_here(capacity=None) as node:
-        births = Births(node)
+        births = Births(node.folder)
         start(node, 1, births)
         first = (await node.manager.bound(1)).pid
         waiting = await births.until(2) - {first}
@@ -225,7 +203,7 @@ async def test_gangs_and_gpus_want_a_process_of_their_own(monkeypatch: pytest.Mo
 
 async def test_what_nobody_uses_ends(node: Node) -> None:
     async with a_node_here(warm_idle=0.5) as node:
-        births = Births(node)
+        births = Births(node.folder)
         start(node, 1, births, warm_instances=2)
         first = (await node.manager.bound(1)).pid
         for pid in await births.until(2) - {first}:
@@ -237,7 +215,7 @@ async def test_one_that_dies_waiting_is_replaced_a_few_times(
     node: Node, monkeypatch: pytest.MonkeyPatch, warnings: Warnings
 ) -> None:
     monkeypatch.setattr(warm, "_PAUSES", (0.01, 0.01))
-    births = Births(node)
+    births = Births(node.folder)
     source = TELL.replace(
         'print("born"',
         """if "FLAME_SESSION_ID" not in os.environ:
@@ -261,7 +239,7 @@ async def test_one_that_is_killed_waiting_or_speaks_out_of_turn_is_replaced(
     node: Node, monkeypatch: pytest.MonkeyPatch, warnings: Warnings
 ) -> None:
     monkeypatch.setattr(warm, "_PAUSES", (0.01, 0.01))
-    births = Births(node)
+    births = Births(node.folder)
     start(node, 1, births)
     first = (await node.manager.bound(1)).pid
     (second,) = await births.until(2) - {first}
@@ -269,7 +247,7 @@ async def test_one_that_is_killed_waiting_or_speaks_out_of_turn_is_replaced(
     (third,) = await births.until(3) - {first, second}
     start(node, 2, births)
     assert (await node.manager.bound(2)).pid == third
-    rude = Births(node, "rude")
+    rude = Births(node.folder, "rude")
     source = TELL.replace(
         "run(Tell())",
         """from flame.service import wire
@@ -287,7 +265,7 @@ async def test_one_that_is_killed_waiting_or_speaks_out_of_turn_is_replaced(
 
 
 async def test_what_it_leaves_behind_ends_with_its_executor(node: Node) -> None:
-    births = Births(node)
+    births = Births(node.folder)
     source = TELL.replace(
         "return json",
         """reader, writer = os.pipe()
@@ -314,7 +292,7 @@ async def test_what_it_leaves_behind_ends_with_its_executor(node: Node) -> None:
 
 
 async def test_a_node_that_stops_leaves_none_behind(node: Node) -> None:
-    births = Births(node)
+    births = Births(node.folder)
     start(node, 1, births, warm_instances=3)
     await node.manager.bound(1)
     await births.until(4)
@@ -326,7 +304,7 @@ async def test_a_node_that_stops_leaves_none_behind(node: Node) -> None:
 
 async def test_an_executor_manager_that_is_killed_leaves_none_behind(node: Node) -> None:
     process = await a_node_apart(node)
-    births = Births(node)
+    births = Births(node.folder)
     start(node, 1, births, warm_instances=3)
     first = (await node.manager.bound(1)).pid
     await births.until(4)
