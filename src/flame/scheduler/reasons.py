@@ -74,7 +74,8 @@ class Reasons:
 
     def _rules(self, ask: Ask, *, brief: bool) -> Iterator[No]:
         if ask.claims and not ask.lacking:
-            yield self._promised(ask)
+            limit = None if ask.claims[0].waiting else self._quota(ask, brief) or self._application(ask)
+            yield limit or self._promised(ask)
             return
         if not ask.lacking:
             return

@@ -56,7 +56,8 @@ class Reclaim:
         """Promise the session its next executor (a gang: all of them); answers also who was made to leave."""
         told: list[Holding] = []
         seats = self._gang(ask, told) if ask.gang else self._one(ask, told)
-        if seats is None or not self._within_limits(ask, len(seats)):
+        # With nobody leaving there is room, but a limit keeps the session from it until others of its own are gone.
+        if seats is None or not any(leaving for _, leaving in seats) or not self._within_limits(ask, len(seats)):
             for holding in told:
                 self.books.stay(holding)
             return None

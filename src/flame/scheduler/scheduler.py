@@ -362,6 +362,8 @@ class Scheduler:
         """Claims whose room is free now."""
         for claim in [claim for claim in self.books.claims if not claim.waiting]:
             ask = claim.ask
+            if self._limit(ask, len(claim.seats), claimed=True) and not self._over(ask):
+                continue  # kept until others of its tenant, which are on their way out, are gone
             self._drop(claim)
             size = ask.resreq
             counts: dict[Place, int] = {}
@@ -451,13 +453,20 @@ class Scheduler:
         self.books.drop(claim)
         self._changed(claim.ask)
 
-    def _limit(self, ask: Ask, count: int) -> bool:
-        """Whether a quota or its application's limit forbids to start so many now."""
+    def _limit(self, ask: Ask, count: int, *, claimed: bool = False) -> bool:
+        """Whether a quota or its application's limit forbids to start so many now; `claimed`: a claim counts them."""
         limit = ask.application
-        if limit.used + limit.claimed + count > limit.most:
+        if limit.used + limit.claimed + (0 if claimed else count) > limit.most:
             return True
         gain = ask.resreq if count == 1 else gangs.times(ask.resreq, count)
-        return any(group.over_quota(group.used + group.kept, gain) for group in ask.group.path())
+        kept = gain if claimed else Resources()
+        return any(group.over_quota(group.used + group.kept - kept, gain) for group in ask.group.path())
+
+    def _over(self, ask: Ask) -> bool:
+        """Whether its claims are over a limit even when those that leave are gone."""
+        size = ask.resreq
+        quota = any(group.over_quota(group.coming - size, size) for group in ask.group.path())
+        return quota or ask.application.coming > ask.application.most
 
     # --- checks --------------------------------------------------------------------------------------------------
 
