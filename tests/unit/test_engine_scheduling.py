@@ -330,6 +330,9 @@ def test_nothing_fails_while_no_node_has_joined() -> None:
         ({"topology": "spread"}, "is for gangs"),
         ({"selector": {"zonne": "a"}}, "no node has the label 'zonne'"),
         ({"selector": {"": "a"}}, "empty"),
+        ({"tolerations": ("",)}, "tolerations can't have ''"),
+        ({"tolerations": ("x" * 600,)}, "tolerations can't have 'xxx"),
+        ({"prefer_nodes": ("n",) * 1001}, "prefer_nodes can't have 1001 entries"),
     ],
 )
 def test_impossible_sessions_are_refused_at_the_edge(spec: dict[str, object], words: str) -> None:

@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flame.engine import views
 from flame.engine.records import Finish
 from flame.manager import cluster_wire, wire
 from flame.manager.json_schema import check_json_schema
 from flame.manager.nodes import split_tasks
 from flame.model.errors import InvalidArgumentError, ProtocolError
 from flame.model.resources import Resources
-from flame.model.specs import NO_OPTIONS, ApplicationSchema, ApplicationSpec, TaskOptions
-from flame.model.states import ExecutorState, Shim, TaskState
+from flame.model.specs import NO_OPTIONS, ApplicationSchema, ApplicationSpec, Gang, SessionSpec, TaskOptions
+from flame.model.states import ExecutorState, SessionState, Shim, TaskState
+from flame.model.tenants import Quota, TenantSpec
 from flame.proto import link_pb2, types_pb2
 
 texts = st.none() | st.text(max_size=5)
@@ -36,6 +38,7 @@ specs = st.builds(
     url=texts,
     installer=texts,
     start_timeout_ms=uint32,
+    warm_instances=uint32,
 )
 options = st.builds(
     TaskOptions,
@@ -44,7 +47,71 @@ options = st.builds(
     priority=st.integers(-(2**31), 2**31 - 1),
     idempotency_key=st.text(max_size=5),
     labels=st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3),
+    deadline_ms=uint32,
+    retry_delay_ms=uint32,
+    retry_max_delay_ms=uint32,
+    key=st.text(max_size=3),
 )
+amounts = st.builds(Resources, st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(-(2**31), 2**31 - 1))
+words = st.lists(st.text(max_size=3), max_size=3).map(tuple)
+pairs = st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3)
+sessions = st.builds(
+    SessionSpec,
+    st.text(max_size=5),
+    common_data=st.none() | st.binary(max_size=3),
+    min_instances=uint32,
+    max_instances=st.none() | uint32,
+    priority=uint32,
+    resreq=amounts,
+    tenant=st.text(min_size=1, max_size=5),
+    labels=pairs,
+    task_defaults=options,
+    retention_s=st.none() | uint32,
+    gang=st.booleans(),
+    topology=st.text(max_size=3),
+    on_member_loss=st.text(max_size=3),
+    selector=pairs,
+    tolerations=words,
+    prefer_nodes=words,
+    max_running_per_key=uint32,
+)
+tenants = st.builds(
+    TenantSpec,
+    parent=st.text(max_size=3),
+    weight=st.floats(allow_nan=False).filter(bool),
+    guarantee=amounts,
+    quota=st.builds(
+        Quota,
+        cpu=st.none() | st.integers(0, 2**64 - 1),
+        memory=st.none() | st.integers(0, 2**64 - 1),
+        gpu=st.none() | st.integers(-(2**31), 2**31 - 1),
+        sessions=st.none() | uint32,
+        pending=st.none() | st.integers(0, 2**64 - 1),
+    ),
+    description=st.text(max_size=5),
+)
+
+
+@given(sessions)
+def test_sessions_come_back_as_they_were(spec: SessionSpec) -> None:
+    view = views.SessionView(
+        "s", spec, spec.resreq or Resources(), SessionState.OPEN, 1, None, 0, 0, 0, 0, 0, 0, (), "why", 5, 7
+    )
+    body = wire.session_message(view).SerializeToString()
+    message = types_pb2.Session.FromString(body)
+    assert wire.session_spec_of(message.spec) == spec
+    status = message.status
+    assert (status.pending_reason, status.pending_since, status.wanted) == ("why", 5, 7)
+
+
+@given(tenants)
+def test_tenants_come_back_as_they_were(spec: TenantSpec) -> None:
+    body = cluster_wire.tenant_spec_message(spec).SerializeToString()
+    assert cluster_wire.tenant_spec_of(types_pb2.TenantSpec.FromString(body)) == spec
+
+
+def test_a_weight_that_is_left_out_is_one() -> None:
+    assert cluster_wire.tenant_spec_of(types_pb2.TenantSpec()) == TenantSpec()
 
 
 @given(specs)
@@ -127,8 +194,9 @@ def test_failures_of_nothing_are_refused(index: int, state: types_pb2.TaskState)
 
 def test_what_a_node_holds() -> None:
     held = link_pb2.HeldExecutor(
-        executor_id="e", channel=4, session_id="s", state=types_pb2.ExecutorBound, task_ids=[1, 2], attempts=[1, 3]
-    )
+        executor_id="e", channel=4, session_id="s", state=types_pb2.ExecutorBound, task_ids=[1, 2], attempts=[1, 3],
+        gpus=[0, 3], gang=types_pb2.Gang(rank=1, world_size=2, addresses=["a:1", "[::1]:65535"]),
+    )  # fmt: skip
     status = types_pb2.NodeStatus(capacity=types_pb2.ResourceRequirement(cpu=2, memory=3, gpu=1))
     joined = cluster_wire.node_joined(
         "n", link_pb2.NodeHello(node=types_pb2.Node(status=status), boot_id="b", executors=[held])
@@ -136,6 +204,9 @@ def test_what_a_node_holds() -> None:
     assert (joined.name, joined.hostname, joined.boot_id, joined.capacity) == ("n", "n", "b", Resources(2, 3, 1))
     (item,) = joined.held
     assert (item.channel, item.state, item.task_ids, item.attempts) == (4, ExecutorState.BOUND, [1, 2], [1, 3])
+    assert (item.gpus, item.gang, item.concurrency) == ((0, 3), Gang(1, 2, ("a:1", "[::1]:65535")), 1)
+    assert cluster_wire.gang_message(item.gang) == held.gang
+    assert cluster_wire.gang_message(None) is None
     held.attempts.append(9)
     with pytest.raises(ProtocolError, match="2 tasks and 3 attempts"):
         cluster_wire.node_joined("n", link_pb2.NodeHello(executors=[held]))

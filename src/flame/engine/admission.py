@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 MAX_AMOUNT = 2**63 - 1
 MAX_INSTANCES = 2**31 - 1
-MAX_LABEL = 256
+MAX_LABEL = 256  # characters
+MAX_ENTRIES = 1000
 MEMBER_LOSS = ("", "restart", "fail")
 
 
@@ -114,6 +115,14 @@ def _check_placement(engine: Engine, spec: SessionSpec) -> None:
     for label, value in spec.selector.items():
         if not label or len(label) > MAX_LABEL or len(value) > MAX_LABEL:
             raise InvalidArgumentError(f"selector label {label[:40]!r} is empty or over {MAX_LABEL} characters")
+    for field in ("tolerations", "prefer_nodes"):
+        entries = getattr(spec, field)
+        wrong = next((entry for entry in entries if not entry or len(entry) > 2 * MAX_LABEL), None)
+        if wrong is not None or len(entries) > MAX_ENTRIES:
+            what = f"{len(entries)} entries" if wrong is None else f"{wrong[:40]!r}"
+            raise InvalidArgumentError(
+                f"{field} can't have {what}", remedy=f"up to {MAX_ENTRIES}, of 1 to {2 * MAX_LABEL} characters"
+            )
     if not engine.nodes:
         return  # they may not have joined yet
     known = {label for node in engine.nodes.values() for label in node.labels}
