@@ -15,8 +15,10 @@ from flame.cli.commands.node import node
 from flame.cli.commands.tenant import COMMANDS as TENANT
 from flame.cli.commands.tenant import tenant
 from flame.cli.flmctl import COMMANDS, flmctl
+from flame.cli.objects.applications import application_message
 from flame.cli.program import Lazy
 from flame.model.errors import FlameError, NotFoundError, UnavailableError
+from flame.model.specs import ApplicationSpec
 from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
 from scripted_cluster import GIB, START, Script, flame, scripted_cluster, session, task
@@ -200,7 +202,13 @@ def test_an_application_can_be_viewed_and_registered_again(
         name="pi", application=spec
     )
     assert flame("view", "-a", "pi") == 0
-    assert "Schema:         input: integer" in capsys.readouterr().out
+    page = capsys.readouterr().out
+    assert "Schema:          input: integer" in page
+    assert "Warm Instances:  0 on each node" in page
+
+
+def test_an_application_is_sent_with_its_warm_instances() -> None:
+    assert application_message(ApplicationSpec(warm_instances=2)).warm_instances == 2
 
 
 # --- changes -------------------------------------------------------------------------------------------------------

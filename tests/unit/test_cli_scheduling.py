@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 
@@ -233,6 +234,20 @@ def test_top_shows_tenants_where_there_is_more_than_one(script: Script, capsys: 
     (header,) = [line for line in lines if "TENANT" in line]
     assert header.split()[:5] == ["TENANT", "WEIGHT", "SHARE", "FAIR", "SHARE"]
     assert lines[lines.index(header) + 1].split()[:4] == ["a", "2", "50.0%", "25.0%"]
+
+
+def test_top_cuts_its_lines_at_the_edge_of_a_terminal(
+    script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.answers["ListNodes"] = ty.NodeList(nodes=[node("a-node-with-a-very-long-name-that-does-not-fit-there")])
+    script.answers["ListExecutor"] = ty.ExecutorList()
+    script.answers["ListSession"] = ty.SessionList()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert flame("top", "--once") == 0
+    lines = capsys.readouterr().out.removeprefix("\x1b[H\x1b[2J").splitlines()
+    assert max(map(len, lines)) == 40
+    assert "a-node-with-a-very-long-name-that-does-" in "".join(lines)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------
@@ -489,6 +504,41 @@ def test_explain_says_rule_node_since_when_and_what_helps(script: Script, capsys
     )
 
 
+def test_what_all_nodes_share_is_said_once_and_the_story_ends_with_the_last_events(
+    script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = explanation()
+    for reason in answer.reasons:
+        reason.since, reason.remedy = START, "add a node"
+    answer.story.extend(ty.Event(code=0, message=f"step {n}", creation_time=START) for n in range(25))
+    script.answers["Explain"] = answer
+    assert flame("explain", "session", "pi-1") == 0
+    nodes, story = capsys.readouterr().out.partition("On the nodes:\n")[2].split("\n\n")
+    assert nodes.splitlines() == [
+        "  Node  Why not",
+        "  n1    0 of 1 GPU free",
+        "  n2    it is cordoned",
+        "  what helps: add a node",
+    ]
+    lines = story.splitlines()
+    assert lines[:2] == ["What happened:", "  ... 6 earlier events; -o json shows them"]
+    assert (len(lines), lines[2].split()[1:3], lines[-1].split()[1:3]) == (22, ["step", "5"], ["step", "24"])
+
+
+def test_what_differs_between_nodes_has_its_column(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = explanation()
+    answer.reasons[1].remedy = "wait"
+    answer.reasons[2].since = int(time.time() * 1000) - 120_500
+    script.answers["Explain"] = answer
+    assert flame("explain", "session", "pi-1") == 0
+    table = capsys.readouterr().out.partition("On the nodes:\n")[2].splitlines()[:3]
+    assert table == [
+        "  Node  Why not          Since  What helps",
+        "  n1    0 of 1 GPU free  -      wait",
+        "  n2    it is cordoned   2m00s  -",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [
@@ -553,6 +603,26 @@ def test_explain_of_the_cluster(script: Script, capsys: pytest.CaptureFixture[st
     listed = script.request("ListSession", fe.ListSessionRequest)
     assert isinstance(listed, fe.ListSessionRequest)
     assert list(listed.states) == [ty.SessionState.Open]
+
+
+def test_a_session_that_wants_executors_in_advance_waits_as_well(
+    script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.answers["ListSession"] = ty.SessionList(sessions=[session("ahead", wanted=2)])
+    script.answers["ListNodes"] = ty.NodeList()
+    script.answers["Explain"] = explanation()
+    assert flame("explain") == 0
+    summary, _, _, row, *_ = capsys.readouterr().out.splitlines()
+    assert summary == "1 of 1 open session waits for executors"
+    assert row == " ahead    -       0/2        -        needs 2 GPUs"
+
+
+def test_nothing_waits(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["GetCluster"] = fe.ClusterInfo(read_only=True, read_only_reason="disk full")
+    script.answers["ListSession"] = ty.SessionList(sessions=[session("fine")])
+    script.answers["ListNodes"] = ty.NodeList(nodes=[node()])
+    assert flame("explain") == 0
+    assert capsys.readouterr().out == "none of 1 open session waits for executors\nREAD ONLY: disk full\n"
 
 
 @pytest.mark.parametrize(("output", "load"), [("json", json.loads), ("yaml", yaml.safe_load)])

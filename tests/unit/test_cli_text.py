@@ -10,7 +10,7 @@ import pytest
 from flame.cli.measures import benchmark_lines, duration_text, percentile
 from flame.cli.memory import human_memory
 from flame.cli.output import bytes_document, page, table
-from flame.cli.progress import Progress, bar
+from flame.cli.progress import Progress, StatusLine, bar
 from flame.cli.times import local_time, span, stopwatch, utc_time
 
 START = 1_770_000_000_123
@@ -106,6 +106,30 @@ def test_a_bar_says_how_far_and_how_long() -> None:
     assert bar(15_000, 30_000, 2.0) == "[###############...............] 15,000/30,000 7,500 tasks/s, 2s left"
     assert bar(0, 10, 0.0) == "[..............................] 0/10 0 tasks/s"
     assert bar(10, 10, 2.0).endswith("10/10 5 tasks/s")
+
+
+class Terminal(io.StringIO):
+    """Text that goes to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_status_line_is_written_over_and_goes_at_the_end() -> None:
+    stream = Terminal()
+    with StatusLine(stream) as line:
+        line.show("two left")
+        line.show("one left")
+    assert stream.getvalue() == "\rtwo left\x1b[K\rone left\x1b[K\r\x1b[K"
+
+
+def test_no_status_line_where_there_is_no_terminal_or_nothing_to_say() -> None:
+    plain, silent = io.StringIO(), Terminal()
+    with StatusLine(plain) as line:
+        line.show("two left")
+    with StatusLine(silent):
+        pass
+    assert (plain.getvalue(), silent.getvalue()) == ("", "")
 
 
 def test_no_bar_where_there_is_no_terminal() -> None:

@@ -84,6 +84,8 @@ def _waiting(api: Api) -> tuple[list[ty.Session], int]:
 
 
 def _summary(count: int, of: int) -> str:
+    if not count:
+        return f"none of {of} open session{'' if of == 1 else 's'} waits for executors"
     return f"{count} of {of} open session{'' if of == 1 else 's'} wait{'s' if count == 1 else ''} for executors"
 
 
@@ -105,7 +107,7 @@ def _cluster_lines(api: Api) -> list[str]:
                 entry.spec.tenant or "-",
                 f"{entry.status.executors}/{entry.status.wanted}",
                 waiting(entry) or "-",
-                entry.status.pending_reason or "-",
+                entry.status.pending_reason or _first_reason(api, entry.metadata.id),
             ]
             for entry in found
         ]
@@ -117,6 +119,17 @@ def _cluster_lines(api: Api) -> list[str]:
     if found:
         lines += ["", "flmctl explain session ID says more."]
     return lines
+
+
+def _first_reason(api: Api, session_id: str) -> str:
+    """Of a session that has no tasks yet: its executors are wanted in advance."""
+    from flame.model.errors import NotFoundError
+
+    try:
+        reasons = api.explain(session_id).reasons
+    except NotFoundError:
+        return "it was deleted meanwhile"
+    return reasons[0].message if reasons else "-"
 
 
 def _cluster_document(api: Api) -> dict[str, object]:

@@ -109,12 +109,12 @@ def drain(ctx: click.Context, name: str, grace: float | None, wait: bool, timeou
 
     settings = settings_of(ctx)
     with open_api(settings) as api:
+        generation = api.cluster().generation if wait else 0
         found = api.mark_node(name, "drain", None if grace is None else round(grace * 1000))
         if not wait:
             left = found.status.executors
             _show(ctx, found, f"is draining; {executors_text(left)} left" if left else "is drained")
             return
-        generation = api.cluster().generation
     found = wait_until_empty(settings, name, generation, timeout)
     _show(ctx, found, "is drained")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _CLEAR = "\x1b[H\x1b[2J"
 _SESSIONS_SHOWN = 20
+_LEFT_OUT = ("ARCH", "OS", "HOSTNAME", "TAINTS", "LABELS")  # of the columns of nodes
 
 
 @click.command()
@@ -35,7 +37,12 @@ def top(ctx: click.Context, interval: float, count: int | None, once: bool) -> N
         shown = 0
         while True:
             lines = picture(api, meter)
-            print((_CLEAR if sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
+            if sys.stdout.isatty():
+                # A line that goes on in the next one would make the table unreadable.
+                width = shutil.get_terminal_size().columns
+                print(_CLEAR + "\n".join(line[:width] for line in lines), flush=True)
+            else:
+                print("\n".join(lines), flush=True)
             shown += 1
             if most is not None and shown >= most:
                 return
@@ -91,7 +98,7 @@ def picture(api: Api, meter: Meter) -> list[str]:
     ]
     if info.read_only:
         lines.append(f"READ ONLY: {info.read_only_reason}")
-    columns = [column for column in NODES.columns if column.title not in ("ARCH", "OS", "HOSTNAME")]
+    columns = [column for column in NODES.columns if column.title not in _LEFT_OUT]
     lines += ["", *table([c.title for c in columns], [[str(c.value(entry)) for c in columns] for entry in nodes])]
     lines += _tenants(api.tenants())
     busiest = sorted(open_sessions, key=lambda entry: (-rates.get(entry.metadata.id, 0), -entry.status.pending))

@@ -24,6 +24,7 @@ def application_message(spec: ApplicationSpec) -> ty.ApplicationSpec:
         max_instances=spec.max_instances,
         delay_release=spec.delay_release,
         start_timeout_ms=spec.start_timeout_ms,
+        warm_instances=spec.warm_instances,
     )
     for name in _TEXTS:
         value: str | None = getattr(spec, name)
@@ -83,6 +84,7 @@ def _page(application: ty.Application) -> list[tuple[str, object]]:
         ("WorkingDir", spec.working_directory),
         ("Max Instances", _max_instances(spec)),
         ("Delay Release", span(delay)),
+        ("Warm Instances", f"{spec.warm_instances} on each node"),
         ("Created", local_time(application.status.creation_time)),
         ("Schema", "\n".join(f"{part}: {_schema_type(text)}" for part, text in schema.items())),
     ]

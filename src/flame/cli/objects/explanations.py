@@ -11,6 +11,7 @@ from flame.cli.times import local_time, span, utc_time
 from flame.proto import frontend_pb2 as fe
 
 NODE_RULE = "node"  # of reasons that say what keeps an executor from one node
+STORY_SHOWN = 20  # events, the last ones
 
 
 def explanation_lines(answer: fe.Explanation) -> list[str]:
@@ -24,11 +25,12 @@ def explanation_lines(answer: fe.Explanation) -> list[str]:
             lines.append(f"  {reason.message}")
             lines += [f"    {line}" for line in page(_about(reason))]
     if nodes:
-        lines += ["", "On the nodes:"]
-        rows = [[reason.object, reason.message, _since(reason), reason.remedy] for reason in nodes]
-        lines += [f" {line}" for line in _filled_table(("Node", "Why not", "Since", "What helps"), rows)]
+        lines += ["", "On the nodes:", *(f" {line}" for line in _nodes(nodes, {reason.since for reason in rules}))]
     if answer.story:
-        lines += ["", "What happened:", *(f"  {line}" for line in event_lines(answer.story).split("\n"))]
+        lines += ["", "What happened:"]
+        if len(answer.story) > STORY_SHOWN:
+            lines.append(f"  ... {len(answer.story) - STORY_SHOWN} earlier events; -o json shows them")
+        lines += [f"  {line}" for line in event_lines(answer.story[-STORY_SHOWN:]).split("\n")]
     return lines
 
 
@@ -63,7 +65,16 @@ def _since(reason: fe.Reason) -> str:
     return span(time.time() - reason.since / 1000) if reason.since else ""
 
 
-def _filled_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table without the columns that are empty in every row."""
-    kept = [index for index in range(len(titles)) if any(row[index] for row in rows)]
-    return table([titles[index] for index in kept], [[row[index] or "-" for index in kept] for row in rows])
+def _nodes(reasons: Sequence[fe.Reason], known: set[int]) -> list[str]:
+    """A table of what each node says. What is the same for all of them is said once, or was said above (`known`)."""
+    titles = ["Node", "Why not"]
+    rows = [[reason.object, reason.message] for reason in reasons]
+    if not {reason.since for reason in reasons} <= {0, *known}:
+        titles.append("Since")
+        rows = [[*row, _since(reason) or "-"] for row, reason in zip(rows, reasons, strict=True)]
+    remedies = {reason.remedy for reason in reasons}
+    if len(remedies) > 1:
+        titles.append("What helps")
+        rows = [[*row, reason.remedy or "-"] for row, reason in zip(rows, reasons, strict=True)]
+        return table(titles, rows)
+    return [*table(titles, rows), *(f" what helps: {remedy}" for remedy in remedies if remedy)]

@@ -43,7 +43,7 @@ def _page(node: ty.Node) -> list[tuple[str, object]]:
         ("Capacity", amount_text(status.capacity)),
         ("Allocatable", amount_text(status.allocatable)),
         ("Allocated", amount_text(status.allocated)),
-        ("Executors", f"{status.executors}, at most {node.spec.max_executors or 'as many as fit'}"),
+        ("Executors", f"{status.executors}, at most {most}" if (most := node.spec.max_executors) else status.executors),
         ("Labels", "\n".join(_labels(node))),
         ("Taints", "\n".join(node.spec.taints)),
         ("Arch", status.info.arch),

@@ -63,7 +63,7 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             ("Session", session.metadata.id),
             ("Application", spec.application),
             ("State", session_state(session)),
-            ("Resources", f"{request_text(spec.resreq)} ({slots(session)} slots)"),
+            ("Resources", f"{request_text(spec.resreq)} ({slots(session)} slot{'' if slots(session) == 1 else 's'})"),
             ("Priority", spec.priority),
             ("Instances", f"{status.executors} now, {status.wanted} wanted, {spec.min_instances} to {most}"),
             ("Tenant", spec.tenant),
@@ -73,10 +73,10 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             ("Completion Time", local_time(status.completion_time)),
             ("Tasks", counts_text(status)),
         ]
-        if waits(session):
+        if status.pending_reason:
             rows.append(("Waiting", status.pending_reason))
-            if status.pending_since:
-                rows.append(("Waiting Since", f"{local_time(status.pending_since)} ({waiting(session)})"))
+        if status.pending_since:
+            rows.append(("Waiting Since", f"{local_time(status.pending_since)} ({waiting(session)})"))
         rows.append(("Events", event_lines(status.events)))
         return rows
 
@@ -126,7 +126,8 @@ def counts_text(status: ty.SessionStatus) -> str:
 
 def waits(session: ty.Session) -> bool:
     """Whether it lacks executors that it could use."""
-    return bool(session.status.pending_reason or session.status.pending_since)
+    status = session.status
+    return bool(status.pending_reason or status.pending_since or status.executors < status.wanted)
 
 
 def waiting(session: ty.Session) -> str:
