@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from flame.client.futures import Settled, TaskFuture, settle
@@ -94,6 +95,73 @@ class BulkChunk:
 
 
 Chunk = FutureChunk | BulkChunk
+
+
+class Chunks:
+    """All chunks of one stream, by task id. Invariant: they ascend, and none of them is without unfinished tasks."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._chunks: list[Chunk] = []
+        self._firsts: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._chunks)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self._chunks)
+
+    def add(self, chunk: Chunk) -> None:
+        """Tasks were accepted."""
+        place = bisect_right(self._firsts, chunk.first)
+        self._firsts.insert(place, chunk.first)
+        self._chunks.insert(place, chunk)
+
+    def of(self, task_id: int) -> Chunk | None:
+        """The chunk that the task is in."""
+        place = bisect_right(self._firsts, task_id) - 1
+        if place < 0 or task_id > self._chunks[place].last:
+            return None
+        return self._chunks[place]
+
+    def settle(self, ids: Sequence[int], values: Sequence[Settled], *, plain: bool) -> None:
+        """Results of these tasks, in any order; those that nobody waits for are dropped."""
+        first, count = ids[0], len(ids)
+        if ids[-1] - first == count - 1 and list(ids) == list(range(first, first + count)):
+            self._settle_run(first, values, plain=plain)
+            return
+        start = 0
+        for index in range(1, count + 1):
+            if index == count or ids[index] != ids[index - 1] + 1:
+                self._settle_run(ids[start], values[start:index], plain=plain)
+                start = index
+
+    def _settle_run(self, first: int, values: Sequence[Settled], *, plain: bool) -> None:
+        """Results of neighbouring tasks, which may lie in several chunks or in none."""
+        last = first + len(values) - 1
+        task_id = first
+        while task_id <= last:
+            place = bisect_right(self._firsts, task_id) - 1
+            chunk = self._chunks[place] if place >= 0 else None
+            if chunk is None or task_id > chunk.last:
+                if place + 1 >= len(self._firsts):
+                    return
+                task_id = max(task_id + 1, self._firsts[place + 1])
+                continue
+            stop = min(last, chunk.last)
+            whole = task_id == first and stop == last
+            part = values if whole else values[task_id - first : stop - first + 1]
+            chunk.settle(task_id, part, self._lock, plain=plain)
+            if not chunk.left:
+                place = self._firsts.index(chunk.first)  # callbacks may have changed the list
+                del self._chunks[place], self._firsts[place]
+            task_id = stop + 1
+
+    def fail(self, error: FlameError) -> None:
+        """No further results will come."""
+        chunks, self._chunks, self._firsts = self._chunks, [], []
+        for chunk in chunks:
+            chunk.fail(error, self._lock)
 
 
 def unwanted(owner: Owner, count: int) -> Iterator[tuple[int, int]]:

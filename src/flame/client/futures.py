@@ -37,6 +37,7 @@ class Stream(Protocol):
     lock: threading.Lock
 
     def cancel(self, future: TaskFuture) -> None: ...
+    def timed_out(self, text: str) -> TimedOutError: ...
 
 
 class _Watch:
@@ -203,7 +204,7 @@ class TaskFuture(Future["bytes | None"]):
                     if self._state is not _PENDING:
                         break
                     name = f"task {self.task_id or '?'} of session {self.session_id}"
-                    raise TimedOutError(f"{name} did not end within {timeout:g} s")
+                    raise self._stream.timed_out(f"{name} did not end within {timeout:g} s")
 
     def _announce(self, condition: threading.Condition | None, state: str) -> None:
         """Tell who watched. `condition` is the one that existed while the future was pending."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypedDict, Unpack, cast
 
 from flame.client.values import Event, ResourceRequirement
-from flame.client.wire import events_of, options_to, resources_from, time_of
+from flame.client.wire import events_of, options_to, resources_from, time_of, time_or_none
 from flame.model.errors import InvalidArgumentError
 from flame.model.specs import TaskOptions
 from flame.model.states import SessionState
@@ -38,7 +38,11 @@ class TaskArguments(TypedDict, total=False):
 
 
 class SessionSnapshot:
-    """State and counters of a session; `refresh()` reads them anew."""
+    """State and counters of a session; `refresh()` reads them anew.
+
+    `executors` hold it now, `wanted` it could use; `pending_reason` says why it gets no (further) one and is empty when
+    nothing is wanting, `pending_since` since when.
+    """
 
     def __init__(self, message: ty.Session) -> None:
         self._options: dict[object, ty.TaskOptions] = {}
@@ -58,11 +62,15 @@ class SessionSnapshot:
         self.failed = status.failed
         self.cancelled = status.cancelled
         self.executors = status.executors
+        self.wanted = status.wanted
         self.pending_reason = status.pending_reason
+        self.pending_since: datetime | None = time_or_none(status.pending_since)
         self.events: list[Event] = events_of(status.events)
         self.min_instances = spec.min_instances
         self.max_instances: int | None = spec.max_instances if spec.HasField("max_instances") else None
         self.priority = spec.priority
+        self.tenant = spec.tenant
+        self.gang = spec.gang
         self.labels = dict(spec.labels)
         self.resreq: ResourceRequirement = resources_from(spec.resreq)
         self._common_data: bytes | None = spec.common_data if spec.HasField("common_data") else None
@@ -91,14 +99,14 @@ class SessionSnapshot:
                 return known
             made = options_to(
                 TaskOptions(
-                    timeout_ms=_milliseconds("run_timeout", arguments.get("run_timeout")),
+                    timeout_ms=milliseconds("run_timeout", arguments.get("run_timeout")),
                     max_retries=arguments.get("max_retries"),
                     priority=arguments.get("priority", 0),
                     idempotency_key=arguments.get("idempotency_key", ""),
                     labels=labels,
-                    deadline_ms=_milliseconds("deadline", arguments.get("deadline")),
-                    retry_delay_ms=_milliseconds("retry_delay", arguments.get("retry_delay"), least=0),
-                    retry_max_delay_ms=_milliseconds("retry_max_delay", arguments.get("retry_max_delay"), least=0),
+                    deadline_ms=milliseconds("deadline", arguments.get("deadline")),
+                    retry_delay_ms=milliseconds("retry_delay", arguments.get("retry_delay"), least=0),
+                    retry_max_delay_ms=milliseconds("retry_max_delay", arguments.get("retry_max_delay"), least=0),
                     key=arguments.get("key", ""),
                 )
             )
@@ -110,7 +118,7 @@ class SessionSnapshot:
         return made
 
 
-def _milliseconds(name: str, value: float | timedelta | None, *, least: int = 1) -> int:
+def milliseconds(name: str, value: float | timedelta | None, *, least: int = 1) -> int:
     """A span of time as whole milliseconds, at least `least` of them; None = 0. Raises InvalidArgumentError."""
     if value is None:
         return 0

@@ -9,32 +9,31 @@ is kept until the cluster has accepted it and is sent again after a reconnection
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
-from flame.client.chunks import BulkChunk, Chunk, FutureChunk, Owner, unwanted
-from flame.client.futures import CancelledTaskError, Settled, TaskFuture, settle
+from flame.client.batches import Batch, Item, take_batch
+from flame.client.chunks import BulkChunk, Chunk, Chunks, FutureChunk, unwanted
+from flame.client.futures import TaskFuture, settle
 from flame.client.gather import Gather
+from flame.client.held import Held
 from flame.client.outcomes import values_of
+from flame.client.pending import Later, PendingWatch, Wait, timed_out
 from flame.link.errors import from_wire
 from flame.link.frames import Kind
-from flame.model.errors import FlameError, ProtocolError, TooLargeError, UnavailableError
+from flame.model.errors import FlameError, ProtocolError, TimedOutError, TooLargeError, UnavailableError
 from flame.model.states import EventCode, SessionState
 from flame.proto import link_pb2
 from flame.proto import types_pb2 as ty
 
 logger = logging.getLogger("flame.client")
 
-BATCH_TASKS = 512
-BATCH_BYTES = 1 << 20
 # Bytes that may be under way unaccepted; what comes later waits in the buffer, where it can still be cancelled.
 _UNACCEPTED_BYTES = 32 << 20
-
-Item = tuple["bytes | None", "TaskFuture | Gather", "ty.TaskOptions | None"]
 
 
 class Link(Protocol):
@@ -47,26 +46,20 @@ class Link(Protocol):
     def buffered(self) -> int: ...
 
 
-class _Batch:
-    """Tasks that were sent together and are not accepted yet."""
-
-    __slots__ = ("body", "count", "first_seq", "input_bytes", "owner")
-
-    def __init__(self, first_seq: int, count: int, input_bytes: int, owner: Owner, body: bytes) -> None:
-        self.first_seq = first_seq
-        self.count = count
-        self.input_bytes = input_bytes
-        self.owner = owner
-        self.body = body
-
-
 class TaskStream:
     """See above. `wake` runs a callable soon in the thread of the loop; `max_payload` is in bytes, 0 = unknown."""
 
     def __init__(
-        self, session_id: str, channel: int, wake: Callable[[Callable[[], None]], object], *, fresh: bool = True
+        self,
+        session_id: str,
+        channel: int,
+        wake: Callable[[Callable[[], None]], object],
+        later: Later,
+        *,
+        fresh: bool = True,
     ) -> None:
-        """`fresh`: this client never submitted to the session. Otherwise the cluster says where its numbers go on."""
+        """`later` calls back in the loop after so many seconds. `fresh`: this client never submitted to the session.
+        Otherwise the cluster says where its numbers go on."""
         self.session_id = session_id
         self.channel = channel
         self.thread_id = threading.get_ident()
@@ -74,7 +67,12 @@ class TaskStream:
         self.max_payload = 0
         self.error: FlameError | None = None  # set when no further task can be submitted
         self._idle_callbacks: list[Callable[[], object]] = []
+        self.watch: PendingWatch | None = None  # warns of tasks that wait for long
+        self.news = 0  # results that came, by frames
+        self._known_wait: tuple[int, Wait] | None = None  # what the session waited for when `news` was that
+        self._elsewhere = 0  # futures whose results come in another way
         self._wake = wake
+        self._later = later
         self._pump_due = False
         self._buffer: deque[Item] = deque()
         self._link: Link | None = None
@@ -82,15 +80,15 @@ class TaskStream:
         self._fresh = fresh
         self._next_seq = 1
         # Sent or to be sent, in order of first_seq, which go on without gaps up to _next_seq.
-        self._batches: deque[_Batch] = deque()
+        self._batches: deque[Batch] = deque()
         self._unaccepted_bytes = 0
         # Batches after a refused one wait here for new numbers until all answers to the old ones have come.
         self._refused_at = 0
-        self._renumber: list[_Batch] = []
-        self._chunks: list[Chunk] = []  # ascending by first
-        self._firsts: list[int] = []
+        self._renumber: list[Batch] = []
+        self._held = Held()
+        self._held_timer: asyncio.TimerHandle | None = None
+        self._chunks = Chunks(self.lock)
         self._unsent_cancels: list[TaskFuture] = []
-        self._pending_reason = ""
 
     # --- any thread ------------------------------------------------------------------------------------------------
 
@@ -118,6 +116,11 @@ class TaskStream:
         gather.results.clear()
         self._wake(self._cancel_all_unwanted)
 
+    def timed_out(self, text: str) -> TimedOutError:
+        """The error for who waited no longer; it tells what the session waits for if that is known."""
+        known = self._known_wait
+        return timed_out(text, known[1] if known is not None and known[0] == self.news else None)
+
     # --- sending ---------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
@@ -133,70 +136,21 @@ class TaskStream:
             return
         if self._unaccepted_bytes > _UNACCEPTED_BYTES:
             return  # acceptances pump again
-        batch = self._next_batch()
+        if self._held.batches and isinstance(self._buffer[0][1], Gather):
+            return  # those before it wait for room
+        batch = take_batch(self._buffer, self._next_seq, self._held.limit, self.lock)
         if batch is not None:
+            self._next_seq += batch.count
             self._batches.append(batch)
             self._unaccepted_bytes += len(batch.body)
             link.send(Kind.SUBMIT, self.channel, batch.body)
+            if self.watch is not None:
+                self.watch.arm()
         if not self._buffer:
             link.flush()  # a lonely task does not wait for another turn of the loop
         elif not self._pump_due:
             self._pump_due = True
             link.when_drained(self.pump)
-
-    def _next_batch(self) -> _Batch | None:
-        """Tasks from the front of the buffer that fit together: same options, same consumer, up to the limits."""
-        buffer = self._buffer
-        inputs: list[bytes] = []
-        absent: list[int] = []
-        futures: list[TaskFuture | None] = []
-        size = 0
-        _, first_owner, options = buffer[0]
-        gather = first_owner if isinstance(first_owner, Gather) else None
-        while buffer and len(inputs) < BATCH_TASKS:
-            payload, owner, its_options = buffer[0]
-            if its_options is not options:
-                break
-            if gather is not None:
-                if owner is not gather:
-                    break
-                if gather.closed:
-                    buffer.popleft()
-                    continue
-            elif isinstance(owner, Gather):
-                break
-            elif owner._cancel_wanted:  # pyright: ignore[reportPrivateUsage]
-                buffer.popleft()
-                settle(self.lock, (owner,), (CancelledTaskError("cancelled before it was sent"),), plain=False)
-                continue
-            else:
-                futures.append(owner)
-            if payload is None:
-                absent.append(len(inputs))
-                inputs.append(b"")
-            else:
-                size += len(payload)
-                if size > BATCH_BYTES and inputs:
-                    if gather is None:
-                        futures.pop()
-                    size -= len(payload)
-                    break
-                inputs.append(payload)
-            buffer.popleft()
-        count = len(inputs)
-        if not count:
-            return None
-        message = link_pb2.Submit(first_seq=self._next_seq, inputs=inputs, absent=absent)
-        if options is not None:
-            message.options.CopyFrom(options)
-        body = message.SerializeToString()
-        owned: Owner = futures
-        if gather is not None:
-            owned = (gather, gather.sent)
-            gather.sent += count
-        batch = _Batch(self._next_seq, count, size, owned, body)
-        self._next_seq += count
-        return batch
 
     # --- the connection's life -------------------------------------------------------------------------------------
 
@@ -227,14 +181,22 @@ class TaskStream:
             self.error = error
         self._link = None
         self._fail_buffer(error)
-        for batch in (*self._batches, *self._renumber):
+        self.quiet()
+        for batch in (*self._batches, *self._renumber, *self._held.batches):
             self._fail_batch(batch, error)
         self._batches.clear()
         self._renumber.clear()
-        chunks, self._chunks, self._firsts = self._chunks, [], []
-        for chunk in chunks:
-            chunk.fail(error, self.lock)
+        self._held.batches.clear()
+        self._chunks.fail(error)
         self._tell_idle()
+
+    def quiet(self) -> None:
+        """No timer shall run any more: the stream is over, or nobody will use it again."""
+        if self.watch is not None:
+            self.watch.stop()
+        if self._held_timer is not None:
+            self._held_timer.cancel()
+            self._held_timer = None
 
     def when_idle(self, callback: Callable[[], object]) -> None:
         """Call back once when every task has ended; at once when that is so already."""
@@ -250,7 +212,7 @@ class TaskStream:
     @property
     def idle(self) -> bool:
         """Whether every task has ended."""
-        return not (self._buffer or self._batches or self._chunks or self._renumber)
+        return not (self._buffer or self._batches or self._chunks or self._renumber or self._held.batches)
 
     def _fail_buffer(self, error: FlameError) -> None:
         while self._buffer:
@@ -260,7 +222,7 @@ class TaskStream:
             else:
                 settle(self.lock, (owner,), (error,), plain=False)
 
-    def _fail_batch(self, batch: _Batch, error: FlameError) -> None:
+    def _fail_batch(self, batch: Batch, error: FlameError) -> None:
         if isinstance(batch.owner, list):
             settle(self.lock, batch.owner, [error] * batch.count, plain=False)
         else:
@@ -296,6 +258,8 @@ class TaskStream:
             for batch in self._batches:
                 self._link.send(Kind.SUBMIT, self.channel, batch.body)
             self._cancel_all_unwanted()
+        if self._held.error is not None:
+            self._send_held()
         self.pump()
 
     def _on_accepted(self, message: link_pb2.Accepted) -> None:
@@ -309,8 +273,14 @@ class TaskStream:
             self._add_chunk(message.first_task_id, batch)
         if self._refused_at and not self._batches:
             self._requeue_refused()
+        if self._held.error is None:
+            return
+        if not message.HasField("error") or not message.error.retryable:
+            self._send_held()  # there is room, or it will be cut to a size that has any
+        elif self._held_timer is None:
+            self._held_timer = self._later(self._held.pause, self._send_held)
 
-    def _find_batch(self, first_seq: int) -> _Batch | None:
+    def _find_batch(self, first_seq: int) -> Batch | None:
         """Take the batch out of those that wait. Answers come in order, so it is nearly always the first."""
         for index, batch in enumerate(self._batches):
             if batch.first_seq == first_seq:
@@ -318,49 +288,69 @@ class TaskStream:
                 return batch
         return None
 
-    def _add_chunk(self, first: int, batch: _Batch) -> None:
+    def _add_chunk(self, first: int, batch: Batch) -> None:
         if isinstance(batch.owner, list):
             chunk: Chunk = FutureChunk(first, batch.owner)
         else:
             gather, base = batch.owner
             chunk = BulkChunk(first, batch.count, gather, base)
             gather.accept(batch.input_bytes)
-        place = bisect_right(self._firsts, first)
-        self._firsts.insert(place, first)
-        self._chunks.insert(place, chunk)
+            if self._held.concerned(batch):
+                self._held.accepted(batch)
+        self._chunks.add(chunk)
 
     # --- refusals --------------------------------------------------------------------------------------------------
 
-    def _on_refused(self, batch: _Batch, error: FlameError) -> None:
+    def _on_refused(self, batch: Batch, error: FlameError) -> None:
         """No task was made, so the cluster waits for this batch's number: those after it are out of order now."""
         if self._refused_at and isinstance(error, ProtocolError):
             self._renumber.append(batch)  # no fault of its own
             return
         if not self._refused_at:
             self._refused_at = batch.first_seq
-        self._fail_batch(batch, error)
+        if self._held.bears(batch, error):
+            self._held.hold(batch, error)
+        else:
+            self._fail_batch(batch, error)
 
     def _requeue_refused(self) -> None:
         """All answers to batches with old numbers are in (or will never come): number the innocent ones anew."""
         if not self._refused_at:
             return
         again = [*self._renumber, *self._batches]
+        if self._held.error is not None:
+            self._held.add(batch for batch in again if isinstance(batch.owner, tuple))
+            again = [batch for batch in again if not isinstance(batch.owner, tuple)]
         self._batches.clear()
         self._renumber.clear()
         self._next_seq = self._refused_at
         self._refused_at = 0
         self._unaccepted_bytes = 0
         for batch in again:
-            message = link_pb2.Submit.FromString(batch.body)
-            message.first_seq = batch.first_seq = self._next_seq
-            batch.body = message.SerializeToString()
-            self._next_seq += batch.count
-            self._batches.append(batch)
-            self._unaccepted_bytes += len(batch.body)
-            if self._link is not None and self._attached:
-                self._link.send(Kind.SUBMIT, self.channel, batch.body)
+            self._number_anew(batch)
         if self._attached:
             self._cancel_all_unwanted()
+
+    def _number_anew(self, batch: Batch) -> None:
+        batch.renumber(self._next_seq)
+        self._next_seq += batch.count
+        self._batches.append(batch)
+        self._unaccepted_bytes += len(batch.body)
+        if self._link is not None and self._attached:
+            self._link.send(Kind.SUBMIT, self.channel, batch.body)
+
+    def _send_held(self) -> None:
+        """Try again with what a quota held up: something happened since."""
+        if self._held_timer is not None:
+            self._held_timer.cancel()
+            self._held_timer = None
+        if self._refused_at or self._link is None or not self._attached:
+            return  # answers, or the next connection, come here again
+        batch = self._held.take()
+        if batch is not None:
+            self._number_anew(batch)
+        elif not self._held.batches:
+            self.pump()  # what waited behind it
 
     # --- results ---------------------------------------------------------------------------------------------------
 
@@ -371,45 +361,13 @@ class TaskStream:
         if not count:
             return
         values, plain = values_of(results)
-        first = ids[0]
-        chunk = self._chunk_of(first)
-        if chunk is not None and isinstance(chunk, BulkChunk):
+        self.news += 1
+        chunk = self._chunks.of(ids[0])
+        if isinstance(chunk, BulkChunk):
             chunk.gather.weigh(count, len(body))
-        if ids[-1] - first == count - 1 and list(ids) == list(range(first, first + count)):
-            self._settle_run(first, values, plain=plain)
-            return
-        start = 0
-        for index in range(1, count + 1):
-            if index == count or ids[index] != ids[index - 1] + 1:
-                self._settle_run(ids[start], values[start:index], plain=plain)
-                start = index
-
-    def _settle_run(self, first: int, values: Sequence[Settled], *, plain: bool) -> None:
-        """Results of neighbouring tasks, which may lie in several chunks or in none."""
-        last = first + len(values) - 1
-        task_id = first
-        while task_id <= last:
-            place = bisect_right(self._firsts, task_id) - 1
-            chunk = self._chunks[place] if place >= 0 else None
-            if chunk is None or task_id > chunk.last:
-                if place + 1 >= len(self._firsts):
-                    return
-                task_id = max(task_id + 1, self._firsts[place + 1])
-                continue
-            stop = min(last, chunk.last)
-            whole = task_id == first and stop == last
-            part = values if whole else values[task_id - first : stop - first + 1]
-            chunk.settle(task_id, part, self.lock, plain=plain)
-            if not chunk.left:
-                place = self._firsts.index(chunk.first)  # callbacks may have changed the list
-                del self._chunks[place], self._firsts[place]
-            task_id = stop + 1
-
-    def _chunk_of(self, task_id: int) -> Chunk | None:
-        place = bisect_right(self._firsts, task_id) - 1
-        if place < 0 or task_id > self._chunks[place].last:
-            return None
-        return self._chunks[place]
+        self._chunks.settle(ids, values, plain=plain)
+        if self._held.error is not None:
+            self._send_held()
 
     # --- notices ---------------------------------------------------------------------------------------------------
 
@@ -418,11 +376,42 @@ class TaskStream:
         for event in message.events:
             level = logging.WARNING if event.code >= EventCode.BIND_FAILED else logging.INFO
             logger.log(level, "session %s: %s (code %d)", self.session_id, event.message, event.code)
-        if message.pending_reason and message.pending_reason != self._pending_reason:
-            logger.info("session %s waits: %s", self.session_id, message.pending_reason)
-        self._pending_reason = message.pending_reason
+        if message.pending_reason:
+            wait = Wait(message.pending_reason)
+            if self._known_wait is None or self._known_wait[1].message != wait.message:
+                logger.info("session %s waits: %s", self.session_id, wait)
+                self.learn(wait)
         if message.state == SessionState.CLOSED:
             logger.info("session %s was closed", self.session_id)
+
+    # --- waiting ---------------------------------------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        """Whether a task of this client has not ended."""
+        return self._elsewhere > 0 or not self.idle
+
+    def unfinished(self) -> int:
+        """How many tasks of this client have not ended."""
+        sent = sum(batch.count for batch in (*self._batches, *self._renumber, *self._held.batches))
+        return len(self._buffer) + sent + sum(chunk.left for chunk in self._chunks) + self._elsewhere
+
+    def refused(self) -> Wait | None:
+        """What keeps tasks from even being accepted."""
+        error = self._held.error
+        return Wait(error.message, error.remedy, "quota") if error is not None else None
+
+    def learn(self, wait: Wait | None) -> None:
+        """What the session waits for, None = nothing that is known; good until a result comes."""
+        self._known_wait = None if wait is None else (self.news, wait)
+
+    def elsewhere(self, change: int) -> None:
+        """A future whose result comes in another way began (1) or ended (-1)."""
+        self._elsewhere += change
+        if change < 0:
+            self.news += 1
+        elif self.watch is not None:
+            self.watch.arm()
 
     # --- cancelling ------------------------------------------------------------------------------------------------
 
@@ -461,6 +450,8 @@ class TaskStream:
 
     def _cancel_all_unwanted(self) -> None:
         """Cancel what was sent and nobody wants: given up iterators, and futures whose CANCEL may have been lost."""
+        self._held.drop_unwanted()
+        self._tell_idle()
         if self._link is None:
             return
         message = link_pb2.Cancel(reason="its result is no longer wanted")

@@ -11,24 +11,29 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from flame.client.endpoints import Dialer, Endpoint
+from flame.client.pending import PENDING_WARNING, PendingWatch
 from flame.client.stream import TaskStream
 from flame.link import Frame, Kind, Link
 from flame.model.errors import (
     FlameError,
     InvalidConfigError,
     InvalidStateError,
+    NotFoundError,
     PermissionDeniedError,
     ProtocolError,
     TimedOutError,
     UnauthenticatedError,
     UnavailableError,
 )
+from flame.proto import frontend_pb2 as fe
+from flame.proto import types_pb2 as ty
 
 logger = logging.getLogger("flame.client")
 
@@ -54,6 +59,10 @@ REPEATABLE = frozenset(
         "GetTask",
         "CancelTask",
         "Explain",
+        "UpdateTenant",
+        "GetTenant",
+        "ListTenants",
+        "MarkNode",
         "GetCluster",
     }
 )
@@ -69,12 +78,15 @@ class Uplink:
         endpoint: Endpoint,
         *,
         reconnect_timeout: float | None = RECONNECT_TIMEOUT,
+        pending_warning: float | None = PENDING_WARNING,
         wake: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
-        """`wake` runs a callable soon in the loop's thread; by default it may be called in that thread only."""
+        """`wake` runs a callable soon in the loop's thread; by default it may be called in that thread only. Both times
+        in seconds."""
         self.endpoint = endpoint
         self.client_id = os.urandom(16).hex()
         self.reconnect_timeout = reconnect_timeout
+        self.pending_warning = pending_warning
         self.link: Link | None = None
         self.max_payload = 0
         self._loop = asyncio.get_running_loop()
@@ -206,7 +218,7 @@ class Uplink:
                         f"the connection broke during {method}: {error.message}", remedy="look whether it was done"
                     ) from error
 
-    async def stream(self, method: str, request: Message, reply: type[M]) -> AsyncIterator[M]:
+    async def stream(self, method: str, request: Message, reply: type[M]) -> AsyncGenerator[M]:
         """One streaming call. Raises UnavailableError when the connection breaks; the caller knows how to go on."""
         link = await self._ready(method, time.monotonic() + CALL_TIMEOUT)
         replies = link.stream(method, request.SerializeToString())
@@ -215,6 +227,14 @@ class Uplink:
                 yield reply.FromString(body)
         finally:
             await replies.aclose()  # type: ignore[attr-defined]
+
+    async def session(self, session_id: str) -> ty.Session:
+        """State and counters of a session, without its common data. Raises NotFoundError."""
+        request = fe.WatchSessionRequest(session_id=session_id)
+        async with aclosing(self.stream("WatchSession", request, fe.SessionUpdate)) as updates:
+            async for update in updates:
+                return update.session  # the first one comes at once
+        raise NotFoundError(f"session {session_id!r} is gone")
 
     def broken(self, error: FlameError) -> bool:
         """Whether this error of a call means that the link broke, so that the call may be made again."""
@@ -230,7 +250,10 @@ class Uplink:
         if stream is not None:
             self._streams.pop(stream.channel, None)
         self._channel += 1
-        stream = TaskStream(session_id, self._channel, self._wake, fresh=session_id not in self._known)
+        fresh = session_id not in self._known
+        stream = TaskStream(session_id, self._channel, self._wake, self._loop.call_later, fresh=fresh)
+        if self.pending_warning is not None:
+            stream.watch = PendingWatch(stream, self, self.pending_warning, self._loop)
         self._known.add(session_id)
         if self._closed:
             stream.fail(InvalidStateError("the connection was closed", remedy="connect again"))
@@ -246,6 +269,7 @@ class Uplink:
         """The session is closed and all its tasks have ended: forget it."""
         if self._streams.pop(stream.channel, None) is None:
             return
+        stream.quiet()
         if self._by_session.get(stream.session_id) is stream:
             del self._by_session[stream.session_id]
         if self.link is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from flame.model.errors import FlameError, InvalidArgumentError
 from flame.model.resources import parse_resources, parse_size
-from flame.model.specs import TaskOptions
+from flame.model.specs import Gang, TaskOptions
 from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
 
 TaskID = str
@@ -76,6 +77,12 @@ class SessionAttributes:
     `resreq` may also be text such as `cpu=1,mem=2Gi`. `retention` is in seconds: how long the closed session stays
     readable. `task_defaults` are the options of all tasks that do not set their own. Of the tasks with the same `key`,
     at most `max_running_per_key` run at a time (0 means one).
+
+    `tenant` is whose share of the cluster it uses. A `gang` gets `min_instances` executors at once or none, placed by
+    `topology`: "" (anywhere), "same-node", "spread" (all on different nodes) or "same:LABEL"; when one of them is lost,
+    `on_member_loss` says whether all start again ("restart", the default) or the running tasks "fail". `selector` are
+    the labels that a node must have, `tolerations` the taints that it may have ("key=value", or "key" for every value),
+    `prefer_nodes` the nodes to try first.
     """
 
     application: str
@@ -90,6 +97,13 @@ class SessionAttributes:
     task_defaults: TaskOptions | None = None
     retention: int | None = None
     max_running_per_key: int = 0
+    tenant: str = ""
+    gang: bool = False
+    topology: str = ""
+    on_member_loss: str = ""
+    selector: dict[str, str] = field(default_factory=dict[str, str])
+    tolerations: Sequence[str] = ()
+    prefer_nodes: Sequence[str] = ()
 
 
 @dataclass
@@ -103,7 +117,10 @@ class ApplicationSchema:
 
 @dataclass
 class ApplicationAttributes:
-    """How instances of an application are started. `delay_release` and `start_timeout` are in seconds."""
+    """How instances of an application are started. `delay_release` and `start_timeout` are in seconds.
+
+    `warm_instances` are started ahead on each node that ran one, so that the next session need not wait for them.
+    """
 
     shim: Shim | None = None
     image: str | None = None
@@ -119,6 +136,7 @@ class ApplicationAttributes:
     url: str | None = None
     installer: str | None = None
     start_timeout: float | None = None
+    warm_instances: int = 0
 
 
 @dataclass
@@ -171,6 +189,7 @@ class Application:
     url: str | None = None
     installer: str | None = None
     start_timeout: float | None = None
+    warm_instances: int = 0
 
 
 class _OfMessage:
@@ -193,7 +212,11 @@ class _OfMessage:
 
 @dataclass
 class Node(_OfMessage):
-    """A machine that runs executors. `last_heartbeat` is None when it never sent one."""
+    """A machine that runs executors. `last_heartbeat` is None when it never sent one.
+
+    `taints` keep sessions away that do not tolerate them. `max_executors` 0 = as many as fit; `executors` hold a place
+    on it now. A node that is `cordoned` gets no new ones; when it is `draining`, those that it has leave.
+    """
 
     name: str
     hostname: str
@@ -204,12 +227,21 @@ class Node(_OfMessage):
     os: str = ""
     addresses: list[str] = field(default_factory=list[str])
     last_heartbeat: datetime | None = None
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    taints: list[str] = field(default_factory=list[str])
+    max_executors: int = 0
+    executors: int = 0
+    cordoned: bool = False
+    draining: bool = False
     message: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass
 class Executor(_OfMessage):
-    """One place on a node that runs an instance for one session."""
+    """One place on a node that runs an instance for one session.
+
+    `gpus` are the indexes that it was given on its node; `gang` is set for a member of a gang.
+    """
 
     id: str
     node: str
@@ -220,6 +252,49 @@ class Executor(_OfMessage):
     since: datetime | None = None
     outstanding: int = 0
     pid: int = 0
+    gpus: list[int] = field(default_factory=list[int])
+    gang: Gang | None = None
+    message: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class TenantQuota:
+    """What a tenant and those below it never exceed; None = not limited.
+
+    `cpu` in cores, `memory` in bytes, `gpu` in devices; `sessions` are open ones, `pending` tasks that have not ended.
+    """
+
+    cpu: int | None = None
+    memory: int | None = None
+    gpu: int | None = None
+    sessions: int | None = None
+    pending: int | None = None
+
+
+@dataclass
+class Tenant(_OfMessage):
+    """Who shares the cluster, and what it has of it now. `parent` is empty for one at the top.
+
+    `weight` counts among its siblings; `guarantee` is taken back from whoever borrowed it. `used`, `sessions` (open),
+    `pending` (tasks that have not ended) and `executors` include the tenants below it; `wanted` are the executors that
+    its sessions could use further. `share` is its dominant share of the cluster, `fair_share` what its weight gives it
+    while all siblings have work; both from 0 to 1.
+    """
+
+    name: str
+    parent: str
+    weight: float
+    guarantee: ResourceRequirement
+    quota: TenantQuota
+    description: str
+    creation_time: datetime
+    used: ResourceRequirement
+    share: float
+    fair_share: float
+    sessions: int
+    pending: int
+    executors: int
+    wanted: int
     message: Any = field(default=None, repr=False, compare=False)
 
 
@@ -237,6 +312,7 @@ class ClusterInfo:
     read_only_reason: str
     max_payload: int
     endpoint: str
+    policies: list[str] = field(default_factory=list[str])
 
 
 @dataclass
@@ -254,6 +330,8 @@ class SessionUpdate:
     pending_reason: str
     events: list[Event]
     tasks: list[tuple[TaskID, TaskState, int]]
+    pending_since: datetime | None = None
+    wanted: int = 0
 
 
 @dataclass

@@ -24,9 +24,11 @@ from flame.client.values import (
     SessionAttributes,
     SessionUpdate,
     Task,
+    Tenant,
+    TenantQuota,
 )
 from flame.model.errors import InvalidArgumentError
-from flame.model.specs import TaskOptions
+from flame.model.specs import Gang, TaskOptions
 from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
 from flame.model.task_options import check_options, check_per_key
 from flame.proto import frontend_pb2 as fe
@@ -38,7 +40,7 @@ def time_of(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)
 
 
-def _time_or_none(milliseconds: int) -> datetime | None:
+def time_or_none(milliseconds: int) -> datetime | None:
     return time_of(milliseconds) if milliseconds else None
 
 
@@ -114,6 +116,7 @@ def application_to(attrs: ApplicationAttributes | Mapping[str, Any]) -> ty.Appli
             url=attrs.url,
             installer=attrs.installer,
             start_timeout_ms=round((attrs.start_timeout or 0) * 1000),
+            warm_instances=attrs.warm_instances,
         )
         schema = attrs.schema
         if schema is not None and (schema.input or schema.output or schema.common_data):
@@ -153,6 +156,7 @@ def application_from(message: ty.Application) -> Application:
         url=_optional(spec, "url"),
         installer=_optional(spec, "installer"),
         start_timeout=spec.start_timeout_ms / 1000 if spec.start_timeout_ms else None,
+        warm_instances=spec.warm_instances,
     )
 
 
@@ -164,6 +168,9 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
     data: Any = attrs.common_data
     if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
         raise InvalidArgumentError(f"common_data must be bytes, not {type(data).__name__}")
+    for name in ("tolerations", "prefer_nodes"):
+        if isinstance(getattr(attrs, name), str):  # its letters would be taken one by one
+            raise InvalidArgumentError(f"{name} must be a list of texts, not {getattr(attrs, name)!r}")
     try:
         check_per_key(attrs.max_running_per_key)
         spec = ty.SessionSpec(
@@ -176,6 +183,13 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
             labels=attrs.labels,
             retention_s=attrs.retention,
             max_running_per_key=attrs.max_running_per_key,
+            tenant=attrs.tenant,
+            gang=attrs.gang,
+            topology=attrs.topology,
+            on_member_loss=attrs.on_member_loss,
+            selector=attrs.selector,
+            tolerations=attrs.tolerations,
+            prefer_nodes=attrs.prefer_nodes,
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"invalid attributes of a session: {error}") from error
@@ -200,6 +214,8 @@ def update_from(message: fe.SessionUpdate) -> SessionUpdate:
         pending_reason=status.pending_reason,
         events=events_of(status.events),
         tasks=[(str(change.task_id), TaskState(change.state), change.attempt) for change in message.tasks],
+        pending_since=time_or_none(status.pending_since),
+        wanted=status.wanted,
     )
 
 
@@ -236,7 +252,13 @@ def node_from(message: ty.Node) -> Node:
         arch=status.info.arch,
         os=status.info.os,
         addresses=[address.address for address in status.addresses],
-        last_heartbeat=_time_or_none(status.last_heartbeat_time * 1000),
+        last_heartbeat=time_or_none(status.last_heartbeat_time * 1000),
+        labels=dict(message.spec.labels),
+        taints=list(message.spec.taints),
+        max_executors=message.spec.max_executors,
+        executors=status.executors,
+        cordoned=status.cordoned,
+        draining=status.draining,
         message=message,
     )
 
@@ -250,9 +272,65 @@ def executor_from(message: ty.Executor) -> Executor:
         session_id=_optional(status, "session_id"),
         resreq=resources_from(message.spec.resreq),
         shim=Shim(message.spec.shim),
-        since=_time_or_none(status.since),
+        since=time_or_none(status.since),
         outstanding=status.outstanding,
         pid=status.pid,
+        gpus=list(status.gpus),
+        gang=gang_from(status.gang) if status.HasField("gang") else None,
+        message=message,
+    )
+
+
+def gang_from(message: ty.Gang) -> Gang:
+    return Gang(message.rank, message.world_size, tuple(message.addresses))
+
+
+def tenant_to(
+    spec: ty.TenantSpec,
+    *,
+    parent: str | None = None,
+    weight: float | None = None,
+    guarantee: ResourceRequirement | str | None = None,
+    quota: TenantQuota | None = None,
+    description: str | None = None,
+) -> ty.TenantSpec:
+    """The spec with what is given; None leaves it as it is. Raises InvalidArgumentError."""
+    if weight is not None and not weight > 0:  # on the wire, 0 means that none was given
+        raise InvalidArgumentError(f"weight {weight} of a tenant is not over 0")
+    made = ty.TenantSpec()
+    made.CopyFrom(spec)
+    try:
+        for name, value in (("parent", parent), ("weight", weight), ("description", description)):
+            if value is not None:
+                setattr(made, name, value)
+        if quota is not None:
+            limits = {name: value for name, value in vars(quota).items() if value is not None}
+            made.quota.CopyFrom(ty.TenantQuota(**limits))
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"invalid attributes of a tenant: {error}") from error
+    if guarantee is not None:
+        made.guarantee.CopyFrom(resources_to(guarantee))
+    return made
+
+
+def tenant_from(message: ty.Tenant) -> Tenant:
+    spec, status = message.spec, message.status
+    limits: dict[str, int | None] = {each.name: _optional(spec.quota, each.name) for each in fields(TenantQuota)}
+    return Tenant(
+        name=message.metadata.name,
+        parent=spec.parent,
+        weight=spec.weight or 1.0,
+        guarantee=resources_from(spec.guarantee),
+        quota=TenantQuota(**limits),
+        description=spec.description,
+        creation_time=time_of(status.creation_time),
+        used=resources_from(status.used),
+        share=status.share,
+        fair_share=status.fair_share,
+        sessions=status.sessions,
+        pending=status.pending,
+        executors=status.executors,
+        wanted=status.wanted,
         message=message,
     )
 
@@ -269,6 +347,7 @@ def cluster_from(message: fe.ClusterInfo) -> ClusterInfo:
         read_only_reason=message.read_only_reason,
         max_payload=message.max_payload,
         endpoint=message.endpoint,
+        policies=list(message.policies),
     )
 
 
@@ -280,7 +359,7 @@ def explanation_from(message: fe.Explanation) -> Explanation:
     return Explanation(
         summary=message.summary,
         reasons=[
-            Reason(reason.rule, reason.object, reason.message, reason.remedy, _time_or_none(reason.since))
+            Reason(reason.rule, reason.object, reason.message, reason.remedy, time_or_none(reason.since))
             for reason in message.reasons
         ],
         story=events_of(message.story),

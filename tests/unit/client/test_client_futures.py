@@ -27,6 +27,9 @@ class Stream:
     def cancel(self, future: TaskFuture) -> None:
         self.cancelled.append(future)
 
+    def timed_out(self, text: str) -> TimedOutError:
+        return TimedOutError(text)
+
 
 @pytest.fixture
 def stream() -> Stream:
