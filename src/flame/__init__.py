@@ -22,24 +22,33 @@ if TYPE_CHECKING:
     from flame.client.default import (
         ConnectionInstance,
         close_session,
+        cordon_node,
         create_session,
+        create_tenant,
         delete_session,
+        delete_tenant,
+        drain_node,
         get_application,
         get_cluster,
         get_executor,
         get_node,
         get_session,
+        get_tenant,
         list_applications,
         list_executors,
         list_nodes,
         list_sessions,
+        list_tenants,
         open_session,
         register_application,
+        uncordon_node,
         unregister_application,
         update_application,
+        update_tenant,
     )
     from flame.client.futures import TaskFuture
-    from flame.client.synchronous import Connection, Session, TaskIterator, TaskWatcher, as_completed, connect
+    from flame.client.synchronous import Connection, connect
+    from flame.client.synchronous_session import Session, TaskIterator, TaskWatcher, as_completed
     from flame.client.values import (
         DEFAULT_FLAME_CACHE_ENDPOINT,
         DEFAULT_FLAME_CONF,
@@ -69,6 +78,8 @@ if TYPE_CHECKING:
         TaskInformer,
         TaskInput,
         TaskOutput,
+        Tenant,
+        TenantQuota,
         short_name,
     )
     from flame.model.errors import (
@@ -91,7 +102,7 @@ if TYPE_CHECKING:
         UnauthenticatedError,
         UnavailableError,
     )
-    from flame.model.specs import TaskOptions
+    from flame.model.specs import Gang, TaskOptions
     from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
     from flame.service import (
         ApplicationContext,
@@ -134,6 +145,7 @@ __all__ = [
     "FlameErrorCode",
     "FlamePackage",
     "FlameService",
+    "Gang",
     "GangContext",
     "InternalError",
     "InvalidArgumentError",
@@ -170,6 +182,8 @@ __all__ = [
     "TaskOutput",
     "TaskState",
     "TaskWatcher",
+    "Tenant",
+    "TenantQuota",
     "TimedOutError",
     "TooLargeError",
     "UnauthenticatedError",
@@ -179,48 +193,58 @@ __all__ = [
     "as_completed",
     "close_session",
     "connect",
+    "cordon_node",
     "create_session",
+    "create_tenant",
     "delete_session",
+    "delete_tenant",
+    "drain_node",
     "get_application",
     "get_cluster",
     "get_executor",
     "get_node",
     "get_session",
+    "get_tenant",
     "list_applications",
     "list_executors",
     "list_nodes",
     "list_sessions",
+    "list_tenants",
     "open_session",
     "register_application",
     "run",
     "short_name",
+    "uncordon_node",
     "unregister_application",
     "update_application",
+    "update_tenant",
 ]
 
 # Where each name comes from; a test asks for all of them.
 _SOURCES = {
     "flame.client.context": "FlameClientCache FlameClusterConfig FlameContext FlameContextRunner FlamePackage",
     "flame.client.default": (
-        "ConnectionInstance close_session create_session delete_session get_application get_cluster get_executor "
-        "get_node get_session list_applications list_executors list_nodes list_sessions open_session "
-        "register_application unregister_application update_application"
+        "ConnectionInstance close_session cordon_node create_session create_tenant delete_session delete_tenant "
+        "drain_node get_application get_cluster get_executor get_node get_session get_tenant list_applications "
+        "list_executors list_nodes list_sessions list_tenants open_session register_application uncordon_node "
+        "unregister_application update_application update_tenant"
     ),
     "flame.client.futures": "TaskFuture",
-    "flame.client.synchronous": "Connection Session TaskIterator TaskWatcher as_completed connect",
+    "flame.client.synchronous": "Connection connect",
+    "flame.client.synchronous_session": "Session TaskIterator TaskWatcher as_completed",
     "flame.client.values": (
         "DEFAULT_FLAME_CACHE_ENDPOINT DEFAULT_FLAME_CONF DEFAULT_FLAME_ENDPOINT DEFAULT_FLAME_RUNNER_TEMPLATE "
         "FLAME_INSTANCE_ENDPOINT Application ApplicationAttributes ApplicationID ApplicationSchema ClusterInfo "
         "CommonData Event Executor Explanation FlameClientTls LogChunk Message Node Reason "
         "ResourceRequirement SessionAttributes SessionID SessionUpdate Task TaskID TaskInformer TaskInput "
-        "TaskOutput short_name"
+        "TaskOutput Tenant TenantQuota short_name"
     ),
     "flame.model.errors": (
         "AlreadyExistsError ExhaustedError FlameError FlameErrorCode InternalError InvalidArgumentError "
         "InvalidConfigError InvalidStateError NotFoundError PermissionDeniedError ProtocolError ReadOnlyError "
         "TaskCancelledError TaskFailedError TimedOutError TooLargeError UnauthenticatedError UnavailableError"
     ),
-    "flame.model.specs": "TaskOptions",
+    "flame.model.specs": "Gang TaskOptions",
     "flame.model.states": "ApplicationState ExecutorState NodeState SessionState Shim TaskState",
     "flame.service": "ApplicationContext FlameService GangContext SessionContext TaskCancelled TaskContext run",
 }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from types import EllipsisType
 from typing import Any, Self, TypeVar
 
 from google.protobuf.message import Message
@@ -11,6 +14,9 @@ from google.protobuf.message import Message
 from flame.client import wire
 from flame.client.async_session import AsyncSession
 from flame.client.endpoints import resolve
+from flame.client.logs import read_logs
+from flame.client.pending import period_of
+from flame.client.snapshot import milliseconds
 from flame.client.uplink import CALL_TIMEOUT, RECONNECT_TIMEOUT, Uplink
 from flame.client.values import (
     Application,
@@ -21,7 +27,10 @@ from flame.client.values import (
     FlameClientTls,
     LogChunk,
     Node,
+    ResourceRequirement,
     SessionAttributes,
+    Tenant,
+    TenantQuota,
     short_name,
 )
 from flame.model.errors import (
@@ -48,18 +57,22 @@ async def connect(
     timeout: float = CONNECT_TIMEOUT,
     call_timeout: float = CALL_TIMEOUT,
     reconnect_timeout: float | None = RECONNECT_TIMEOUT,
+    pending_warning: float | timedelta | EllipsisType | None = ...,
 ) -> AsyncConnection:
     """Connect to a cluster.
 
     `addr` is `http://host:port`, `https://host:port`, `unix:/path`, or None: the configured cluster, else the local
     one, which is started when it does not run. All times in seconds: `timeout` for connecting, `call_timeout` for each
     call, `reconnect_timeout` after which everything that waits fails when the cluster is gone (None = never).
+    When a session's tasks have waited for `pending_warning` seconds and none runs, the logger `flame.client` warns and
+    says why (None = never; by default what FLAME_PENDING_WARNING says, else 5).
     Raises UnavailableError, UnauthenticatedError, InvalidConfigError.
     """
     loop = asyncio.get_running_loop()
     # Reading files and starting a local cluster block; the loop goes on meanwhile.
     endpoint = await loop.run_in_executor(None, resolve, addr, tls_config)
-    uplink = Uplink(endpoint, reconnect_timeout=reconnect_timeout)
+    warning = period_of(pending_warning)
+    uplink = Uplink(endpoint, reconnect_timeout=reconnect_timeout, pending_warning=warning)
     await uplink.open(timeout)
     return AsyncConnection(uplink, call_timeout)
 
@@ -157,6 +170,81 @@ class AsyncConnection:
         request = fe.GetExecutorRequest(executor_id=executor_id)
         return wire.executor_from(await self._call("GetExecutor", request, ty.Executor))
 
+    async def cordon_node(self, name: str) -> Node:
+        """The node gets no new executors from now on. Raises NotFoundError."""
+        return await self._mark_node(name, "cordon")
+
+    async def drain_node(self, name: str, grace: float | timedelta | None = 30.0) -> Node:
+        """As cordon_node, and the executors on it leave: when their running tasks have ended, at the latest after
+        `grace` seconds (None = the cluster's grace time of preemption). Raises NotFoundError, InvalidArgumentError."""
+        return await self._mark_node(name, "drain", None if grace is None else milliseconds("grace", grace, least=0))
+
+    async def uncordon_node(self, name: str) -> Node:
+        """The node takes executors again. Raises NotFoundError."""
+        return await self._mark_node(name, "uncordon")
+
+    async def _mark_node(self, name: str, mark: str, grace_ms: int | None = None) -> Node:
+        request = fe.MarkNodeRequest(name=name, mark=mark, grace_ms=grace_ms)
+        return wire.node_from(await self._call("MarkNode", request, ty.Node))
+
+    # --- tenants -----------------------------------------------------------------------------------------------------
+
+    async def create_tenant(
+        self,
+        name: str,
+        *,
+        parent: str = "",
+        weight: float = 1.0,
+        guarantee: ResourceRequirement | str | None = None,
+        quota: TenantQuota | None = None,
+        description: str = "",
+    ) -> Tenant:
+        """A new tenant below `parent` (empty = at the top); `guarantee` may also be text such as `cpu=4,mem=8g`.
+
+        Raises AlreadyExistsError, NotFoundError (no such parent), InvalidArgumentError.
+        """
+        spec = wire.tenant_to(
+            ty.TenantSpec(), parent=parent, weight=weight, guarantee=guarantee, quota=quota, description=description
+        )
+        return wire.tenant_from(
+            await self._call("CreateTenant", fe.CreateTenantRequest(name=name, tenant=spec), ty.Tenant)
+        )
+
+    async def update_tenant(
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        weight: float | None = None,
+        guarantee: ResourceRequirement | str | None = None,
+        quota: TenantQuota | None = None,
+        description: str | None = None,
+    ) -> Tenant:
+        """Change what is given and leave the rest; a `quota` replaces all limits, `TenantQuota()` lifts them.
+
+        Raises NotFoundError, InvalidArgumentError.
+        """
+        known = await self._call("GetTenant", fe.GetTenantRequest(name=name), ty.Tenant)
+        spec = wire.tenant_to(
+            known.spec, parent=parent, weight=weight, guarantee=guarantee, quota=quota, description=description
+        )
+        return wire.tenant_from(
+            await self._call("UpdateTenant", fe.UpdateTenantRequest(name=name, tenant=spec), ty.Tenant)
+        )
+
+    async def delete_tenant(self, name: str) -> None:
+        """Remove a tenant. Raises NotFoundError, InvalidStateError (it has open sessions, or tenants below it)."""
+        await self._call("DeleteTenant", fe.DeleteTenantRequest(name=name), ty.Tenant)
+
+    async def get_tenant(self, name: str) -> Tenant:
+        """Raises NotFoundError."""
+        return wire.tenant_from(await self._call("GetTenant", fe.GetTenantRequest(name=name), ty.Tenant))
+
+    async def list_tenants(self) -> list[Tenant]:
+        """All tenants, and what each of them uses."""
+        answer = await self._call("ListTenants", fe.ListTenantsRequest(), ty.TenantList)
+        return [wire.tenant_from(message) for message in answer.tenants]
+
     # --- sessions --------------------------------------------------------------------------------------------------
 
     async def create_session(self, attrs: SessionAttributes | str, **options: Any) -> AsyncSession:
@@ -245,8 +333,9 @@ class AsyncConnection:
         request = fe.GetLogsRequest(
             session_id=session_id, executor_id=executor_id, stream=stream, follow=follow, tail_bytes=tail_bytes
         )
-        async for message in self.uplink.stream("GetLogs", request, fe.LogChunk):
-            yield wire.log_from(message)
+        async with aclosing(read_logs(self.uplink, request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def explain(self, session_id: str, task_id: str = "") -> Explanation:
         """Why a session gets no (further) executor, or what happened to a task. Raises NotFoundError."""

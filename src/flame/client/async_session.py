@@ -121,7 +121,8 @@ class AsyncSession(SessionSnapshot):
         except TimeoutError as error:
             if isinstance(error, FlameError):
                 raise
-            raise TimedOutError(f"the task did not end within {timeout:g} s and was cancelled") from None
+            text = f"the task did not end within {timeout:g} s and was cancelled"
+            raise future._stream.timed_out(text) from None  # pyright: ignore[reportPrivateUsage]
 
     def map(
         self,
@@ -178,7 +179,7 @@ class AsyncSession(SessionSnapshot):
                     async with asyncio.timeout_at(_in_loop_time(deadline)):
                         await progress.wait()
                 except TimeoutError:
-                    raise TimedOutError(f"results were missing after {timeout:g} s") from None
+                    raise stream.timed_out(f"results were missing after {timeout:g} s") from None
         finally:
             feeding.cancel()
             if gather.consumed < gather.submitted:
@@ -199,6 +200,7 @@ class AsyncSession(SessionSnapshot):
 
     async def _follow(self, future: TaskFuture, payload: bytes | None, options: ty.TaskOptions | None) -> None:
         stream = self.stream
+        stream.elsewhere(1)
         try:
             made = await self._create(payload, options)
             future._id = int(made.metadata.id)  # pyright: ignore[reportPrivateUsage]
@@ -215,6 +217,8 @@ class AsyncSession(SessionSnapshot):
         except asyncio.CancelledError:
             settle(stream.lock, (future,), (InvalidStateError("the connection was closed"),), plain=False)
             raise
+        finally:
+            stream.elsewhere(-1)
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 

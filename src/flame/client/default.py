@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from flame.client.synchronous import Connection, Session, connect
@@ -16,6 +17,8 @@ from flame.client.values import (
     Node,
     ResourceRequirement,
     SessionAttributes,
+    Tenant,
+    TenantQuota,
 )
 from flame.model.specs import TaskOptions
 from flame.model.states import SessionState
@@ -60,6 +63,13 @@ def create_session(
     task_defaults: TaskOptions | None = None,
     retention: int | None = None,
     max_running_per_key: int = 0,
+    tenant: str = "",
+    gang: bool = False,
+    topology: str = "",
+    on_member_loss: str = "",
+    selector: dict[str, str] | None = None,
+    tolerations: Sequence[str] = (),
+    prefer_nodes: Sequence[str] = (),
 ) -> Session:
     """A new session of an application; see SessionAttributes for what the arguments mean."""
     attrs = SessionAttributes(
@@ -75,6 +85,13 @@ def create_session(
         task_defaults=task_defaults,
         retention=retention,
         max_running_per_key=max_running_per_key,
+        tenant=tenant,
+        gang=gang,
+        topology=topology,
+        on_member_loss=on_member_loss,
+        selector=selector or {},
+        tolerations=tolerations,
+        prefer_nodes=prefer_nodes,
     )
     return ConnectionInstance.instance().create_session(attrs)
 
@@ -149,6 +166,66 @@ def list_nodes() -> list[Node]:
 def get_node(name: str) -> Node:
     """See Connection.get_node."""
     return ConnectionInstance.instance().get_node(name)
+
+
+def cordon_node(name: str) -> Node:
+    """See Connection.cordon_node."""
+    return ConnectionInstance.instance().cordon_node(name)
+
+
+def drain_node(name: str, grace: float | timedelta | None = 30.0) -> Node:
+    """See Connection.drain_node."""
+    return ConnectionInstance.instance().drain_node(name, grace)
+
+
+def uncordon_node(name: str) -> Node:
+    """See Connection.uncordon_node."""
+    return ConnectionInstance.instance().uncordon_node(name)
+
+
+def create_tenant(
+    name: str,
+    *,
+    parent: str = "",
+    weight: float = 1.0,
+    guarantee: ResourceRequirement | str | None = None,
+    quota: TenantQuota | None = None,
+    description: str = "",
+) -> Tenant:
+    """See Connection.create_tenant."""
+    return ConnectionInstance.instance().create_tenant(
+        name, parent=parent, weight=weight, guarantee=guarantee, quota=quota, description=description
+    )
+
+
+def update_tenant(
+    name: str,
+    *,
+    parent: str | None = None,
+    weight: float | None = None,
+    guarantee: ResourceRequirement | str | None = None,
+    quota: TenantQuota | None = None,
+    description: str | None = None,
+) -> Tenant:
+    """See Connection.update_tenant."""
+    return ConnectionInstance.instance().update_tenant(
+        name, parent=parent, weight=weight, guarantee=guarantee, quota=quota, description=description
+    )
+
+
+def delete_tenant(name: str) -> None:
+    """See Connection.delete_tenant."""
+    ConnectionInstance.instance().delete_tenant(name)
+
+
+def get_tenant(name: str) -> Tenant:
+    """See Connection.get_tenant."""
+    return ConnectionInstance.instance().get_tenant(name)
+
+
+def list_tenants() -> list[Tenant]:
+    """See Connection.list_tenants."""
+    return ConnectionInstance.instance().list_tenants()
 
 
 def get_cluster() -> ClusterInfo:

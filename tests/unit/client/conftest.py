@@ -44,6 +44,8 @@ class Session:
         self.tasks: list[Task] = []
         self.runs: dict[str, list[tuple[int, int, int]]] = {}  # client -> (first_seq, count, first_id)
         self.keys: dict[str, int] = {}
+        self.running = 0
+        self.explanation = fe.Explanation()
 
 
 class Manager:
@@ -61,6 +63,9 @@ class Manager:
         self.max_payload = 1000
         self.refuse: Callable[[link_pb2.Submit], FlameError | None] = lambda submit: None
         self.accepting = True  # whether submissions are acknowledged
+        self.tenants: dict[str, ty.Tenant] = {}
+        self.marks: list[fe.MarkNodeRequest] = []
+        self.logs: Callable[[fe.GetLogsRequest], AsyncIterator[fe.LogChunk]]
         self.arrived = asyncio.Event()
         self.server: link.LinkServer
         self._channels: dict[tuple[Link, str], int] = {}
@@ -230,8 +235,8 @@ class Manager:
             self._deliver(connected, session, [task for task in ended if task.client == connected.hello.id])
         return [task.id for task in ended]
 
-    def notice(self, session_id: str, *events: ty.Event) -> None:
-        body = link_pb2.Notice(events=events).SerializeToString()
+    def notice(self, session_id: str, *events: ty.Event, pending_reason: str = "") -> None:
+        body = link_pb2.Notice(events=events, pending_reason=pending_reason).SerializeToString()
         for connected in self.links:
             connected.send(Kind.NOTICE, self._channels[(connected, session_id)], body)
 
@@ -239,7 +244,8 @@ class Manager:
 
     def _call(self, connected: Link, method: str, request: bytes) -> Awaitable[bytes] | AsyncIterator[bytes]:
         self.calls.append((method, request))
-        if method in ("ListTask", "WatchTask"):
+        if method in ("ListTask", "WatchTask", "WatchSession", "GetLogs"):
+            self.arrived.set()
             return getattr(self, method)(request)
         return self._answer(connected, method, request)
 
@@ -266,7 +272,8 @@ class Manager:
             status=ty.SessionStatus(
                 state="Open" if session.open else "Closed",
                 creation_time=1_700_000_000_000,
-                pending=states.count(PENDING),
+                pending=states.count(PENDING) - session.running,
+                running=session.running,
                 succeed=states.count(SUCCEED),
                 failed=states.count(FAILED),
                 cancelled=states.count(CANCELLED),
@@ -305,6 +312,56 @@ class Manager:
         session.open = False
         self.cancel(session.id, [task.id for task in session.tasks])
         return self._describe(session)
+
+    def Explain(self, request: bytes) -> fe.Explanation:  # noqa: N802
+        return self._session(fe.ExplainRequest.FromString(request).session_id).explanation
+
+    async def WatchSession(self, request: bytes) -> AsyncIterator[bytes]:  # noqa: N802
+        session = self._session(fe.WatchSessionRequest.FromString(request).session_id)
+        yield fe.SessionUpdate(session=self._describe(session)).SerializeToString()
+        await asyncio.Event().wait()  # nothing is told that a test does not say
+
+    async def GetLogs(self, request: bytes) -> AsyncIterator[bytes]:  # noqa: N802
+        async for chunk in self.logs(fe.GetLogsRequest.FromString(request)):
+            yield chunk.SerializeToString()
+
+    def CreateTenant(self, request: bytes) -> ty.Tenant:  # noqa: N802
+        asked = fe.CreateTenantRequest.FromString(request)
+        self.tenants[asked.name] = ty.Tenant(
+            metadata=ty.Metadata(id=asked.name, name=asked.name),
+            spec=asked.tenant,
+            status=ty.TenantStatus(creation_time=1_700_000_000_000),
+        )
+        return self.tenants[asked.name]
+
+    def UpdateTenant(self, request: bytes) -> ty.Tenant:  # noqa: N802
+        asked = fe.UpdateTenantRequest.FromString(request)
+        self._tenant(asked.name).spec.CopyFrom(asked.tenant)
+        return self.tenants[asked.name]
+
+    def DeleteTenant(self, request: bytes) -> ty.Tenant:  # noqa: N802
+        name = fe.DeleteTenantRequest.FromString(request).name
+        self._tenant(name)
+        return self.tenants.pop(name)
+
+    def GetTenant(self, request: bytes) -> ty.Tenant:  # noqa: N802
+        return self._tenant(fe.GetTenantRequest.FromString(request).name)
+
+    def ListTenants(self, request: bytes) -> ty.TenantList:  # noqa: N802
+        return ty.TenantList(tenants=self.tenants.values())
+
+    def _tenant(self, name: str) -> ty.Tenant:
+        if name not in self.tenants:
+            raise NotFoundError(f"tenant {name} not found")
+        return self.tenants[name]
+
+    def MarkNode(self, request: bytes) -> ty.Node:  # noqa: N802
+        asked = fe.MarkNodeRequest.FromString(request)
+        self.marks.append(asked)
+        node = ty.Node(metadata=ty.Metadata(id=asked.name, name=asked.name))
+        node.status.cordoned = asked.mark != "uncordon"
+        node.status.draining = asked.mark == "drain"
+        return node
 
     def RegisterApplication(self, request: bytes) -> ty.Result:  # noqa: N802
         asked = fe.RegisterApplicationRequest.FromString(request)

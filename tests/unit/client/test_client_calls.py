@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import flame
 from flame.client import wire
 from flame.client.default import ConnectionInstance
 from flame.client.endpoints import parse_endpoint
+from flame.client.snapshot import SessionSnapshot
 from flame.link import tcp, unix
 from flame.model.errors import (
     AlreadyExistsError,
@@ -43,6 +44,13 @@ def test_a_session_has_what_it_was_made_with(connection: flame.Connection, clust
             labels={"k": "v"},
             retention=60,
             task_defaults=flame.TaskOptions(max_retries=2),
+            tenant="research",
+            gang=True,
+            topology="same:rack",
+            on_member_loss="fail",
+            selector={"gpu": "a100"},
+            tolerations=["dedicated=ml"],
+            prefer_nodes=["n1", "n2"],
         )
     )
     assert (session.id, session.application, session.state) == ("mine", "app", flame.SessionState.OPEN)
@@ -52,6 +60,10 @@ def test_a_session_has_what_it_was_made_with(connection: flame.Connection, clust
     assert session.resreq == flame.ResourceRequirement(2, 1 << 30, 0)
     spec = cluster.manager.sessions["mine"].spec
     assert (spec.retention_s, spec.batch_size, spec.task_defaults.max_retries) == (60, 1, 2)
+    assert (spec.tenant, spec.gang, spec.topology, spec.on_member_loss) == ("research", True, "same:rack", "fail")
+    assert (dict(spec.selector), [*spec.tolerations]) == ({"gpu": "a100"}, ["dedicated=ml"])
+    assert [*spec.prefer_nodes] == ["n1", "n2"]
+    assert (session.tenant, session.gang) == ("research", True)
     other = connection.create_session("app", session_id="plain", common_data=None)
     assert other.common_data() is None
     assert repr(other) == "<Session plain of app, open>"
@@ -68,6 +80,11 @@ def test_a_session_has_what_it_was_made_with(connection: flame.Connection, clust
         {"priority": "high"},
         {"unknown": 1},
         {"task_defaults": flame.TaskOptions(max_retries=-1)},
+        {"tolerations": "dedicated=ml"},
+        {"prefer_nodes": "n1"},
+        {"selector": ["gpu"]},
+        {"selector": {"gpus": 4}},
+        {"gang": "yes"},
     ],
 )
 def test_bad_attributes_are_errors_of_the_argument(connection: flame.Connection, attributes: Any) -> None:
@@ -178,6 +195,7 @@ def test_applications_survive_the_wire() -> None:
         url="file:///p",
         installer="python",
         start_timeout=1.5,
+        warm_instances=2,
     )
     message = ty.Application(metadata=ty.Metadata(id="n", name="n"), spec=wire.application_to(attributes))
     back = wire.application_from(message)
@@ -186,6 +204,7 @@ def test_applications_survive_the_wire() -> None:
         assert getattr(back, name) == expected, name
     bare = wire.application_from(ty.Application(spec=wire.application_to({"command": "c"})))
     assert (bare.shim, bare.url, bare.schema, bare.delay_release) == (flame.Shim.HOST, None, None, None)
+    assert bare.warm_instances == 0
 
 
 @pytest.mark.parametrize("attributes", [{"comand": "c"}, {"labels": 7}, {"max_instances": -1}, {"environments": 1}])
@@ -203,8 +222,10 @@ def test_nodes_and_executors_are_values_and_messages() -> None:
     assert (node.name, node.state, node.capacity.cpu) == ("n", flame.NodeState.READY, 4)
     assert node.last_heartbeat == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert node.spec.hostname == "h"  # as flamepy shows it
+    assert (node.labels, node.taints, node.max_executors, node.executors) == ({}, [], 0, 0)
     executor = wire.executor_from(ty.Executor(metadata=ty.Metadata(id="e"), status=ty.ExecutorStatus(session_id="s")))
     assert (executor.id, executor.session_id, executor.since) == ("e", "s", None)
+    assert (executor.gpus, executor.gang) == ([], None)
     assert executor.status.session_id == "s"
 
 
@@ -213,10 +234,104 @@ def test_answers_about_the_cluster_are_read() -> None:
     assert (info.name, info.read_only, info.read_only_reason, info.max_payload) == ("c", True, "full", 5)
     explained = wire.explanation_from(fe.Explanation(summary="s", reasons=[fe.Reason(rule="r", remedy="do")]))
     assert (explained.summary, explained.reasons[0].remedy, explained.reasons[0].since) == ("s", "do", None)
+    assert info.policies == []
     update = wire.update_from(fe.SessionUpdate(tasks=[fe.TaskChange(task_id=3, attempt=2)]))
     assert update.tasks == [("3", flame.TaskState.PENDING, 2)]
     chunk = wire.log_from(fe.LogChunk(executor_id="e", data=b"x", truncated=True))
     assert (chunk.executor_id, chunk.data, chunk.truncated) == ("e", b"x", True)
+
+
+def test_what_the_scheduler_knows_of_nodes_executors_and_sessions_is_read() -> None:
+    spec = ty.NodeSpec(hostname="h", labels={"gpu": "a100"}, taints=["dedicated=ml"], max_executors=4)
+    status = ty.NodeStatus(cordoned=True, draining=True, executors=3)
+    node = wire.node_from(ty.Node(spec=spec, status=status))
+    assert (node.labels, node.taints, node.max_executors) == ({"gpu": "a100"}, ["dedicated=ml"], 4)
+    assert (node.cordoned, node.draining, node.executors) == (True, True, 3)
+    gang = ty.Gang(rank=1, world_size=2, addresses=["a:1", "b:2"])
+    executor = wire.executor_from(ty.Executor(status=ty.ExecutorStatus(gpus=[0, 2], gang=gang)))
+    assert (executor.gpus, executor.gang) == ([0, 2], flame.Gang(1, 2, ("a:1", "b:2")))
+    waiting = ty.SessionStatus(pending_reason="no room", pending_since=1_700_000_000_000, wanted=5)
+    session = SessionSnapshot(ty.Session(status=waiting))
+    update = wire.update_from(fe.SessionUpdate(session=ty.Session(status=waiting)))
+    since = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    for value in (session, update):
+        assert (value.pending_reason, value.pending_since, value.wanted) == ("no room", since, 5)
+    assert SessionSnapshot(ty.Session()).pending_since is None
+
+
+# --- tenants and nodes -----------------------------------------------------------------------------------------------
+
+
+def test_a_tenant_is_created_changed_listed_and_removed(connection: flame.Connection) -> None:
+    quota = flame.TenantQuota(cpu=16, pending=0)
+    made = connection.create_tenant("ml", parent="all", weight=2.5, guarantee="cpu=4,mem=8g", quota=quota)
+    assert (made.name, made.parent, made.weight, made.description) == ("ml", "all", 2.5, "")
+    assert made.guarantee == flame.ResourceRequirement(4, 8 << 30, 0)
+    assert made.quota == quota  # no limit and a limit of nothing are two things
+    assert made.creation_time == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    changed = connection.update_tenant("ml", weight=3.0, description="models")
+    assert (changed.parent, changed.weight, changed.description) == ("all", 3.0, "models")
+    assert (changed.guarantee, changed.quota) == (made.guarantee, quota)  # what was not named stays
+    lifted = connection.update_tenant("ml", parent="", quota=flame.TenantQuota())
+    assert (lifted.parent, lifted.quota) == ("", flame.TenantQuota())
+    assert connection.get_tenant("ml") == lifted
+    connection.create_tenant("web")
+    assert [(tenant.name, tenant.weight) for tenant in connection.list_tenants()] == [("ml", 3.0), ("web", 1.0)]
+    connection.delete_tenant("ml")
+    with pytest.raises(NotFoundError):
+        connection.get_tenant("ml")
+
+
+def test_what_a_tenant_uses_is_read() -> None:
+    used = ty.ResourceRequirement(cpu=3)
+    status = ty.TenantStatus(
+        used=used, share=0.5, fair_share=0.25, sessions=2, pending=7, executors=3, wanted=4, creation_time=1
+    )
+    tenant = wire.tenant_from(ty.Tenant(metadata=ty.Metadata(name="ml"), status=status))
+    assert (tenant.used.cpu, tenant.share, tenant.fair_share) == (3, 0.5, 0.25)
+    assert (tenant.sessions, tenant.pending, tenant.executors, tenant.wanted) == (2, 7, 3, 4)
+    assert tenant.weight == 1.0  # absent means this
+    assert tenant.status.pending == 7
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"weight": 0},
+        {"weight": float("nan")},
+        {"weight": -1},
+        {"guarantee": "cpu"},
+        {"quota": flame.TenantQuota(cpu=-1)},
+        {"description": 3},
+    ],
+)
+def test_bad_tenants_are_errors_of_the_argument(attributes: Any) -> None:
+    with pytest.raises(InvalidArgumentError):
+        wire.tenant_to(ty.TenantSpec(), **attributes)
+
+
+def test_nodes_are_marked(connection: flame.Connection, cluster: Any) -> None:
+    assert connection.cordon_node("n").cordoned
+    drained = [
+        connection.drain_node("n"),
+        connection.drain_node("n", timedelta(seconds=2)),
+        connection.drain_node("n", 0),
+    ]
+    assert all(node.draining for node in drained)
+    connection.drain_node("n", None)
+    assert not connection.uncordon_node("n").cordoned
+    marks = [(mark.name, mark.mark, mark.grace_ms) for mark in cluster.manager.marks]
+    assert marks == [
+        ("n", "cordon", 0),
+        ("n", "drain", 30_000),
+        ("n", "drain", 2_000),
+        ("n", "drain", 0),
+        ("n", "drain", 0),
+        ("n", "uncordon", 0),
+    ]
+    assert [mark.HasField("grace_ms") for mark in cluster.manager.marks] == [False, True, True, True, False, False]
+    with pytest.raises(InvalidArgumentError, match="grace"):
+        connection.drain_node("n", -1)
 
 
 def test_resource_text_is_read_as_flamepy_reads_it() -> None:
@@ -278,6 +393,12 @@ def test_the_functions_use_one_connection_to_the_configured_cluster(
         assert application is not None
         assert application.command == "c"
         flame.unregister_application("a")
+        assert flame.create_tenant("ml").weight == 1.0
+        assert flame.update_tenant("ml", weight=2).weight == 2.0
+        assert flame.get_tenant("ml") == flame.list_tenants()[0]
+        flame.delete_tenant("ml")
+        nodes = flame.cordon_node("n"), flame.drain_node("n", 1), flame.uncordon_node("n")
+        assert [node.draining for node in nodes] == [False, True, False]
         assert flame.close_session("one").state == flame.SessionState.CLOSED
         assert len(cluster.manager.links) == 1
     finally:
