@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine_builder import GIB, Bench
 from flame.engine import Engine, EngineSettings, views
@@ -406,3 +408,66 @@ def test_the_scheduler_shares_by_the_weights_of_the_engines_tenants() -> None:
         bench.submit(name, tasks=20)
     bench.node(cpu=8)
     assert {name: len(bench.engine.sessions[name].executors) for name in ("one", "three")} == {"one": 2, "three": 6}
+
+
+def test_a_raised_quota_lets_waiting_sessions_go_on() -> None:
+    bench = Bench()
+    tenant(bench, "web", quota=Quota(cpu=1))
+    bench.node(cpu=4)
+    bench.session(tenant="web")
+    bench.submit(tasks=9)
+    assert len(bench.engine.executors) == 1
+    tenant(bench, "web", update=True, quota=Quota(cpu=3))
+    assert len(bench.engine.executors) == 3
+
+
+def test_what_its_own_quota_never_allows_fails_after_a_while() -> None:
+    bench = Bench(EngineSettings(unsatisfiable_ms=1_000))
+    tenant(bench, "web", quota=Quota(cpu=1))
+    bench.node(cpu=4)
+    bench.session(tenant="web", resreq=Resources(2, GIB, 0))
+    bench.submit(tasks=1)
+    bench.turn(ev.Tick(), after_ms=1_001)
+    finish = views.task(bench.engine, "s", 1).finish
+    assert finish is not None
+    assert "needs 2 cpu; the quota of tenant web is 1; ask for less, or raise the quota" in finish.message
+
+
+# --- whatever happens ------------------------------------------------------------------------------------------------
+
+NAMES = ("default", "a", "b", "c", "d")
+SESSIONS = ("s1", "s2", "s3")
+names, sessions = st.sampled_from(NAMES), st.sampled_from(SESSIONS)
+quotas = st.builds(Quota, sessions=st.none() | st.integers(0, 2), pending=st.none() | st.integers(0, 9))
+happenings = st.one_of(
+    st.builds(
+        ev.SetTenant,
+        st.just(1),
+        names,
+        st.builds(TenantSpec, parent=st.sampled_from(("", *NAMES)), quota=quotas),
+        create=st.booleans(),
+        configured=st.booleans(),
+    ),
+    st.builds(ev.DeleteTenant, st.just(1), names),
+    st.builds(lambda name, of: ev.OpenSession(1, name, SessionSpec("app", tenant=of)), sessions, names),
+    st.builds(lambda name, count: ev.Submitted(1, name, "c", 0, count, b""), sessions, st.integers(1, 6)),
+    st.builds(lambda name, last: ev.CancelTasks(1, name, [(1, last)]), sessions, st.integers(1, 9)),
+    st.builds(ev.CloseSession, st.just(1), sessions, force=st.just(True)),
+    st.builds(ev.DeleteSession, st.just(1), sessions),
+)
+
+
+@given(st.lists(happenings, max_size=40))
+def test_counts_are_right_whatever_happens_and_after_a_restart(events: list[ev.Event]) -> None:
+    bench = Bench()
+    bench.node(cpu=2)
+    for event in events:
+        bench.turn(event)  # which looks at every invariant
+    for one in bench.engine.tenants.values():
+        assert len(one.path) <= len(NAMES)
+    twin = bench.replayed()
+    twin.recovered(bench.now)
+    validate(twin)
+    for name, one in bench.engine.tenants.items():
+        again = twin.tenants[name]
+        assert (one.spec, one.sessions, one.pending) == (again.spec, again.sessions, again.pending)
