@@ -99,6 +99,7 @@ def test_a_deadline_passes_while_the_session_manager_is_away(cluster: Cluster, c
     late = session.submit(task("late", seconds=600), deadline=2)
     later = session.submit(task("later"), deadline=1.5)  # over before the other one frees the executor
     in_time = session.submit(task("in_time"), deadline=60)
+    until(lambda: (session.refresh(), session.running + session.pending == 3)[1], "all of them to be acknowledged")
     running(session)
     cluster.manager.kill()
     cluster.start_manager()

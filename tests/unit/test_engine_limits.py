@@ -8,6 +8,7 @@ from engine_builder import Bench
 from flame.engine import EngineSettings, views
 from flame.engine import effects as fx
 from flame.engine import events as ev
+from flame.engine.settling import SETTLE_MS
 from flame.model.errors import InvalidArgumentError
 from flame.model.specs import SessionSpec, TaskOptions
 from flame.model.states import ExecutorState, TaskState
@@ -324,6 +325,7 @@ def test_after_a_restart_a_key_waits_for_executors_that_may_be_at_it() -> None:
     executor = bench.engine.executors[channel]
     bench = restarted(bench)
     bench.turn(ev.NodeJoined("n2", "b", "n2", executor.resreq))
+    bench.turn(ev.Tick(), after_ms=SETTLE_MS)
     (other,) = bench.started()
     bench.bound(other)
     assert bench.running() == {other: [3]}
@@ -352,6 +354,7 @@ def test_after_a_restart_executors_that_do_not_come_back_count_as_lost() -> None
     executor = bench.engine.executors[channel]
     bench = restarted(bench)
     bench.turn(ev.NodeJoined("n2", "b", "n2", executor.resreq))
+    bench.turn(ev.Tick(), after_ms=SETTLE_MS)
     (other,) = bench.started()
     bench.bound(other)
     assert bench.running() == {other: []}

@@ -34,6 +34,8 @@ class RecordKind(IntEnum):
     TENANT = 11
     TENANT_GONE = 12
     NODE_MARK = 13
+    NODE = 14  # one that was not known has joined
+    NODE_GONE = 15
 
 
 class Record(msgspec.Struct, gc=False):

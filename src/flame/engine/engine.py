@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
-from flame.engine import applications, gangs, limits, lives, nodes, placement, scheduling, tasks, tenants
+from flame.engine import applications, gangs, limits, lives, nodes, placement, scheduling, settling, tasks, tenants
 from flame.engine import events as ev
 from flame.engine.applications import Application
 from flame.engine.effects import Purge, Record, RecordKind, Turn
@@ -27,6 +27,7 @@ from flame.engine.records import (
     TimeMeta,
 )
 from flame.engine.sessions import Session
+from flame.engine.settling import Settling
 from flame.engine.turn import Draft
 from flame.model.errors import InternalError
 from flame.model.resources import Resources
@@ -79,6 +80,7 @@ class Engine:
         self.marks: dict[str, NodeMarkMeta] = {}  # cordoned and draining nodes, also those that are away
         self.read_only = ""  # why, while the journal can't be written
         self.read_only_since = 0
+        self.settling = Settling()
         self.stale = 0  # answers for attempts that nobody waits for any more
         self.purged = [0, 0, 0]  # tasks of sessions purged since the start: succeeded, failed, cancelled
         self.hungry: dict[str, Session] = {}  # what they want has to be worked out again
@@ -169,6 +171,10 @@ class Engine:
                 scheduling.on_hopeless_alarm(self, draft, key)
             elif kind == "pass":
                 self.scheduler.dirty = True
+            elif kind == "settled":
+                settling.on_settled(self)
+            elif kind == "absent":
+                settling.on_absent_alarm(self, draft)
             elif kind == "backoff":
                 session = self.sessions.get(key)
                 if session is not None:
@@ -196,6 +202,10 @@ class Engine:
             opened = decode(record.meta, type=SessionMeta)
             resreq = opened.spec.resreq or self.settings.resreq
             self.sessions[record.session] = Session(record.session, opened.spec, resreq, opened.created)
+        elif kind is RecordKind.NODE:
+            self.settling.known.add(decode(record.meta, type=NameMeta).name)
+        elif kind is RecordKind.NODE_GONE:
+            self.settling.known.discard(decode(record.meta, type=NameMeta).name)
         elif kind is RecordKind.NODE_MARK:
             nodes.apply_mark(self, decode(record.meta, type=NodeMarkMeta))
         elif kind is RecordKind.TENANT:
@@ -234,6 +244,7 @@ class Engine:
         self.generation += 1
         self.next_channel = self.generation * CHANNEL_SPACE % (1 << 32) + 1
         draft.record(RecordKind.GENERATION, "", Generation(self.generation))
+        settling.begin(self)
         for session in self.sessions.values():
             if session.state is SessionState.CLOSED:
                 lives.keep_until_retention(self, session)

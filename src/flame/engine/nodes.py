@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import lanes, lives, placement, tasks
+from flame.engine import lanes, lives, placement, settling, tasks
 from flame.engine.effects import RecordKind, StopExecutor
 from flame.engine.events import Held
 from flame.engine.executors import Executor, Node
@@ -54,6 +54,7 @@ def on_node_joined(engine: Engine, draft: Draft, event: NodeJoined) -> None:
             placement.leaves(engine, node, item.channel, item.resreq)
         draft.now.append(StopExecutor(node.name, item.channel, 0, "nobody waits for it any more"))
     _mark(engine, draft, node)
+    settling.joined(engine, draft, event.name)
 
 
 def _reconcile(engine: Engine, draft: Draft, executor: Executor, item: Held) -> None:
@@ -137,6 +138,7 @@ def on_grace_over(engine: Engine, draft: Draft, name: str) -> None:
         placement.left(engine, node, channel)
     del engine.nodes[name]
     engine.scheduler.drop_node(name)
+    settling.lost(engine, draft, name)
 
 
 # --- cordon and drain ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from flame.engine import settling
 from flame.engine.delays import Reason, clock
 from flame.engine.executors import gang_complete
 from flame.engine.sessions import Session
@@ -25,7 +26,7 @@ def of_session(engine: Engine, session: Session) -> list[Reason]:
     """Every reason, the one that weighs most first."""
     if session.state is not SessionState.OPEN:
         return []
-    found = [*_binding(engine, session)]
+    found = [*_binding(engine, session), *_settling(engine, session)]
     found.extend(_of_node(engine, session, no) for no in engine.scheduler.explain(session.id))
     found.extend(_limits(engine, session))
     found.extend(_starting(session))
@@ -38,6 +39,7 @@ def of_session(engine: Engine, session: Session) -> list[Reason]:
 def own(engine: Engine, session: Session) -> Iterator[Reason]:
     """Why a session has no executor at work although the scheduler has nothing against it; cheap enough for lists."""
     yield from _binding(engine, session)
+    yield from _settling(engine, session)
     yield from _starting(session)
 
 
@@ -61,6 +63,14 @@ def _binding(engine: Engine, session: Session) -> Iterator[Reason]:
         if session.not_before > engine.now:
             text += f"; the next one starts at {clock(session.not_before)}"
         yield ("bind", session.id, text, f"look at flmctl logs {session.id}", since)
+
+
+def _settling(engine: Engine, session: Session) -> Iterator[Reason]:
+    if session.pending and settling.waits(engine, session):
+        names = sorted(engine.settling.absent)
+        text = "the session manager was restarted; executors may come back with " + ", ".join(names[:5])
+        remedy = f"nothing: it goes on without them at {clock(engine.settling.until)}"
+        yield ("restart", names[0], text, remedy, engine.settling.began)
 
 
 def _last(session: Session, code: EventCode) -> tuple[str, int]:

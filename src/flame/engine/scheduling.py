@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import gangs, lives, placement, tasks, tenants
+from flame.engine import gangs, lives, placement, settling, tasks, tenants
 from flame.engine.effects import Complain
 from flame.engine.sessions import Session
 from flame.model.specs import DEFAULT_MAX_INSTANCES
@@ -33,7 +33,7 @@ def want(engine: Engine, session: Session) -> int:
     if session.state is not SessionState.OPEN:
         return 0
     coming = sum(executor.coming for executor in session.executors.values())
-    if session.paused or session.not_before > engine.now:
+    if session.paused or session.not_before > engine.now or settling.waits(engine, session):
         return coming
     spec = session.spec
     if spec.gang:
