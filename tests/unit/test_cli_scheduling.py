@@ -259,7 +259,13 @@ def test_marks_stand_beside_the_state_of_a_node(script: Script, capsys: pytest.C
     busy.spec.labels.update({"zone": "b", "disk": "ssd"})
     busy.spec.taints.append("gpu=a100")
     script.answers["ListNodes"] = ty.NodeList(
-        nodes=[busy, node("n2", cordoned=True), node(), node("n4", cordoned=True, draining=True)]
+        nodes=[
+            busy,
+            node("n5", cordoned=True, draining=True, state=ty.NodeState.Unknown),
+            node("n2", cordoned=True),
+            node(),
+            node("n4", cordoned=True, draining=True),
+        ]
     )
     assert flame("node", "list") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
@@ -268,6 +274,7 @@ def test_marks_stand_beside_the_state_of_a_node(script: Script, capsys: pytest.C
         ("n2", "Ready,cordoned", "0"),
         ("n3", "Ready,draining", "2/4"),
         ("n4", "Ready,drained", "0"),
+        ("n5", "Unknown,draining", "0"),
     ]
     assert flame("node", "list", "-o", "wide") == 0
     assert capsys.readouterr().out.splitlines()[3].split()[-2:] == ["gpu=a100", "disk=ssd,zone=b"]
@@ -319,7 +326,7 @@ def test_drain_goes_on_after_a_restart_of_the_session_manager(
     script.answers["MarkNode"] = node(cordoned=True, draining=True, executors=2)
     script.answers["GetNode"] = in_turn(
         UnavailableError("the link is lost"),
-        NotFoundError("node <n1> not found"),
+        node(state=ty.NodeState.Unknown, cordoned=True, draining=True),
         node(cordoned=True, draining=True, executors=1),
         node(cordoned=True, draining=True),
     )
@@ -332,7 +339,7 @@ def test_drain_goes_on_after_a_restart_of_the_session_manager(
 
 def test_a_node_that_is_lost_while_it_drains_is_drained(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     script.answers["MarkNode"] = node(cordoned=True, draining=True, executors=2)
-    script.answers["GetNode"] = NotFoundError("node <n1> not found")
+    script.answers["GetNode"] = in_turn(node(state=ty.NodeState.NotReady, cordoned=True, draining=True))
     assert flame("node", "drain", "n1") == 0
     assert capsys.readouterr().out == "Node <n1> is drained.\n"
 

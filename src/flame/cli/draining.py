@@ -10,14 +10,14 @@ from flame.cli.api import Api, open_api
 from flame.cli.options import Settings
 from flame.cli.progress import StatusLine
 from flame.cli.times import span
-from flame.model.errors import InvalidStateError, NotFoundError, TimedOutError, UnavailableError
+from flame.model.errors import InvalidStateError, TimedOutError, UnavailableError
 from flame.proto import types_pb2 as ty
 
 _INTERVAL = 0.25  # seconds between two looks
 
 
 def wait_until_empty(settings: Settings, name: str, generation: int, timeout: float | None) -> ty.Node:
-    """The node when no executor holds a place on it any more, or when it has left the cluster.
+    """The node when no executor holds a place on it any more, also because it is lost.
 
     `generation` is that of the session manager that was told to drain it: a later one has to hear from the node
     again first. Raises TimedOutError after `timeout` seconds, InvalidStateError when the node is no longer draining.
@@ -54,15 +54,12 @@ def executors_text(count: int) -> str:
 
 def _watch(api: Api, name: str, generation: int, pause: Callable[[str, Callable[[float], None]], None]) -> ty.Node:
     while True:
-        try:
-            node = api.node(name)
-        except NotFoundError:
-            if api.cluster().generation == generation:  # lost, and its executors with it
-                return ty.Node(metadata=ty.Metadata(name=name), status=ty.NodeStatus(draining=True))
-            pause("the session manager was restarted and waits for the node", api.sleep)
-            continue
+        node = api.node(name)
         if not node.status.draining:
             raise InvalidStateError(f"node {name} is no longer draining: somebody changed that meanwhile")
-        if not node.status.executors:
+        if node.status.executors:
+            pause(f"{executors_text(node.status.executors)} left", api.sleep)
+        elif node.status.state == ty.NodeState.Ready or api.cluster().generation == generation:
             return node
-        pause(f"{executors_text(node.status.executors)} left", api.sleep)
+        else:
+            pause("the session manager was restarted and waits for the node", api.sleep)

@@ -36,7 +36,9 @@ def node_status(message: ty.Node) -> str:
     """The state and, when it takes no new executors, why: `Ready,cordoned`, `Ready,draining`, `Ready,drained`."""
     status = message.status
     if status.draining:
-        return f"{node_state(message)},{'draining' if status.executors else 'drained'}"
+        # Of a node that is away it is not known whether executors are left.
+        empty = status.state == ty.NodeState.Ready and not status.executors
+        return f"{node_state(message)},{'drained' if empty else 'draining'}"
     return f"{node_state(message)},cordoned" if status.cordoned else node_state(message)
 
 
