@@ -110,6 +110,7 @@ class Ask:
         "stamp",
         "tolerations",
         "topology",
+        "turn",
         "want",
         "weight",
         "world",
@@ -138,6 +139,7 @@ class Ask:
         self.resreq = resreq
         self.priority = priority
         self.created = created
+        self.turn = created  # since then it waits for its turn among equals: opened, or got its latest executor
         self.floor = floor
         self.gang = gang
         self.world = max(1, floor) if gang else 1  # executors that start together

@@ -62,6 +62,7 @@ class Group:
         "rich",
         "rich_epoch",
         "sessions",
+        "turn",
         "used",
         "weight",
     )
@@ -78,6 +79,7 @@ class Group:
         self.coming = NOTHING
         self.executors = 0  # that stay, and claims
         self.sessions = 0
+        self.turn = 0  # number of the latest start of an executor here; among equals the smallest goes first
         self.asks: dict[str, Ask] = {}
         # Sessions with executors, the one to take from first on top; entries are (key, session, have), stale ones stay.
         self.rich: list[tuple[tuple[float, ...], str, int]] = []
@@ -129,15 +131,16 @@ class Group:
             return False
         return all(getattr(amount, f) <= getattr(guarantee, f) for f in _FIELDS if getattr(guarantee, f))
 
-    def order(self, total: Resources) -> tuple[int, float, str]:
-        """Among siblings the smallest goes first: who has not got the guarantee, then the smallest weighted share."""
+    def order(self, total: Resources) -> tuple[int, float, int, str]:
+        """Among siblings the smallest goes first: who has not got the guarantee, then the smallest weighted share, then
+        who was served longest ago."""
         if self.guarantee != NOTHING:
             parts = [
                 getattr(self.coming, f) / getattr(self.guarantee, f) for f in _FIELDS if getattr(self.guarantee, f)
             ]
             if max(parts) < 1:
-                return (0, max(parts), self.name)
-        return (1, dominant(self.coming, total) / self.weight, self.name)
+                return (0, max(parts), self.turn, self.name)
+        return (1, dominant(self.coming, total) / self.weight, self.turn, self.name)
 
     def weighted(self, amount: Resources, total: Resources) -> float:
         return dominant(amount, total) / self.weight

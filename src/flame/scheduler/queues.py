@@ -44,9 +44,9 @@ class Waiting:
             self.epoch += 1
 
     def rank(self, ask: Ask) -> Rank:
-        """By the policies in their order, then by share, then by age."""
+        """By the policies in their order, then by share, then by who has waited for longest, then by age."""
         share = dominant(ask.resreq, self.total) * ask.coming if self.policies.fair else 0.0
-        return (*self.policies.rank(ask), share, float(ask.created))
+        return (*self.policies.rank(ask), share, float(ask.turn if self.policies.fair else 0), float(ask.created))
 
     def update(self, ask: Ask) -> None:
         """The session lacks executors, or does not any more, or its rank changed."""
@@ -103,7 +103,7 @@ class Turns:
         self.waiting = waiting
         self.passed = passed
         self.fair = waiting.policies.fair
-        self.levels: dict[Group, list[tuple[tuple[int, float, str], int, Group]]] = {}
+        self.levels: dict[Group, list[tuple[tuple[int, float, int, str], int, Group]]] = {}
         self.leaves: dict[Group, list[tuple[Rank, int, Queue]]] = {}
         self.root = root
         classes: dict[int, list[Queue]] = {}

@@ -156,7 +156,8 @@ class Reasons:
         claim = ask.claims[0]
         names = sorted({place.name for place in claim.seats})
         count = len(claim.waiting)
-        text = f"room is being made on {', '.join(names)}: {count} executor{'s' if count != 1 else ''} leave for it"
+        who = "1 executor leaves" if count == 1 else f"{count} executors leave"
+        text = f"room is being made on {', '.join(names)}: {who} for it"
         return No(
             "preemption", names[0], text, "wait until their running tasks end or their grace time is over", ask.since
         )

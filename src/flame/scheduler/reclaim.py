@@ -58,8 +58,7 @@ class Reclaim:
         seats = self._gang(ask, told) if ask.gang else self._one(ask, told)
         # With nobody leaving there is room, but a limit keeps the session from it until others of its own are gone.
         if seats is None or not any(leaving for _, leaving in seats) or not self._within_limits(ask, len(seats)):
-            for holding in told:
-                self.books.stay(holding)
+            self._spare(told)
             return None
         self._shares.clear()
         return self.books.claim(ask, seats), told
@@ -77,8 +76,20 @@ class Reclaim:
         for holding in seat.leaving:
             if not holding.leaving:
                 self.books.leave(holding)
+                self._recount(holding)
                 told.append(holding)
         return [holding for holding in seat.leaving if holding.place is seat.place]
+
+    def _spare(self, told: Sequence[Holding]) -> None:
+        for holding in told:
+            self.books.stay(holding)
+            self._recount(holding)
+
+    def _recount(self, holding: Holding) -> None:
+        """Its session has one more or less: the next member of a gang has to find it among those that can give."""
+        ask = holding.ask
+        if ask is not None:
+            heappush(ask.group.rich, (self.richness(ask), ask.session, ask.have))
 
     def _find(self, ask: Ask, count: int, suits: Callable[[Place], bool]) -> Seat | None:
         shape = ask.shape
@@ -176,8 +187,7 @@ class Reclaim:
             seats = self._members(ask, told, lambda place, value=value: label_of(ask, place) == value)
             if seats is not None:
                 return seats
-            for holding in told[begun:]:
-                self.books.stay(holding)
+            self._spare(told[begun:])
             del told[begun:]
         return None
 

@@ -81,6 +81,7 @@ class Scheduler:
         self.reasons = Reasons(self.books, self.rooms, self.waiting, self.policies)
         self.dirty = True  # something changed that may lead to another plan
         self._now = 0
+        self._turn = 0  # starts until now
         self._tired: set[Queue] = set()  # nothing could be taken back for them; the others are tried first
 
     # --- tenants -------------------------------------------------------------------------------------------------
@@ -429,6 +430,10 @@ class Scheduler:
             channel = new_channel()
             self.books.hold(channel, ask, place, ask.resreq)
             plan.starts.append(Start(ask.session, place.name, channel, rank, len(seats) if ask.gang else 1))
+        ask.turn = self._now
+        self._turn += 1
+        for group in ask.group.path():
+            group.turn = self._turn
         self._changed(ask)
 
     def _take_back(self, plan: Plan, ask: Ask, reclaim: Reclaim) -> bool:
