@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engine_builder import GIB, Bench
+from flame.engine import cluster_views, lifecycles, views
 from flame.engine import effects as fx
 from flame.engine import events as ev
-from flame.engine import lifecycles, views
 from flame.engine.validate import over_committed
 from flame.model.errors import InternalError
 from flame.model.resources import Resources
@@ -168,12 +168,12 @@ def test_a_node_that_is_away_keeps_its_tasks_for_the_grace_time() -> None:
     (channel,) = bench.started()
     bench.bound(channel)
     bench.turn(ev.NodeLeft("n1", "reset"))
-    assert views.nodes(bench.engine)[0].state is NodeState.UNKNOWN
+    assert cluster_views.nodes(bench.engine)[0].state is NodeState.UNKNOWN
     bench.turn(ev.Tick(), after_ms=29_000)
     assert views.task(bench.engine, "s", 1).state is TaskState.RUNNING
     bench.turn(ev.Tick(), after_ms=2_000)
     assert views.task(bench.engine, "s", 1).state is TaskState.PENDING
-    assert views.nodes(bench.engine) == []
+    assert cluster_views.nodes(bench.engine) == []
 
 
 def test_a_node_that_returns_in_time_loses_only_what_was_on_its_way() -> None:
@@ -223,7 +223,7 @@ def test_an_executor_found_again_keeps_its_gpus_and_its_process() -> None:
     held = ev.Held("x9", 99, "s", Resources(1, GIB, 1), ExecutorState.BOUND, 1, [1], pid=77, gpus=[0])
     turn = bench.node(cpu=4, gpu=2, held=[held])
     assert [start.gpus for start in turn.now if isinstance(start, fx.StartExecutor)] == [(1,)]
-    assert views.executors(bench.engine)[0].pid == 77
+    assert cluster_views.executors(bench.engine)[0].pid == 77
 
 
 def test_an_executor_whose_place_was_given_away_is_not_taken_up_again() -> None:

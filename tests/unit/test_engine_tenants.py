@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_builder import GIB, Bench
-from flame.engine import Engine, EngineSettings, views
+from flame.engine import Engine, EngineSettings, cluster_views, views
 from flame.engine import effects as fx
 from flame.engine import events as ev
 from flame.engine.tenant_rules import unkept
@@ -29,12 +29,12 @@ from flame.model.specs import SessionSpec, TaskOptions
 from flame.model.tenants import MAX_WEIGHT, Quota, TenantSpec
 
 
-def tenant(bench: Bench, name: str, *, update: bool = False, **spec: Any) -> views.TenantView:
+def tenant(bench: Bench, name: str, *, update: bool = False, **spec: Any) -> cluster_views.TenantView:
     """Create or update a tenant, which must work."""
     turn = bench.turn(ev.SetTenant(7, name, TenantSpec(**spec), create=not update))
     (reply,) = [effect for effect in turn.after if isinstance(effect, fx.Reply)]
     assert reply.error is None, reply.error
-    assert isinstance(reply.value, views.TenantView)
+    assert isinstance(reply.value, cluster_views.TenantView)
     return reply.value
 
 
@@ -66,7 +66,7 @@ def a_tree(bench: Bench) -> None:
 
 def test_the_default_tenant_is_always_there() -> None:
     bench = Bench()
-    (view,) = views.tenants(bench.engine)
+    (view,) = cluster_views.tenants(bench.engine)
     assert (view.name, view.spec, view.created) == ("default", TenantSpec(), 0)
     bench.session()
     assert counts(bench, "default") == [(1, 0)]
@@ -86,7 +86,13 @@ def test_a_new_tenant_is_durable_before_its_reply() -> None:
 def test_tenants_are_listed_below_their_parents() -> None:
     bench = Bench()
     a_tree(bench)
-    assert [view.name for view in views.tenants(bench.engine)] == ["default", "research", "speech", "vision", "web"]
+    assert [view.name for view in cluster_views.tenants(bench.engine)] == [
+        "default",
+        "research",
+        "speech",
+        "vision",
+        "web",
+    ]
 
 
 def test_a_replayed_engine_has_the_same_tree() -> None:
@@ -102,7 +108,7 @@ def test_a_replayed_engine_has_the_same_tree() -> None:
     assert {name: (one.spec, one.created, one.sessions, one.pending) for name, one in twin.tenants.items()} == {
         name: (one.spec, one.created, one.sessions, one.pending) for name, one in bench.engine.tenants.items()
     }
-    assert [view.name for view in views.tenants(twin)] == ["default", "research", "vision", "web"]
+    assert [view.name for view in cluster_views.tenants(twin)] == ["default", "research", "vision", "web"]
 
 
 def test_a_session_of_a_tenant_that_a_journal_does_not_know_is_the_default_ones() -> None:
@@ -388,15 +394,15 @@ def test_a_tenant_shows_what_it_has_and_wants() -> None:
     bench.node(cpu=4)
     bench.session(tenant="web", max_instances=3)
     bench.submit(tasks=9)
-    view = views.tenant(bench.engine, "web")
+    view = cluster_views.tenant(bench.engine, "web")
     assert (view.used, view.executors, view.sessions, view.pending) == (Resources(3, 3 * GIB, 0), 3, 1, 9)
     assert (view.share, view.fair_share, view.wanted) == (0.75, 1.0, 0)
     bench.session("other", tenant="default")
     bench.submit("other", tasks=9)
-    assert views.tenant(bench.engine, "web").fair_share == 0.75
-    assert views.tenant(bench.engine, "default").wanted == 8
+    assert cluster_views.tenant(bench.engine, "web").fair_share == 0.75
+    assert cluster_views.tenant(bench.engine, "default").wanted == 8
     with pytest.raises(NotFoundError, match="did you mean web"):
-        views.tenant(bench.engine, "wep")
+        cluster_views.tenant(bench.engine, "wep")
 
 
 def test_the_scheduler_shares_by_the_weights_of_the_engines_tenants() -> None:

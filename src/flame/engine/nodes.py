@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flame.engine import lanes, lives, placement, settling, tasks
+from flame.engine.cluster_views import node_view
 from flame.engine.effects import RecordKind, StopExecutor
 from flame.engine.events import Held
 from flame.engine.executors import Executor, Node
 from flame.engine.records import NodeMarkMeta
 from flame.engine.sessions import PENDING
-from flame.engine.views import node_view
 from flame.model.errors import InvalidArgumentError, NotFoundError, ReadOnlyError
 from flame.model.states import ExecutorState, NodeState, SessionState
 

@@ -114,7 +114,7 @@ def on_hopeless_alarm(engine: Engine, draft: Draft, session_id: str) -> None:
         return
     no = engine.scheduler.impossible(session_id)
     if no is not None and session.pending and not session.executors:
-        text = f"no node can run session <{session_id}>: {no.message}; {no.remedy}"
+        text = f"session <{session_id}> can't run here: {no.message}; {no.remedy}"
         lives.record_event(draft, session, EventCode.UNSATISFIABLE, text)
         tasks.fail_pending(engine, draft, session, text)
         engine.changed(session)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import views
+from flame.engine import cluster_views
 from flame.engine.effects import RecordKind
 from flame.engine.records import NameMeta, TenantMeta
 from flame.engine.tenant_rules import find, plural, why_not
@@ -65,7 +65,7 @@ def on_set(engine: Engine, draft: Draft, event: SetTenant) -> None:
         meta = TenantMeta(event.name, event.spec, draft.now_ms if known is None else known.created)
         draft.record(RecordKind.TENANT, "", meta)
         apply(engine, meta)
-    draft.reply(event.ticket, views.tenant_view(engine, engine.tenants[event.name]))
+    draft.reply(event.ticket, cluster_views.tenant_view(engine, engine.tenants[event.name]))
 
 
 def on_delete(engine: Engine, draft: Draft, event: DeleteTenant) -> None:
@@ -89,7 +89,7 @@ def on_delete(engine: Engine, draft: Draft, event: DeleteTenant) -> None:
     except FlameError as error:
         draft.refuse(event.ticket, error)
         return
-    view = views.tenant_view(engine, tenant)
+    view = cluster_views.tenant_view(engine, tenant)
     draft.record(RecordKind.TENANT_GONE, "", NameMeta(event.name))
     forget(engine, event.name)
     draft.reply(event.ticket, view)

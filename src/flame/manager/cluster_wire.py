@@ -5,7 +5,7 @@ What a node says of itself is checked here, once: a number that can't be ends it
 
 from __future__ import annotations
 
-from flame.engine import views
+from flame.engine import cluster_views
 from flame.engine.events import Held, NodeJoined
 from flame.manager.wire import number, resources_message, resources_of
 from flame.model.errors import ProtocolError
@@ -23,7 +23,7 @@ MAX_LABEL = 256  # characters
 # --- nodes -----------------------------------------------------------------------------------------------------------
 
 
-def node_message(view: views.NodeView) -> types_pb2.Node:
+def node_message(view: cluster_views.NodeView) -> types_pb2.Node:
     return types_pb2.Node(
         metadata=types_pb2.Metadata(id=view.name, name=view.name),
         spec=types_pb2.NodeSpec(
@@ -95,7 +95,7 @@ def _taints(spec: types_pb2.NodeSpec) -> tuple[str, ...]:
 # --- executors -------------------------------------------------------------------------------------------------------
 
 
-def executor_message(view: views.ExecutorView) -> types_pb2.Executor:
+def executor_message(view: cluster_views.ExecutorView) -> types_pb2.Executor:
     return types_pb2.Executor(
         metadata=types_pb2.Metadata(id=view.id, name=view.id),
         spec=types_pb2.ExecutorSpec(node=view.node, resreq=resources_message(view.resreq), shim=number(view.shim)),
@@ -201,7 +201,7 @@ def tenant_spec_message(spec: TenantSpec) -> types_pb2.TenantSpec:
     )
 
 
-def tenant_message(view: views.TenantView) -> types_pb2.Tenant:
+def tenant_message(view: cluster_views.TenantView) -> types_pb2.Tenant:
     return types_pb2.Tenant(
         metadata=types_pb2.Metadata(id=view.name, name=view.name),
         spec=tenant_spec_message(view.spec),

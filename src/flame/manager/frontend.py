@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from flame.engine import cluster_views, views
 from flame.engine import events as ev
-from flame.engine import views
 from flame.manager import cluster_wire, wire
 from flame.manager.clients import too_large
 from flame.manager.json_schema import check_json_schema
@@ -162,21 +162,21 @@ class Frontend:
     # --- the cluster -------------------------------------------------------------------------------------------------
 
     async def list_executors(self, request: pb.ListExecutorRequest) -> types_pb2.ExecutorList:
-        found = views.executors(self._engine, request.session_id, request.node)
+        found = cluster_views.executors(self._engine, request.session_id, request.node)
         return types_pb2.ExecutorList(executors=[cluster_wire.executor_message(view) for view in found])
 
     async def get_executor(self, request: pb.GetExecutorRequest) -> types_pb2.Executor:
-        for view in views.executors(self._engine):
+        for view in cluster_views.executors(self._engine):
             if view.id == request.executor_id:
                 return cluster_wire.executor_message(view)
         raise NotFoundError(f"executor <{request.executor_id}> not found")
 
     async def list_nodes(self, request: pb.ListNodesRequest) -> types_pb2.NodeList:
         del request
-        return types_pb2.NodeList(nodes=[cluster_wire.node_message(view) for view in views.nodes(self._engine)])
+        return types_pb2.NodeList(nodes=[cluster_wire.node_message(view) for view in cluster_views.nodes(self._engine)])
 
     async def get_node(self, request: pb.GetNodeRequest) -> pb.GetNodeResponse:
-        for view in views.nodes(self._engine):
+        for view in cluster_views.nodes(self._engine):
             if view.name == request.name:
                 return pb.GetNodeResponse(node=cluster_wire.node_message(view))
         raise NotFoundError(f"node <{request.name}> not found")
@@ -210,11 +210,11 @@ class Frontend:
         return cluster_wire.tenant_message(await self._turns.ask(lambda ticket: ev.DeleteTenant(ticket, request.name)))
 
     async def get_tenant(self, request: pb.GetTenantRequest) -> types_pb2.Tenant:
-        return cluster_wire.tenant_message(views.tenant(self._engine, request.name))
+        return cluster_wire.tenant_message(cluster_views.tenant(self._engine, request.name))
 
     async def list_tenants(self, request: pb.ListTenantsRequest) -> types_pb2.TenantList:
         del request
-        found = [cluster_wire.tenant_message(view) for view in views.tenants(self._engine)]
+        found = [cluster_wire.tenant_message(view) for view in cluster_views.tenants(self._engine)]
         return types_pb2.TenantList(tenants=found)
 
     # --- sessions ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from flame._version import __version__
-from flame.engine import views
+from flame.engine import cluster_views, views
 from flame.manager.turns import Turns
 from flame.model.resources import Resources
 from flame.model.states import ExecutorState, NodeState
@@ -92,7 +92,7 @@ class Metrics:
 
     def _tenants(self) -> Iterator[Metric]:
         engine = self._turns.engine
-        found = views.tenant_measures(engine, MAX_TENANTS)
+        found = cluster_views.tenant_measures(engine, MAX_TENANTS)
         yield _gauge("flame_tenants", "Tenants, also those without series of their own", len(engine.tenants))
         for name, what, values in (
             ("used_cpu_cores", "Cores held by executors of the tenant and those below it", [t.used.cpu for t in found]),
