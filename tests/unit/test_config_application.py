@@ -33,6 +33,8 @@ spec:
     input: '{"type": "integer"}'
   url: file:///opt/pi
   installer: python
+  start_timeout_ms: 5000
+  warm_instances: 2
 ---
 metadata: {name: rest}
 spec: {shim: rest}
@@ -56,6 +58,8 @@ def test_all_fields_of_several_documents() -> None:
         schema=ApplicationSchema(input='{"type": "integer"}'),
         url="file:///opt/pi",
         installer="python",
+        start_timeout_ms=5000,
+        warm_instances=2,
     )
     assert (second.name, second.spec) == ("rest", ApplicationSpec(shim=Shim.REST))
 

@@ -107,6 +107,15 @@ def test_a_full_cluster_names_each_node() -> None:
     assert all("wait for what runs there" in remedy and since for _, _, _, remedy, since in nodes)
 
 
+def test_a_node_that_is_too_small_is_not_to_be_waited_for() -> None:
+    bench = Bench()
+    bench.node("n1", cpu=2)
+    bench.session(resreq=Resources(3, GIB))
+    bench.submit()
+    nodes = [one for one in views.explain(bench.engine, "s").reasons if one[0] == "node"]
+    assert [one[1:4] for one in nodes] == [("n1", "it has 2 cpu in all", "ask for less in resreq")]
+
+
 def test_a_cordoned_node_says_since_when_and_how_it_ends() -> None:
     bench = Bench()
     bench.node()
@@ -160,7 +169,7 @@ def test_executors_that_are_starting() -> None:
         "starting",
         "s",
         "its executors are starting",
-        "wait; if it takes long, look at flmctl logs s",
+        "wait; if it takes long, look at flmctl logs -s s",
         since,
     )
     assert views.session(bench.engine, "s").pending_reason == "its executors are starting"
@@ -179,7 +188,7 @@ def test_bind_failures_say_what_went_wrong_and_when_it_goes_on() -> None:
     assert text.startswith("1 executor could not be bound; Executor <x1> on node <n1> failed to bind")
     assert "no such file: run" in text
     assert text.endswith("; the next one starts at 1970-01-01 00:00:01 UTC")
-    assert remedy == "look at flmctl logs s"
+    assert remedy == "look at flmctl logs -s s"
     assert "no such file: run" in views.session(bench.engine, "s").pending_reason
     bench.turn(ev.Tick(), after_ms=200)
     assert "the next one starts at" not in reason(bench, "bind")[2]

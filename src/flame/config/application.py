@@ -54,6 +54,7 @@ def _application(root: Section) -> ApplicationDocument:
             url=spec.text("url"),
             installer=spec.text("installer"),
             start_timeout_ms=spec.integer("start_timeout_ms", 0, maximum=2**32 - 1),
+            warm_instances=spec.integer("warm_instances", 0, maximum=2**32 - 1),
         ),
     )
     root.finish()

@@ -62,7 +62,7 @@ def _binding(engine: Engine, session: Session) -> Iterator[Reason]:
         text = f"{'1 executor' if count == 1 else f'{count} executors in a row'} could not be bound; {message}"
         if session.not_before > engine.now:
             text += f"; the next one starts at {clock(session.not_before)}"
-        yield ("bind", session.id, text, f"look at flmctl logs {session.id}", since)
+        yield ("bind", session.id, text, f"look at flmctl logs -s {session.id}", since)
 
 
 def _settling(engine: Engine, session: Session) -> Iterator[Reason]:
@@ -85,7 +85,7 @@ def _starting(session: Session) -> Iterator[Reason]:
         return
     since = min(executor.since for executor in coming)
     bound = sum(executor.bound for executor in coming)
-    remedy = f"wait; if it takes long, look at flmctl logs {session.id}"
+    remedy = f"wait; if it takes long, look at flmctl logs -s {session.id}"
     if session.spec.gang and not gang_complete(session):
         text = f"{bound} of {session.spec.min_instances} members of the gang are bound; tasks are sent when all are"
         yield ("gang", session.id, text, remedy, since)
@@ -135,4 +135,6 @@ def _of_node(engine: Engine, session: Session, no: No) -> Reason:
         return (*reason[:3], no.remedy or "start its executor manager, or look at its log", node.since)
     if mark is not None:
         return (*reason[:3], no.remedy or f"flmctl node uncordon {no.object}", mark.time)
+    if not session.resreq.fits(place.capacity):
+        return (*reason[:3], no.remedy or "ask for less in resreq", no.since)
     return (*reason[:3], no.remedy or "wait for what runs there, or ask for less in resreq", no.since)

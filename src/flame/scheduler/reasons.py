@@ -202,6 +202,8 @@ class Reasons:
             return f"it runs {len(place.holdings)} executors, its limit is {place.limit}"
         for field in _FIELDS:
             need, free = getattr(ask.resreq, field), getattr(place.free, field)
+            if need > getattr(place.capacity, field):
+                return f"it has {_amount(field, getattr(place.capacity, field))} in all"
             if need > free:
                 kept = place.seats and need <= getattr(place.capacity - place.used, field)
                 more = " (the rest is kept for sessions that were promised it)" if kept else ""

@@ -52,6 +52,8 @@ def _document(application: ty.Application) -> Document:
     body["delay_release"] = _delay_release(spec)
     if spec.start_timeout_ms:
         body["start_timeout_ms"] = spec.start_timeout_ms
+    if spec.warm_instances:
+        body["warm_instances"] = spec.warm_instances
     schema = _schema(spec)
     if schema:
         body["schema"] = schema
