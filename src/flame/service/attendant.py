@@ -42,15 +42,8 @@ class Attendant:
 
     def _run(self) -> None:
         instance = self._instance
-        bursts, quiet = -1, 0
+        bursts, quiet = 0, _REST_AFTER
         while True:
-            self._wait(_TICK_MS)
-            if instance.overdue():
-                self._attend()
-            if instance.busy or instance.bursts != bursts:
-                bursts, quiet = instance.bursts, 0
-                continue
-            quiet += 1
             if quiet >= _REST_AFTER:
                 self.resting = True
                 # The main thread sets `busy` before it reads `resting`; here it is the other way round, so that one
@@ -59,6 +52,13 @@ class Attendant:
                     self._wait(None)
                 self.resting = False
                 quiet = 0
+            self._wait(_TICK_MS)
+            if instance.overdue():
+                self._attend()
+            if instance.busy or instance.bursts != bursts:
+                bursts, quiet = instance.bursts, 0
+            else:
+                quiet += 1
 
     def _attend(self) -> None:
         """Stand in for the main thread until it wants to read itself."""

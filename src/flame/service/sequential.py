@@ -65,6 +65,7 @@ class Sequential:
         """Serve the session, from these first frames on. Raises OSError when the link ends before the session."""
         self._main = threading.get_ident()
         signal.signal(STRIKE, self._strike)
+        self._attendant.begin()
         with self._turn:
             self._handle(frames)
             while not self._leaving:
@@ -162,7 +163,6 @@ class Sequential:
             result.return_code, result.message = CODE, describe(error)
             log_traceback(error)
         self._wire.write(link_pb2.ENTERED, result.SerializeToString())
-        self._attendant.begin()
 
     def _leave(self) -> None:
         result = types_pb2.Result()
