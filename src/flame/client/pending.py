@@ -160,7 +160,8 @@ async def why_nothing_runs(uplink: Uplink, session_id: str) -> Wait | None:
     explained = await uplink.call("Explain", fe.ExplainRequest(session_id=session_id), fe.Explanation)
     since = status.pending_since / 1000
     if explained.reasons:
-        first = explained.reasons[0]
+        # While executors start, other rules only say why there are no more of them.
+        first = next((reason for reason in explained.reasons if reason.rule == "starting"), explained.reasons[0])
         about = "" if first.object == session_id else first.object
         return Wait(first.message, first.remedy, first.rule, about, first.since / 1000 or since)
     return Wait(status.pending_reason, since=since) if status.pending_reason else None

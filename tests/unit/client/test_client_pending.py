@@ -173,10 +173,14 @@ async def test_nothing_is_said_while_a_task_runs(remote: Any, manager: Any, hear
 
 @pytest.mark.parametrize("rule", ["starting", "order"])
 async def test_what_will_be_over_by_itself_is_no_warning(remote: Any, manager: Any, heard: Heard, rule: str) -> None:
-    manager.sessions["s"].explanation = fe.Explanation(reasons=[fe.Reason(rule=rule, object="s", message="patience")])
+    reasons = [fe.Reason(rule=rule, object="s", message="patience")]
+    if rule == "starting":
+        reasons.insert(0, fe.Reason(rule="max_instances", object="s", message="it has one"))
+    manager.sessions["s"].explanation = fe.Explanation(reasons=reasons)
     remote.submit(b"")
     await heard.count(1)
     assert heard.said[0][0] == logging.INFO
+    assert "patience" in heard.said[0][1]
 
 
 async def test_a_reason_that_is_not_known_is_not_invented(remote: Any, manager: Any, heard: Heard) -> None:
