@@ -8,7 +8,7 @@ taints and limits hold whatever the policies say.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from flame.scheduler.books import Ask, Place
@@ -59,6 +59,27 @@ class Policy:
 _HOOKS = ("rank", "key", "prefer", "allows", "score", "yields")
 
 
+def _number(answer: Any) -> bool:
+    return isinstance(answer, int | float) and answer == answer  # what is not a number differs from itself
+
+
+def _text(answer: Any) -> bool:
+    return isinstance(answer, str)
+
+
+def _truth(answer: Any) -> bool:
+    return isinstance(answer, bool)
+
+
+def _names(answer: Any) -> bool:
+    return isinstance(answer, list | tuple) and all(isinstance(name, str) for name in cast("Sequence[Any]", answer))
+
+
+def _hashable(answer: Any) -> bool:
+    hash(answer)  # raises when it is not
+    return True
+
+
 class Policies:
     """The policies of a cluster, asked safely. `faults` holds what each failed one said, by its name."""
 
@@ -79,9 +100,8 @@ class Policies:
         }
 
     def begin(self) -> None:
-        """A new pass: every policy gets another chance."""
+        """A new pass: every policy gets another chance. Its fault stands until it has answered that question."""
         self._down.clear()
-        self.faults.clear()
 
     def news(self) -> list[tuple[str, str]]:
         """Faults (name, text) that were not answered here before."""
@@ -89,8 +109,9 @@ class Policies:
         self._told.update(self.faults)
         return fresh
 
-    def _ask(self, hook: str, kind: type | tuple[type, ...], silent: Any, *arguments: Any) -> list[Any]:
-        """The answers, `silent` for a policy that raised, so that answers of one pass stay comparable."""
+    def _ask(self, hook: str, suits: Callable[[Any], bool], silent: Any, *arguments: Any) -> list[Any]:
+        """The answers, `silent` for a policy that raised or answered what does not suit, so that those of one pass stay
+        comparable."""
         answers: list[Any] = []
         for name, call in self._hooks[hook]:
             if name in self._down:
@@ -98,48 +119,51 @@ class Policies:
                 continue
             try:
                 answer = call(*arguments)
-                if not isinstance(answer, kind) or answer != answer:  # not a number
+                if not suits(answer):
                     raise TypeError(f"{hook} answered {answer!r}")
             except Exception as error:  # whatever a third party's policy raises
                 self._down.add(name)
                 self.faults[name] = f"{hook}: {type(error).__name__}: {error}"
                 answer = silent
+            else:
+                if self.faults and self.faults.get(name, "").startswith(f"{hook}:"):
+                    del self.faults[name]
             answers.append(answer)
         return answers
 
     def rank(self, ask: Ask) -> tuple[float, ...]:
         hooks = self._hooks["rank"]
-        return tuple(self._ask("rank", (int, float), 0.0, ask)) if hooks else ()
+        return tuple(self._ask("rank", _number, 0.0, ask)) if hooks else ()
 
     def key(self, ask: Ask) -> tuple[Hashable, ...]:
-        return tuple(self._ask("key", object, (), ask)) if self._hooks["key"] else ()
+        return tuple(self._ask("key", _hashable, (), ask)) if self._hooks["key"] else ()
 
     def prefer(self, ask: Ask) -> list[str]:
         if not self._hooks["prefer"]:
             return []
-        return [name for names in self._ask("prefer", (list, tuple), (), ask) for name in names]
+        return [name for names in self._ask("prefer", _names, (), ask) for name in names]
 
     def allows(self, ask: Ask, place: Place) -> str:
         if not self._hooks["allows"]:
             return ""
-        return next((text for text in self._ask("allows", str, "", ask, place) if text), "")
+        return next((text for text in self._ask("allows", _text, "", ask, place) if text), "")
 
     def score(self, ask: Ask, place: Place) -> tuple[float, ...]:
         """Negated, so that the smallest is the best."""
         hooks = self._hooks["score"]
-        if len(hooks) == 1 and not self._down:  # asked for every node that changed
+        if len(hooks) == 1 and not self._down and not self.faults:  # asked for every node that changed
             try:
                 value = hooks[0][1](ask, place)
                 if value.__class__ is float and value == value:  # not a number is not equal to itself
                     return (-value,)
             except Exception:  # asked again below, where it is noted
                 pass
-        return tuple(-value for value in self._ask("score", (int, float), 0.0, ask, place))
+        return tuple(-value for value in self._ask("score", _number, 0.0, ask, place))
 
     def yields(self, victim: Ask, claimant: Ask) -> bool:
         """Whether one has to give way to the other; policies that say so both ways say nothing."""
         if not self._hooks["yields"]:
             return False
-        return any(self._ask("yields", bool, False, victim, claimant)) and not any(
-            self._ask("yields", bool, False, claimant, victim)
+        return any(self._ask("yields", _truth, False, victim, claimant)) and not any(
+            self._ask("yields", _truth, False, claimant, victim)
         )
