@@ -61,7 +61,7 @@ def test_it_takes_all_but_name_and_endpoint(folder: Path) -> None:
         chosen = {"tenant": "vision", "selector": {"zone": "a"}, "tolerations": ["owner"]}
         session = connection.create_session("trouble", **chosen)
         assert session.invoke(b'{"do": "echo", "n": 1}')
-        with pytest.raises(FlameError, match="vision.*quota"):
+        with pytest.raises(FlameError, match=r"vision.*quota"):
             connection.create_session("trouble", **chosen)
 
         stranger = connection.create_session("trouble")
