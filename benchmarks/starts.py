@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from flame.proto import link_pb2, shim_pb2, types_pb2
 SERVICE = Path(__file__).resolve().parent / "echo_service.py"
 MANY = 100
 SETTLE_S = 1.0  # after the last process of the pool has begun, so that it is ready and the machine quiet
+POLL_S = 0.005
 BUDGETS_MS = {"cold": (150, 60), "warm": (200, 50)}  # must, aim
 
 
@@ -218,7 +218,7 @@ def with_a_session(stage: Stage, rounds: int) -> dict[str, list[float]]:
                 while (
                     sum(each.state == flame.ExecutorState.BOUND for each in connection.list_executors(many.id)) < MANY
                 ):
-                    time.sleep(0.002)
+                    time.sleep(POLL_S)
                 found.append((time.perf_counter() - begun) * 1000)
                 many.close()
                 while connection.list_executors(many.id):
@@ -252,7 +252,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="starts of many at once")
     parser.add_argument("--port", type=int, default=19_300, help="the first of four free ports")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     found: dict[str, list[float]] = {}
     parts: list[Callable[[Stage], dict[str, list[float]]]] = [
         lambda stage: asyncio.run(at_the_node(stage, options.singles, options.rounds)),
