@@ -250,6 +250,7 @@ class AsyncSession(SessionSnapshot):
     ) -> AsyncIterator[Task]:
         """The session's tasks by id, all or those in one of the states."""
         after = 0
+        broke = False
         uplink = self.connection.uplink
         while True:
             request = fe.ListTaskRequest(
@@ -259,13 +260,14 @@ class AsyncSession(SessionSnapshot):
                 without_payloads=without_payloads,
             )
             try:
-                async for message in uplink.stream("ListTask", request, ty.Task):
+                async for message in uplink.stream("ListTask", request, ty.Task, again=broke):
                     after = int(message.metadata.id)
                     yield wire.task_from(message)
                 return
             except UnavailableError as error:
                 if not uplink.broken(error):
                     raise
+                broke = True
 
     async def watch_task(self, task_id: str | int, timeout: float | None = None) -> AsyncIterator[Task]:
         """The task now and after each change, until it has ended. Raises NotFoundError, TimedOutError."""
@@ -291,9 +293,10 @@ class AsyncSession(SessionSnapshot):
         request = fe.WatchTaskRequest(session_id=self.id, task_id=task_id)
         uplink = self.connection.uplink
         last: tuple[int, int] | None = None
+        broke = False
         while True:
             try:
-                async for message in uplink.stream("WatchTask", request, ty.Task):
+                async for message in uplink.stream("WatchTask", request, ty.Task, again=broke):
                     now = (message.status.state, message.status.attempt)
                     if now != last:
                         yield message
@@ -303,19 +306,22 @@ class AsyncSession(SessionSnapshot):
             except UnavailableError as error:
                 if not uplink.broken(error):
                     raise
+                broke = True
 
     async def watch(self) -> AsyncIterator[SessionUpdate]:
         """State and counters of the session now and after each change, until it is closed."""
         request = fe.WatchSessionRequest(session_id=self.id)
         uplink = self.connection.uplink
+        broke = False
         while True:
             try:
-                async for message in uplink.stream("WatchSession", request, fe.SessionUpdate):
+                async for message in uplink.stream("WatchSession", request, fe.SessionUpdate, again=broke):
                     yield wire.update_from(message)
                 return
             except UnavailableError as error:
                 if not uplink.broken(error):
                     raise
+                broke = True
 
     async def cancel(self, task_ids: Iterable[str | int] | None = None, *, reason: str = "") -> list[str]:
         """Cancel these tasks, or all of the session; answers the ids of those that had not ended."""

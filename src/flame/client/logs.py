@@ -44,12 +44,13 @@ async def read_logs(uplink: Uplink, request: fe.GetLogsRequest) -> AsyncGenerato
     Raises NotFoundError, UnavailableError.
     """
     seen = Seen()
+    broke = False
     until = 0.0  # after an interruption: how long the nodes may take to come back
     pause = _SHORTEST_PAUSE
     while True:
         found = False
         try:
-            async with aclosing(uplink.stream("GetLogs", request, fe.LogChunk)) as messages:
+            async with aclosing(uplink.stream("GetLogs", request, fe.LogChunk, again=broke)) as messages:
                 async for message in messages:
                     found = True
                     chunk = seen.rest(wire.log_from(message))
@@ -58,6 +59,7 @@ async def read_logs(uplink: Uplink, request: fe.GetLogsRequest) -> AsyncGenerato
         except UnavailableError as error:
             if not request.follow or not uplink.broken(error):
                 raise
+            broke = True
             request.tail_bytes = 0  # the last bytes are others now
             until, pause = time.monotonic() + RESUME_TIME, _SHORTEST_PAUSE
             continue

@@ -34,13 +34,17 @@ _HARMLESS = frozenset({"", "starting", "order"})  # rules that will be over by t
 
 
 class Wait(NamedTuple):
-    """Why none of a session's tasks runs. `rule` is empty where none says no; `since` in Unix seconds, 0 = unknown."""
+    """Why none of a session's tasks runs, or (`unaccepted`) why so many are not even accepted.
+
+    `rule` is empty where none says no; `since` in Unix seconds, 0 = unknown.
+    """
 
     message: str
     remedy: str = ""
     rule: str = ""
     object: str = ""
     since: float = 0.0
+    unaccepted: int = 0
 
     def __str__(self) -> str:
         rule = f" (rule {self.rule}{f': {self.object}' if self.object else ''})" if self.rule else ""
@@ -170,16 +174,18 @@ async def why_nothing_runs(uplink: Uplink, session_id: str) -> Wait | None:
 def told(session_id: str, count: int, wait: Wait, since: float, now: float) -> str:
     """The warning's text. `since` (Unix seconds, as `now`) is used where the cluster does not say it."""
     begin = wait.since or since
+    count = wait.unaccepted or count
     tasks = f"{count} tasks wait" if count != 1 else "1 task waits"
+    what = f"{tasks} to be accepted" if wait.unaccepted else f"{tasks} and none runs"
     clock = datetime.fromtimestamp(begin).astimezone().isoformat(" ", "seconds")
-    return f"session {session_id}: {tasks} and none runs, for {max(0.0, now - begin):.0f} s (since {clock}): {wait}"
+    return f"session {session_id}: {what}, for {max(0.0, now - begin):.0f} s (since {clock}): {wait}"
 
 
 def timed_out(text: str, wait: Wait | None) -> TimedOutError:
     """The error for who waited no longer, with what the session waits for when that is known."""
     if wait is None:
         return TimedOutError(text)
-    return TimedOutError(f"{text}; none of the session's tasks ran: {wait._replace(remedy='')}", remedy=wait.remedy)
+    return TimedOutError(f"{text}; it waits: {wait._replace(remedy='')}", remedy=wait.remedy)
 
 
 def period_of(given: float | timedelta | EllipsisType | None) -> float | None:

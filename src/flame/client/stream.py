@@ -399,7 +399,10 @@ class TaskStream:
     def refused(self) -> Wait | None:
         """What keeps tasks from even being accepted."""
         error = self._held.error
-        return Wait(error.message, error.remedy, "quota") if error is not None else None
+        if error is None:
+            return None
+        count = len(self._buffer) + sum(batch.count for batch in (*self._batches, *self._held.batches))
+        return Wait(error.message, error.remedy, "quota", unaccepted=count)
 
     def learn(self, wait: Wait | None) -> None:
         """What the session waits for, None = nothing that is known; good until a result comes."""

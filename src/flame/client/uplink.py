@@ -218,9 +218,12 @@ class Uplink:
                         f"the connection broke during {method}: {error.message}", remedy="look whether it was done"
                     ) from error
 
-    async def stream(self, method: str, request: Message, reply: type[M]) -> AsyncGenerator[M]:
-        """One streaming call. Raises UnavailableError when the connection breaks; the caller knows how to go on."""
-        link = await self._ready(method, time.monotonic() + CALL_TIMEOUT)
+    async def stream(self, method: str, request: Message, reply: type[M], *, again: bool = False) -> AsyncGenerator[M]:
+        """One streaming call. Raises UnavailableError when the connection breaks; the caller knows how to go on.
+
+        `again`: it broke before, and is made again when there is a connection, however long that takes.
+        """
+        link = await self._ready(method, None if again else time.monotonic() + CALL_TIMEOUT)
         replies = link.stream(method, request.SerializeToString())
         try:
             async for body in replies:
@@ -237,8 +240,11 @@ class Uplink:
         raise NotFoundError(f"session {session_id!r} is gone")
 
     def broken(self, error: FlameError) -> bool:
-        """Whether this error of a call means that the link broke, so that the call may be made again."""
-        return isinstance(error, UnavailableError) and not self._closed and (self.link is None or self.link.closed)
+        """Whether this error of a call means that the link broke, so that the call may be made again. One that says
+        that there will be no other link is the end."""
+        if not isinstance(error, UnavailableError) or self._closed or error is self._error:
+            return False
+        return self.link is None or self.link.closed
 
     # --- sessions --------------------------------------------------------------------------------------------------
 

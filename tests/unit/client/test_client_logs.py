@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import flame
-from flame.client import logs
+from flame.client import logs, uplink
 from flame.client.logs import Seen
-from flame.model.errors import NotFoundError, UnavailableError
+from flame.model.errors import NotFoundError, TimedOutError, UnavailableError
 from flame.proto import frontend_pb2 as fe
 
 
@@ -90,6 +90,35 @@ async def test_nodes_may_come_back_later_than_the_manager(
         [chunk(b"one\ntwo\n"), "close"],
     )
     assert await text(remote.logs(follow=True)) == b"one\ntwo\n"
+
+
+async def test_following_outlasts_what_a_call_waits(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uplink, "CALL_TIMEOUT", 0.01)
+    connection = await flame.aio.connect(str(manager.address), call_timeout=0.01)
+    session = await connection.create_session("app", session_id="s")
+    plays(manager, [chunk(b"one\n"), "break"], [chunk(b"one\ntwo\n"), "close"])
+    following = session.logs(follow=True)
+    assert (await anext(following)).data == b"one\n"
+    await manager.stop()
+    rest = asyncio.create_task(text(following))
+    for _ in range(2):
+        with pytest.raises(TimedOutError):
+            await connection.get_cluster()
+    await manager.start()
+    assert await rest == b"two\n"
+    await connection.close()
+
+
+async def test_nobody_follows_a_cluster_that_stays_away(manager: Any) -> None:
+    connection = await flame.aio.connect(str(manager.address), reconnect_timeout=0.02)
+    plays(manager, [chunk(b"one\n"), "break"])
+    following = connection.logs("s", follow=True)
+    await anext(following)
+    await manager.stop()
+    with pytest.raises(UnavailableError, match="gone"):
+        await anext(following)
+    await connection.close()
+    await manager.start()
 
 
 async def test_an_executor_that_ended_is_the_end(remote: Any, manager: Any) -> None:

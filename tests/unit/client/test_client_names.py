@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,19 @@ def test_every_public_name_is_there_and_listed() -> None:
         assert name in dir(flame)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         flame.nonsense  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_type_checkers_see_every_public_name_where_it_comes_from() -> None:
+    assert flame.__file__ is not None
+    package = Path(flame.__file__).parent
+    assert (package / "py.typed").exists()
+    tree = ast.parse(Path(flame.__file__).read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in checked.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.name: node.module for node in imports for alias in node.names if node.module != "typing"}
+    assert seen.pop("aio") == "flame"
+    assert seen == flame._SOURCE_OF
+    assert {*seen, "aio", "__version__"} == set(flame.__all__)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

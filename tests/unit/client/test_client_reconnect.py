@@ -207,8 +207,14 @@ async def test_everything_fails_when_the_cluster_stays_away(manager: Any, hold: 
     future = session.submit(b"")
     await manager.until(lambda: manager.count(Kind.SUBMIT) == 1)
     await manager.stop()
+    keyed = session.submit(b"", idempotency_key="k")
     with pytest.raises(UnavailableError, match="gone"):
         await future
+    with pytest.raises(UnavailableError, match="gone"):
+        await keyed
+    for endless in (session.watch_task(1), session.watch(), session.list_tasks()):
+        with pytest.raises(UnavailableError, match="gone"):
+            await anext(endless)
     with pytest.raises(UnavailableError):
         await connection.list_sessions()
     manager.service = lambda payload: payload
