@@ -36,11 +36,13 @@ class Batch:
         self.body = message.SerializeToString()
 
     def cut(self, count: int) -> Batch | None:
-        """Keep the first `count` tasks of a `map`; gives the batch of the others, None when there are none."""
+        """Keep the first `count` tasks; gives the batch of the others, None when there are none."""
         if self.count <= count:
             return None
-        assert isinstance(self.owner, tuple)
-        gather, base = self.owner
+        if isinstance(self.owner, list):
+            mine, theirs = self.owner[:count], self.owner[count:]
+        else:
+            mine, theirs = self.owner, (self.owner[0], self.owner[1] + count)
         whole = link_pb2.Submit.FromString(self.body)
         kept, rest = link_pb2.Submit(), link_pb2.Submit()
         for part in (kept, rest):
@@ -49,9 +51,8 @@ class Batch:
         kept.absent[:] = [index for index in whole.absent if index < count]
         rest.absent[:] = [index - count for index in whole.absent if index >= count]
         kept_bytes = sum(map(len, kept.inputs))
-        others = Batch(
-            0, self.count - count, self.input_bytes - kept_bytes, (gather, base + count), rest.SerializeToString()
-        )
+        others = Batch(0, self.count - count, self.input_bytes - kept_bytes, theirs, rest.SerializeToString())
+        self.owner = mine
         self.count, self.input_bytes, self.body = count, kept_bytes, kept.SerializeToString()
         return others
 

@@ -25,7 +25,7 @@ from flame.client.outcomes import values_of
 from flame.client.pending import Later, PendingWatch, Wait, timed_out
 from flame.link.errors import from_wire
 from flame.link.frames import Kind
-from flame.model.errors import FlameError, ProtocolError, TimedOutError, TooLargeError, UnavailableError
+from flame.model.errors import ExhaustedError, FlameError, ProtocolError, TimedOutError, TooLargeError, UnavailableError
 from flame.model.states import EventCode, SessionState
 from flame.proto import link_pb2
 from flame.proto import types_pb2 as ty
@@ -310,6 +310,10 @@ class TaskStream:
             self._refused_at = batch.first_seq
         if self._held.bears(batch, error):
             self._held.hold(batch, error)
+            return
+        others = batch.cut(batch.count // 2) if _too_many(batch, error) else None
+        if others is not None:
+            self._renumber += (batch, others)
         else:
             self._fail_batch(batch, error)
 
@@ -467,6 +471,11 @@ class TaskStream:
         if message.seqs or message.task_ids:
             self._link.send(Kind.CANCEL, self.channel, message.SerializeToString())
         self.pump()  # the buffer drops what is unwanted
+
+
+def _too_many(batch: Batch, error: FlameError) -> bool:
+    """Whether it is refused only since so many tasks left together; the user submitted them one by one."""
+    return batch.count > 1 and isinstance(error, ExhaustedError) and not error.retryable
 
 
 def lost(reason: str) -> UnavailableError:

@@ -142,6 +142,21 @@ async def test_a_future_is_told_at_once_and_the_map_goes_on(remote: Any, manager
     serving.cancel()
 
 
+async def test_futures_are_refused_one_by_one_although_they_leave_together(remote: Any, manager: Any) -> None:
+    manager.refuse = quota(manager, 5)
+    futures = [remote.submit(b"%d" % number) for number in range(20)]
+    await manager.until(lambda: bool(pending(manager)))
+    serving = asyncio.create_task(serve(manager))
+    ended = await asyncio.gather(*futures, return_exceptions=True)
+    serving.cancel()
+    accepted = [output for output in ended if isinstance(output, bytes)]
+    refused = [error for error in ended if isinstance(error, ExhaustedError)]
+    assert len(accepted) + len(refused) == 20
+    assert accepted[:5] == [b"0", b"1", b"2", b"3", b"4"]
+    assert all(error.retryable for error in refused)
+    assert remote.stream.idle
+
+
 async def test_a_quota_of_nothing_ends_a_map(remote: Any, manager: Any) -> None:
     manager.refuse = quota(manager, 0)
     with pytest.raises(ExhaustedError, match="quota of 0"):
