@@ -1,17 +1,16 @@
 """Settings of every component: read at run time, unknown keys rejected with the nearest known one."""
 
+from flame.config.addresses import TlsConfig
+from flame.config.cache import CacheSection, EvictionSection
 from flame.config.cluster import (
-    CacheSection,
     ClusterConfig,
     ClusterSection,
-    EvictionSection,
     LimitsSection,
     NodeRecovery,
     RecoverySection,
     SchedulingSection,
     SessionRecovery,
     TaskRecovery,
-    TlsConfig,
     default_cluster_file,
     load_cluster,
     read_cluster,

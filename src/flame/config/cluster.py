@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from flame.config.addresses import TlsConfig, read_url
+from flame.config.cache import CacheSection, read_cache
 from flame.config.document import Note, Section, parse_documents, read_text
 from flame.config.executors import ExecutorsSection, read_executors
 from flame.config.tenants import read_tenants
@@ -19,21 +21,9 @@ from flame.model.specs import UNIT
 from flame.model.tenants import TenantSpec
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:8080"
-DEFAULT_CACHE_ENDPOINT = "http://127.0.0.1:9090"
 DEFAULT_POLICIES = ("drf", "priority", "gang", "locality", "binpack")
 DEFAULT_MAX_PAYLOAD = 64 * 1024 * 1024
 MAX_PAYLOAD = 1024**3  # a frame's length is 32 bits and its body is protobuf, which ends at 2 GiB
-
-
-class TlsConfig(msgspec.Struct, frozen=True):
-    """PEM files: the own certificate and its key, and the authority that the other side's certificate is checked with.
-
-    Servers have all three; a client may have the authority only.
-    """
-
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    ca_file: Path | None = None
 
 
 class LimitsSection(msgspec.Struct, frozen=True):
@@ -116,24 +106,6 @@ class ClusterSection(msgspec.Struct, frozen=True):
         return urlsplit(self.endpoint).port or 8080
 
 
-class EvictionSection(msgspec.Struct, frozen=True):
-    """`max_memory` in bytes."""
-
-    policy: str = "lru"
-    max_memory: int = 1024**3
-    max_objects: int | None = None
-
-
-class CacheSection(msgspec.Struct, frozen=True):
-    """The object cache."""
-
-    endpoint: str = DEFAULT_CACHE_ENDPOINT
-    network_interface: str = "eth0"
-    storage: Path | None = None
-    eviction: EvictionSection = EvictionSection()
-    tls: TlsConfig | None = None
-
-
 class ClusterConfig(msgspec.Struct, frozen=True):
     """Everything of one `flame-cluster.yaml`."""
 
@@ -168,7 +140,9 @@ def read_cluster(path: Path | None = None) -> tuple[ClusterConfig, list[Note]]:
         raise root.error("", "cluster is required", "write a section cluster: with name and endpoint")
     cluster = _cluster(root.section_or_empty("cluster"))
     cache = root.section("cache")
-    config = ClusterConfig(cluster=cluster, cache=_cache(cache) if cache is not None else None)
+    if cache is not None:
+        _pprof(cache)
+    config = ClusterConfig(cluster=cluster, cache=read_cache(cache) if cache is not None else None)
     root.finish()
     return config, root.notes
 
@@ -278,52 +252,8 @@ def _server_tls(section: Section) -> TlsConfig | None:
     return TlsConfig(**files)
 
 
-def _cache(section: Section) -> CacheSection:
-    _pprof(section)
-    tls = section.section("tls")
-    eviction = section.section_or_empty("eviction")
-    return CacheSection(
-        endpoint=read_url(
-            section, "endpoint", ("http", "https", "grpc", "grpcs"), section.text("endpoint", DEFAULT_CACHE_ENDPOINT)
-        ),
-        network_interface=section.text("network_interface", "eth0"),
-        storage=section.file_path("storage"),
-        eviction=EvictionSection(
-            policy=eviction.choice("policy", ("lru", "none"), "lru"),
-            max_memory=eviction.size("max_memory", 1024**3),
-            max_objects=eviction.integer("max_objects", minimum=1),
-        ),
-        tls=read_client_tls(tls) if tls is not None else None,
-    )
-
-
 def _pprof(section: Section) -> None:
     pprof = section.section("pprof")
     if pprof is not None:
         pprof.integer("port", minimum=1, maximum=65535)
         section.note("pprof", "has no effect: there is no profiler to serve")
-
-
-def read_client_tls(section: Section) -> TlsConfig:
-    """The tls section of a client: the authority, and a certificate with its key or neither."""
-    files = {key: section.file_path(key) for key in ("cert_file", "key_file", "ca_file")}
-    if (files["cert_file"] is None) != (files["key_file"] is None):
-        raise section.error("", "cert_file and key_file belong together")
-    return TlsConfig(**files)
-
-
-def read_url(section: Section, key: str, schemes: tuple[str, ...], text: str) -> str:
-    """An address with a known scheme, a host and perhaps a port; returned as it was written."""
-    try:
-        parts = urlsplit(text)
-        if parts.port == 0:
-            raise ValueError("port 0")
-    except ValueError as error:
-        raise section.error(key, f"invalid address {text!r}: {error}") from None
-    if parts.scheme not in schemes or not parts.hostname:
-        raise section.error(key, f"invalid address {text!r}", f"write {schemes[0]}://HOST:PORT ({', '.join(schemes)})")
-    if parts.path not in ("", "/") or parts.query or parts.username:
-        raise section.error(
-            key, f"invalid address {text!r}", "an address has a scheme, a host and a port, nothing else"
-        )
-    return text.rstrip("/")

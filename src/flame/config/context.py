@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from flame.config.cluster import TlsConfig, read_client_tls, read_url
+from flame.config.addresses import TlsConfig, read_client_tls, read_url
 from flame.config.document import Note, Section, nearest, parse_documents, read_text
 from flame.model.errors import InvalidConfigError
 
