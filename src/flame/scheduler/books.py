@@ -102,6 +102,7 @@ class Ask:
         "lane",
         "prefer",
         "priority",
+        "promised",
         "resreq",
         "selector",
         "session",
@@ -151,6 +152,7 @@ class Ask:
         self.want = 0
         self.have = 0
         self.claims: list[Claim] = []
+        self.promised = 0  # executors that its claims will start
         self.holdings: dict[int, Holding] = {}
         self.since = 0  # since when it lacks executors, Unix ms; 0 = it does not
         self.stamp = 0  # of its latest entry in the queue
@@ -161,7 +163,7 @@ class Ask:
     @property
     def coming(self) -> int:
         """Executors that stay, and those that claims will start."""
-        return self.have + sum(len(claim.seats) for claim in self.claims)
+        return self.have + self.promised
 
     @property
     def lacking(self) -> int:
@@ -277,6 +279,7 @@ class Books:
         made = Claim(ask, [place for place, _ in seats])
         self.claims[made] = None
         ask.claims.append(made)
+        ask.promised += len(seats)
         ask.application.claimed += len(seats)
         ask.application.coming += len(seats)
         for place, leaving in seats:
@@ -296,6 +299,7 @@ class Books:
         """The claim is void, or its executors start now."""
         del self.claims[claim]
         claim.ask.claims.remove(claim)
+        claim.ask.promised -= len(claim.seats)
         claim.ask.application.claimed -= len(claim.seats)
         claim.ask.application.coming -= len(claim.seats)
         for place in claim.seats:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flame.model.resources import Resources
 from flame.model.tenants import NO_QUOTA, Quota, TenantSpec
+from flame.scheduler.givers import Givers
 
 if TYPE_CHECKING:
     from flame.scheduler.books import Ask
@@ -54,13 +55,12 @@ class Group:
         "children",
         "coming",
         "executors",
+        "givers",
         "guarantee",
         "kept",
         "name",
         "parent",
         "quota",
-        "rich",
-        "rich_epoch",
         "sessions",
         "turn",
         "used",
@@ -81,9 +81,7 @@ class Group:
         self.sessions = 0
         self.turn = 0  # number of the latest start of an executor here; among equals the smallest goes first
         self.asks: dict[str, Ask] = {}
-        # Sessions with executors, the one to take from first on top; entries are (key, session, have), stale ones stay.
-        self.rich: list[tuple[tuple[float, ...], str, int]] = []
-        self.rich_epoch = 0
+        self.givers = Givers()
 
     def path(self) -> Iterator[Group]:
         """This tenant and those above it, the root last."""

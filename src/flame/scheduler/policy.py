@@ -162,8 +162,17 @@ class Policies:
 
     def yields(self, victim: Ask, claimant: Ask) -> bool:
         """Whether one has to give way to the other; policies that say so both ways say nothing."""
-        if not self._hooks["yields"]:
+        hooks = self._hooks["yields"]
+        if not hooks:
             return False
+        if len(hooks) == 1 and not self._down and not self.faults:  # asked for every session that might give
+            call = hooks[0][1]
+            try:
+                one, other = call(victim, claimant), call(claimant, victim)
+                if one.__class__ is bool and other.__class__ is bool:
+                    return one and not other
+            except Exception:  # asked again below, where it is noted
+                pass
         return any(self._ask("yields", _truth, False, victim, claimant)) and not any(
             self._ask("yields", _truth, False, claimant, victim)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
 
 from flame.model.resources import Resources
@@ -30,23 +30,32 @@ class Queue:
 
 
 class Waiting:
-    """All queues. `epoch` grows when the cluster's size changes, since ranks hold shares of it."""
+    """All queues. Remembered ranks hold shares of `yardstick`: the cluster's size, but for growth that leaves the ratio
+    of its resources and so the order of shares as they are. `epoch` grows with each new one."""
 
     def __init__(self, policies: Policies) -> None:
         self.policies = policies
         self.queues: dict[tuple[str, str, object, int], Queue] = {}
         self.total = Resources()
+        self.yardstick = Resources()
         self.epoch = 0
 
     def resize(self, total: Resources) -> None:
         if total != self.total:
             self.total = total
-            self.epoch += 1
+            if not _alike(self.yardstick, total):
+                self.yardstick = total
+                self.epoch += 1
 
     def rank(self, ask: Ask) -> Rank:
         """By the policies in their order, then by share, then by who has waited for longest, then by age."""
-        share = dominant(ask.resreq, self.total) * ask.coming if self.policies.fair else 0.0
+        share = dominant(ask.resreq, self.yardstick) * ask.coming if self.policies.fair else 0.0
         return (*self.policies.rank(ask), share, float(ask.turn if self.policies.fair else 0), float(ask.created))
+
+    def richness(self, ask: Ask) -> Rank:
+        """Key of a session among those of its tenant: the smallest gives first."""
+        share = dominant(ask.resreq, self.yardstick) * ask.have
+        return (*(-value for value in self.policies.rank(ask)), -share)
 
     def update(self, ask: Ask) -> None:
         """The session lacks executors, or does not any more, or its rank changed."""
@@ -96,15 +105,26 @@ class Waiting:
         heapify(queue.heap)
 
 
+def _alike(one: Resources, other: Resources) -> bool:
+    """Whether the ratio of cpu, memory and GPUs is the same within a hundredth."""
+    pairs = ((one.cpu, other.cpu), (one.memory, other.memory), (one.gpu, other.gpu))
+    if any((a > 0) != (b > 0) for a, b in pairs):
+        return False
+    growth = [b / a for a, b in pairs if a]
+    return not growth or max(growth) <= min(growth) * 1.01
+
+
 class Turns:
-    """One pass over some queues: hands out the queue whose turn it is while shares change."""
+    """One pass over some queues: hands out the queue whose turn it is while shares change. Only tenants are put in
+    order at first; the queues of one are looked at when its turn comes."""
 
     def __init__(self, waiting: Waiting, queues: Iterable[Queue], root: Group, passed: set[str]) -> None:
         self.waiting = waiting
         self.passed = passed
         self.fair = waiting.policies.fair
         self.levels: dict[Group, list[tuple[tuple[int, float, int, str], int, Group]]] = {}
-        self.leaves: dict[Group, list[tuple[Rank, int, Queue]]] = {}
+        self.leaves: dict[Group, list[Queue]] = {}
+        self.ordered: dict[Group, list[tuple[Rank, int, Queue]]] = {}  # of the leaves whose turn came
         self.root = root
         classes: dict[int, list[Queue]] = {}
         for queue in queues:
@@ -113,12 +133,13 @@ class Turns:
         self.count = 0
 
     def _open(self, queues: list[Queue]) -> None:
-        """Build the heaps of one class of priority."""
+        """Put the tenants of one class of priority in order."""
         self.levels.clear()
         self.leaves.clear()
+        self.ordered.clear()
         for queue in queues:
-            self._enter(queue, queue.group if self.fair else self.root)
-        for leaf in list(self.leaves):
+            self.leaves.setdefault(queue.group if self.fair else self.root, []).append(queue)
+        for leaf in self.leaves:
             group = leaf
             while group.parent is not None:
                 level = self.levels.get(group.parent)
@@ -126,16 +147,24 @@ class Turns:
                 if level is None:
                     level = self.levels[group.parent] = []
                 self.count += 1
-                heappush(level, (group.order(self.waiting.total), self.count, group))
+                level.append((group.order(self.waiting.total), self.count, group))
                 if known:
                     break
                 group = group.parent
+        for level in self.levels.values():
+            heapify(level)
 
-    def _enter(self, queue: Queue, group: Group) -> None:
-        head = self.waiting.head(queue, self.passed)
-        if head is not None:
-            self.count += 1
-            heappush(self.leaves.setdefault(group, []), (queue.heap[0][0], self.count, queue))
+    def _leaf(self, group: Group) -> list[tuple[Rank, int, Queue]]:
+        """The group's queues that have a session left, as a heap."""
+        leaf = self.ordered.get(group)
+        if leaf is None:
+            leaf = self.ordered[group] = []
+            for queue in self.leaves[group]:
+                if self.waiting.head(queue, self.passed) is not None:
+                    self.count += 1
+                    leaf.append((queue.heap[0][0], self.count, queue))
+            heapify(leaf)
+        return leaf
 
     def next(self) -> Queue | None:
         """The queue of the most deserving session; it stays on top until `served` or `done` is called."""
@@ -146,7 +175,7 @@ class Turns:
                     return None
                 self._open(self.classes.pop()[1])
                 continue
-            leaf = self.leaves[path[-1]]
+            leaf = self._leaf(path[-1])
             if leaf:
                 return leaf[0][2]
             self._cut(path)
@@ -160,7 +189,7 @@ class Turns:
                 return None
             group = level[0][2]
             path.append(group)
-        return path if self.leaves[path[-1]] or len(path) > 1 else None
+        return path if len(path) > 1 or self._leaf(group) else None
 
     def _cut(self, path: list[Group]) -> None:
         """This leaf has nothing more in this pass; nor have the tenants above it that had only this."""
@@ -176,7 +205,7 @@ class Turns:
         """The session on top got an executor: its share and those of the tenants above it grew."""
         path = self._path()
         assert path is not None
-        leaf = self.leaves[path[-1]]
+        leaf = self._leaf(path[-1])
         head = self.waiting.head(queue, self.passed)
         if head is None:
             heappop(leaf)
@@ -190,17 +219,4 @@ class Turns:
         """The queue on top gets nothing more in this pass."""
         path = self._path()
         assert path is not None
-        heappop(self.leaves[path[-1]])
-
-
-def by_shape(queues: Iterable[Queue], room: Callable[[Shape], bool]) -> list[Queue]:
-    """The queues whose shape finds room."""
-    found: dict[Shape, bool] = {}
-    chosen: list[Queue] = []
-    for queue in queues:
-        known = found.get(queue.shape)
-        if known is None:
-            known = found[queue.shape] = room(queue.shape)
-        if known:
-            chosen.append(queue)
-    return chosen
+        heappop(self._leaf(path[-1]))

@@ -10,11 +10,13 @@ dominant share). Each rule, once applied, forbids the way back, so that nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
+from itertools import islice
 
 from flame.model.resources import Resources
 from flame.scheduler.books import NOTHING, Ask, Books, Claim, Holding, Place
 from flame.scheduler.gangs import SAME, SAME_NODE, SPREAD, label_of, seats_on, times
+from flame.scheduler.givers import Entry
 from flame.scheduler.groups import Group, dominant, join
 from flame.scheduler.queues import Waiting
 from flame.scheduler.rooms import Rooms, Shape
@@ -51,6 +53,7 @@ class Reclaim:
         self.policies = waiting.policies
         self.load = load
         self._shares: dict[Group, list[tuple[float, Group]]] = {}
+        self._orders: dict[Ask, list[Holding]] = {}
 
     def claim(self, ask: Ask) -> tuple[Claim, list[Holding]] | None:
         """Promise the session its next executor (a gang: all of them); answers also who was made to leave."""
@@ -84,12 +87,12 @@ class Reclaim:
         for holding in told:
             self.books.stay(holding)
             self._recount(holding)
+        self._orders.clear()  # they were left out of these
 
     def _recount(self, holding: Holding) -> None:
         """Its session has one more or less: the next member of a gang has to find it among those that can give."""
-        ask = holding.ask
-        if ask is not None:
-            heappush(ask.group.rich, (self.richness(ask), ask.session, ask.have))
+        if holding.ask is not None:
+            holding.ask.group.givers.changed(holding.ask)
 
     def _find(self, ask: Ask, count: int, suits: Callable[[Place], bool]) -> Seat | None:
         shape = ask.shape
@@ -226,24 +229,24 @@ class Reclaim:
             return False
         if victim.have - len(unit) >= victim.floor and all(self._idles(ask, member) for member in unit):
             return True
+        if ask.group is victim.group:
+            return self._within(ask, victim, len(unit))
         loss = times(victim.resreq, len(unit)) if len(unit) > 1 else victim.resreq
         gain = times(ask.resreq, ask.world) if ask.gang else ask.resreq
-        if ask.group is victim.group:
-            return self._within(ask, victim, loss, gain, len(unit))
         return self._between(ask, victim, loss, gain)
 
     def _idles(self, ask: Ask, holding: Holding) -> bool:
         since = holding.idle_since
         return since > 0 and (self.now - since >= IDLE_MS or (ask.since > 0 and self.now - ask.since >= IMPATIENT_MS))
 
-    def _within(self, ask: Ask, victim: Ask, loss: Resources, gain: Resources, count: int) -> bool:
+    def _within(self, ask: Ask, victim: Ask, count: int) -> bool:
         if self.policies.yields(victim, ask):
             return True
         if not self.policies.fair or self.policies.yields(ask, victim) or victim.have - count < victim.floor:
             return False
         total = self.waiting.total
-        left = dominant(victim.resreq, total) * victim.coming - dominant(loss, total)
-        return left >= dominant(ask.resreq, total) * ask.coming + dominant(gain, total) - _EPSILON
+        left = dominant(victim.resreq, total) * (victim.coming - count)
+        return left >= dominant(ask.resreq, total) * (ask.coming + ask.world) - _EPSILON
 
     def _between(self, ask: Ask, victim: Ask, loss: Resources, gain: Resources) -> bool:
         mine, theirs = join(ask.group, victim.group)
@@ -288,10 +291,23 @@ class Reclaim:
         for holding in list(self.books.idle.values())[:MOST]:
             if holding.ask is not ask:
                 yield holding.place
-        for victim in self._victims(ask):
-            for holding in sorted(victim.holdings.values(), key=lambda h: (self.load(h.channel), -h.channel)):
-                if not holding.leaving:
+        shape = ask.shape
+        assert isinstance(shape, Shape)
+        for victim in islice(self._victims(ask), MOST):
+            for holding in self._by_load(victim):
+                if not holding.leaving and not self.rooms.why_not(shape, holding.place):
                     yield holding.place
+
+    def _by_load(self, victim: Ask) -> Iterator[Holding]:
+        """Its executors in the order in which they are the least harm; worked out once in a pass."""
+        order = self._orders.get(victim)
+        if order is None:
+            order = list(victim.holdings.values())
+            order.sort(key=lambda holding: (-self.load(holding.channel), holding.channel))
+            self._orders[victim] = order
+        while order and order[-1].leaving:
+            order.pop()
+        return reversed(order)
 
     def _victims(self, ask: Ask) -> Iterator[Ask]:
         """Sessions that may have to give, the one with the weakest right first."""
@@ -331,14 +347,18 @@ class Reclaim:
 
     def _rich(self, ask: Ask, group: Group) -> Iterator[Ask]:
         """Sessions of one tenant as long as they may have to give: who comes after one that need not has even less."""
-        if group.rich_epoch != self.waiting.epoch:
-            group.rich_epoch = self.waiting.epoch
-            group.rich = [(self.richness(other), other.session, other.have) for other in group.asks.values()]
-            heapify(group.rich)
-        kept: list[tuple[tuple[float, ...], str, int]] = []
+        shape = ask.shape
+        assert isinstance(shape, Shape)
+
+        def suits(other: Ask) -> bool:
+            return any(not self.rooms.why_not(shape, holding.place) for holding in other.holdings.values())
+
+        epoch = (self.waiting.epoch, self.rooms.moved)
+        heap = group.givers.heap(shape.domain, epoch, group.asks, self.waiting.richness, suits)
+        kept: list[Entry] = []
         try:
-            while group.rich:
-                entry = heappop(group.rich)
+            while heap:
+                entry = heappop(heap)
                 victim = group.asks.get(entry[1])
                 if victim is None or victim.have != entry[2] or not victim.have:
                     continue
@@ -353,12 +373,7 @@ class Reclaim:
                 yield victim
         finally:
             for entry in kept:
-                heappush(group.rich, entry)
-
-    def richness(self, ask: Ask) -> tuple[float, ...]:
-        """Key of a session among those of its tenant: the smallest gives first."""
-        share = dominant(ask.resreq, self.waiting.total) * ask.have
-        return (*(-value for value in self.policies.rank(ask)), -share)
+                heappush(heap, entry)
 
 
 def _unit(holding: Holding) -> list[Holding]:

@@ -19,10 +19,11 @@ _SLACK = 64
 class Shape:
     """All requests that are alike. `heap`: (scores, name of the node, its version then), the best node on top."""
 
-    __slots__ = ("allowed", "heap", "key", "never", "position", "sample", "size", "users")
+    __slots__ = ("allowed", "domain", "heap", "key", "never", "position", "sample", "size", "users")
 
-    def __init__(self, key: Hashable, sample: Ask, size: Resources) -> None:
-        self.key = key
+    def __init__(self, size: Resources, domain: Hashable, sample: Ask) -> None:
+        self.key = (size, domain)
+        self.domain = domain  # what it may use of the nodes; equal for equal answers of `why_not`
         self.sample = sample  # any session of this shape
         self.size = size
         self.heap: list[tuple[tuple[float, ...], str, int]] = []
@@ -40,20 +41,17 @@ class Rooms:
         self.policies = policies
         self.shapes: dict[Hashable, Shape] = {}
         self.era = 0  # grows when nodes come, go, or change their size or labels
+        self.moved = 0  # grows when nodes with executors change their labels
         self._base = 0  # position of the first entry of the log
         self._log: list[Place] = books.touched
 
     def shape_of(self, ask: Ask) -> Shape:
         """The shape of this session's executors; call `forget` when the session goes."""
-        key = (
-            ask.resreq,
-            frozenset(ask.selector.items()),
-            frozenset(ask.tolerations),
-            self.policies.key(ask),
-        )
-        shape = self.shapes.get(key)
+        domain = (frozenset(ask.selector.items()), frozenset(ask.tolerations), self.policies.key(ask))
+        shape = self.shapes.get((ask.resreq, domain))
         if shape is None:
-            shape = self.shapes[key] = Shape(key, ask, ask.resreq)
+            shape = Shape(ask.resreq, domain, ask)
+            self.shapes[shape.key] = shape
         shape.users += 1
         return shape
 
@@ -65,6 +63,9 @@ class Rooms:
     def relabelled(self, name: str) -> None:
         """Labels, taints or the name's very existence changed: whether it is allowed has to be asked again."""
         self.era += 1
+        place = self.books.places.get(name)
+        if place is not None and place.holdings:
+            self.moved += 1
         for shape in self.shapes.values():
             shape.allowed.pop(name, None)
 

@@ -8,7 +8,6 @@ and with the number of tenants and shapes that wait, not with sessions and nodes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from heapq import heappush
 
 import msgspec
 
@@ -19,13 +18,14 @@ from flame.scheduler import gangs
 from flame.scheduler.books import Ask, Books, Claim, Holding, Place
 from flame.scheduler.groups import Group, Limit, Tree, dominant
 from flame.scheduler.policy import Policies, Policy
-from flame.scheduler.queues import Queue, Turns, Waiting, by_shape
+from flame.scheduler.queues import Queue, Turns, Waiting
 from flame.scheduler.reasons import No, Reasons
 from flame.scheduler.reclaim import IDLE_MS, Load, Reclaim
 from flame.scheduler.rooms import Rooms, Shape
 
 FRUITLESS = 32  # queues per pass for which nothing could be taken back, before the others wait for the next pass
 RESUME_MS = 100  # when that comes without any change
+MOVES = 32  # executors that a pass takes back at most; the next one, a moment later, goes on
 
 
 class Start(msgspec.Struct, gc=False):
@@ -276,18 +276,10 @@ class Scheduler:
             ask.since = 0
         elif not waited:
             self.dirty = True
+            self._tired.discard(ask.lane)  # for this one it has not been tried yet
         if ask.lane is not None and not ask.since:
             ask.since = self._now
-        group = ask.group
-        if ask.have and group.asks.get(ask.session) is ask:
-            heappush(group.rich, (self._richness(ask), ask.session, ask.have))
-            if len(group.rich) > 4 * len(group.asks) + 64:
-                group.rich_epoch = -1
-                group.rich = []
-
-    def _richness(self, ask: Ask) -> tuple[float, ...]:
-        share = dominant(ask.resreq, self.waiting.total) * ask.have
-        return (*(-value for value in self.policies.rank(ask)), -share)
+        ask.group.givers.changed(ask)
 
     # --- executors -----------------------------------------------------------------------------------------------
 
@@ -390,19 +382,27 @@ class Scheduler:
         False = taking back was fruitless too often; it has to be called again without."""
         passed: set[str] = set()
         queues = self.waiting.queues.values()
-        roomy = set(by_shape(queues, lambda shape: self.rooms.best(shape) is not None))
-        turns = Turns(self.waiting, [q for q in queues if q in roomy or q in hopeful], self.tree.root, passed)
+        roomy = {
+            shape for shape in dict.fromkeys(queue.shape for queue in queues) if self.rooms.best(shape) is not None
+        }
+        turns = Turns(self.waiting, [q for q in queues if q.shape in roomy or q in hopeful], self.tree.root, passed)
+        untried = len(hopeful)
         fruitless = 0
-        while fruitless < FRUITLESS and (queue := turns.next()) is not None:
+        while (roomy or untried) and fruitless < FRUITLESS and len(plan.stops) < MOVES:
+            queue = turns.next()
+            if queue is None:
+                break
             ask = self.waiting.head(queue, passed)
             if ask is None:
                 turns.done()
-            elif queue in roomy and (seats := self._seats(ask, queue.shape)) is not None:
+            elif queue.shape in roomy and (seats := self._seats(ask, queue.shape)) is not None:
                 self._start(plan, ask, seats, new_channel)
                 turns.served(queue)
             elif queue in hopeful and self._take_back(plan, ask, reclaim):
                 turns.served(queue)
             else:
+                if self.rooms.best(queue.shape) is None:
+                    roomy.discard(queue.shape)
                 if queue in hopeful:
                     fruitless += 1
                     if len(hopeful) > FRUITLESS:
@@ -411,9 +411,11 @@ class Scheduler:
                     passed.add(ask.session)
                     turns.served(queue)
                 else:
+                    untried -= queue in hopeful
                     turns.done()
         for session in passed:
             self.waiting.update(self.books.asks[session])
+        plan.more = plan.more or len(plan.stops) >= MOVES
         return fruitless < FRUITLESS
 
     def _seats(self, ask: Ask, shape: Shape) -> list[Place] | None:
