@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flame.node.columns import read_results
 from flame.proto import link_pb2, types_pb2
+from flame.service.api import TaskFailure
 from flame.service.outcome import Outcomes, describe, format_traceback
 
 
@@ -108,3 +109,17 @@ def test_a_traceback_begins_in_the_service() -> None:
     assert "in handler" in text
     assert "in loop" not in text
     assert text.endswith("KeyError: 'lost'\n")
+
+
+def test_a_handler_words_its_failure_itself() -> None:
+    outcomes = Outcomes(max_payload=100)
+    outcomes.fail_with(7, 1, TaskFailure("no", "where it was", b"more"))
+    (failure,) = link_pb2.Results.FromString(outcomes.take(0)).failures
+    assert (failure.message, failure.traceback, failure.details) == ("no", "where it was", b"more")
+
+
+def test_details_that_are_too_large_are_left_out() -> None:
+    outcomes = Outcomes(max_payload=100)
+    outcomes.fail_with(7, 1, TaskFailure("no", details=b"x" * (256 * 1024 + 1)))
+    (failure,) = link_pb2.Results.FromString(outcomes.take(0)).failures
+    assert (failure.message, failure.details) == ("no", b"")

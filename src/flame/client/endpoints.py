@@ -85,12 +85,13 @@ def _local_endpoint() -> str:
 class Dialer:
     """Makes links to one endpoint, always with the same client id; remembers which carrier worked."""
 
-    def __init__(self, endpoint: Endpoint, client_id: str) -> None:
+    def __init__(self, endpoint: Endpoint, client_id: str, *, instance_token: bool = True) -> None:
+        """`instance_token`: inside an instance, show that this is one."""
         self.endpoint = endpoint
         self._hello = link_pb2.Hello(
             role="client",
             id=client_id,
-            token=os.environ.get("FLAME_INSTANCE_TOKEN", ""),
+            token=os.environ.get("FLAME_INSTANCE_TOKEN", "") if instance_token else "",
             software=f"flame-python/{_version.__version__}",
         )
         self._ssl: SSLContext | None = None

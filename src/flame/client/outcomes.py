@@ -17,6 +17,7 @@ def failure(message: link_pb2.Failure) -> FlameError:
         return CancelledTaskError(message.message or "the task was cancelled")
     error = TaskFailedError(message.message or "the task failed without a message", retryable=message.retryable)
     error.traceback = message.traceback
+    error.details = message.details
     if message.traceback:
         error.add_note(f"\nThe service's traceback:\n{message.traceback.rstrip()}")
     return error

@@ -43,6 +43,7 @@ def connect(
     call_timeout: float = CALL_TIMEOUT,
     reconnect_timeout: float | None = RECONNECT_TIMEOUT,
     pending_warning: float | timedelta | EllipsisType | None = ...,
+    instance_token: bool = True,
 ) -> Connection:
     """Connect to a cluster.
 
@@ -51,6 +52,8 @@ def connect(
     call, `reconnect_timeout` after which everything that waits fails when the cluster is gone (None = never).
     When a session's tasks have waited for `pending_warning` seconds and none runs, the logger `flame.client` warns and
     says why (None = never; by default what FLAME_PENDING_WARNING says, else 5).
+    Inside an instance its token is shown, which is good for its own session and nothing else; without `instance_token`
+    it is whoever its socket or certificate says.
     Raises UnavailableError, UnauthenticatedError, InvalidConfigError.
     """
     warning = period_of(pending_warning)
@@ -63,6 +66,7 @@ def connect(
             reconnect_timeout=reconnect_timeout,
             pending_warning=warning,
             wake=thread.loop.call_soon_threadsafe,
+            instance_token=instance_token,
         )
         await uplink.open(timeout)
         return AsyncConnection(uplink, call_timeout)

@@ -80,6 +80,7 @@ class Uplink:
         reconnect_timeout: float | None = RECONNECT_TIMEOUT,
         pending_warning: float | None = PENDING_WARNING,
         wake: Callable[[Callable[[], None]], object] | None = None,
+        instance_token: bool = True,
     ) -> None:
         """`wake` runs a callable soon in the loop's thread; by default it may be called in that thread only. Both times
         in seconds."""
@@ -91,7 +92,7 @@ class Uplink:
         self.max_payload = 0
         self._loop = asyncio.get_running_loop()
         self._wake = wake or self._loop.call_soon
-        self._dialer = Dialer(endpoint, self.client_id)
+        self._dialer = Dialer(endpoint, self.client_id, instance_token=instance_token)
         self._streams: dict[int, TaskStream] = {}
         self._by_session: dict[str, TaskStream] = {}
         self._known: set[str] = set()  # sessions that had a stream

@@ -187,10 +187,12 @@ class ProtocolError(_FixedError):
 
 
 class TaskFailedError(_FixedError):
-    """The service raised or returned a failure for this task. `traceback` holds the remote one when it is known."""
+    """The service raised or returned a failure for this task. `traceback` holds the remote one when it is known,
+    `details` what the service added for clients that know it."""
 
     code = FlameErrorCode.TASK_FAILED
     traceback: str = ""
+    details: bytes = b""
 
 
 _CLASSES: dict[FlameErrorCode, type[_FixedError]] = {kind.code: kind for kind in _FixedError.__subclasses__()}

@@ -249,20 +249,22 @@ class Accepted(_message.Message):
     def __init__(self, first_seq: _Optional[int] = ..., count: _Optional[int] = ..., first_task_id: _Optional[int] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("index", "state", "code", "message", "traceback", "retryable")
+    __slots__ = ("index", "state", "code", "message", "traceback", "retryable", "details")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     TRACEBACK_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
     index: int
     state: _types_pb2.TaskState
     code: int
     message: str
     traceback: str
     retryable: bool
-    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[_types_pb2.TaskState, str]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., retryable: _Optional[bool] = ...) -> None: ...
+    details: bytes
+    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[_types_pb2.TaskState, str]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., retryable: _Optional[bool] = ..., details: _Optional[bytes] = ...) -> None: ...
 
 class Results(_message.Message):
     __slots__ = ("task_ids", "outputs", "absent", "failures", "attempts", "busy_us")

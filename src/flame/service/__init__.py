@@ -7,6 +7,7 @@ from flame.service.api import (
     SessionContext,
     TaskCancelled,
     TaskContext,
+    TaskFailure,
 )
 from flame.service.runtime import run
 
@@ -17,5 +18,6 @@ __all__ = [
     "SessionContext",
     "TaskCancelled",
     "TaskContext",
+    "TaskFailure",
     "run",
 ]

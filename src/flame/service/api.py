@@ -19,6 +19,20 @@ class TaskCancelled(BaseException):
     """
 
 
+class TaskFailure(Exception):  # noqa: N818 - it is raised to say what clients are told, and never handled
+    """Raised by a handler that words the failure of its task itself.
+
+    `message` and `traceback` are what clients see; `details` goes with them, uninterpreted, for a client that knows the
+    service. More than 256 KiB of them are left out.
+    """
+
+    def __init__(self, message: str, traceback: str = "", details: bytes = b"") -> None:
+        super().__init__(message)
+        self.message = message
+        self.traceback = traceback
+        self.details = details
+
+
 class ApplicationContext:
     """The application that this instance belongs to; fields that its registration left out are None."""
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.service.api import FlameService, TaskContext
 from flame.service.incoming import Queued, begin_session, named_by, queued, take_out
-from flame.service.outcome import CODE, FULL, Outcomes, describe, format_traceback, log_traceback
+from flame.service.outcome import CODE, FULL, Outcomes, describe, log_traceback
 from flame.service.wire import Frame, LinkClosedError, Wire
 
 
@@ -136,7 +136,7 @@ class Concurrent(asyncio.Protocol):
                 reason, timed_out = self._sentenced.get(task_id, ("", False))
                 outcomes.stop(task_id, attempt, reason, timed_out=timed_out)
             else:
-                outcomes.fail(task_id, attempt, describe(error), format_traceback(error))
+                outcomes.fail_with(task_id, attempt, error)
         else:
             outcomes.add(task_id, attempt, output)
         self._busy_ns += time.monotonic_ns() - started

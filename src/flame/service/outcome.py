@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 
 from flame.proto import link_pb2, types_pb2
+from flame.service.api import TaskFailure
 
 FAILED = types_pb2.Failed
 CANCELLED = types_pb2.Cancelled
 CODE = -1  # the return code of every failure that an exception caused
 _MAX_TEXT = 64 * 1024
+_MAX_DETAILS = 256 * 1024
 # Results are flushed before they grow over this: a frame must hold one payload of the largest size beside them.
 FULL = 256 * 1024
 
@@ -60,6 +62,7 @@ class Outcomes:
         *,
         state: types_pb2.TaskState = FAILED,
         retryable: bool = False,
+        details: bytes = b"",
     ) -> None:
         """The task failed or was cancelled; `retryable` when a further attempt may help."""
         index = len(self._ids)
@@ -70,6 +73,7 @@ class Outcomes:
             message=message[:_MAX_TEXT],
             traceback=traceback[-_MAX_TEXT:],
             retryable=retryable,
+            details=details if len(details) <= _MAX_DETAILS else b"",
         )
         self._failures.append(failure)
         self._absent.append(index)
@@ -77,7 +81,14 @@ class Outcomes:
         if attempt != 1:
             self._attempts[index] = attempt
         self._ids.append(task_id)
-        self.size += len(failure.message) + len(failure.traceback)
+        self.size += len(failure.message) + len(failure.traceback) + len(failure.details)
+
+    def fail_with(self, task_id: int, attempt: int, error: BaseException) -> None:
+        """The handler raised this."""
+        if isinstance(error, TaskFailure):
+            self.fail(task_id, attempt, error.message, error.traceback, details=error.details)
+        else:
+            self.fail(task_id, attempt, describe(error), format_traceback(error))
 
     def stop(self, task_id: int, attempt: int, reason: str, *, timed_out: bool) -> None:
         """The task ended because it was told to: its time was over, or it was cancelled."""

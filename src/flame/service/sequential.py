@@ -20,7 +20,7 @@ from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.service.api import FlameService, TaskCancelled, TaskContext
 from flame.service.attendant import Attendant
 from flame.service.incoming import Queued, begin_session, named_by, queued, take_out
-from flame.service.outcome import CODE, FULL, Outcomes, describe, format_traceback, log_traceback
+from flame.service.outcome import CODE, FULL, Outcomes, describe, log_traceback
 from flame.service.wire import Frame, LinkClosedError, Wire
 
 TYPE_CHECKING = False
@@ -135,7 +135,7 @@ class Sequential:
         if self._sentenced[0] == task_id or isinstance(error, TaskCancelled):
             self._stop(task_id, attempt)
         elif isinstance(error, Exception):
-            self._outcomes.fail(task_id, attempt, describe(error), format_traceback(error))
+            self._outcomes.fail_with(task_id, attempt, error)
         else:
             self._flush(time.monotonic_ns())
             raise error
