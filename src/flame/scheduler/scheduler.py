@@ -7,7 +7,7 @@ and with the number of tenants and shapes that wait, not with sessions and nodes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -382,11 +382,9 @@ class Scheduler:
         False = taking back was fruitless too often; it has to be called again without."""
         passed: set[str] = set()
         queues = self.waiting.queues.values()
-        roomy = {
-            shape for shape in dict.fromkeys(queue.shape for queue in queues) if self.rooms.best(shape) is not None
-        }
-        turns = Turns(self.waiting, [q for q in queues if q.shape in roomy or q in hopeful], self.tree.root, passed)
-        untried = len(hopeful)
+        roomy = self._roomy(dict.fromkeys(queue.shape for queue in queues))
+        untried = hopeful.copy()
+        turns = Turns(self.waiting, [q for q in queues if q.shape in roomy or q in untried], self.tree.root, passed)
         fruitless = 0
         while (roomy or untried) and fruitless < FRUITLESS and len(plan.stops) < MOVES:
             queue = turns.next()
@@ -398,12 +396,10 @@ class Scheduler:
             elif queue.shape in roomy and (seats := self._seats(ask, queue.shape)) is not None:
                 self._start(plan, ask, seats, new_channel)
                 turns.served(queue)
-            elif queue in hopeful and self._take_back(plan, ask, reclaim):
+            elif queue in untried and self._take_back(plan, ask, reclaim):
                 turns.served(queue)
             else:
-                if self.rooms.best(queue.shape) is None:
-                    roomy.discard(queue.shape)
-                if queue in hopeful:
+                if queue in untried:
                     fruitless += 1
                     if len(hopeful) > FRUITLESS:
                         self._tired.add(queue)
@@ -411,12 +407,20 @@ class Scheduler:
                     passed.add(ask.session)
                     turns.served(queue)
                 else:
-                    untried -= queue in hopeful
+                    untried.discard(queue)
                     turns.done()
+                if queue.shape in roomy and self.rooms.best(queue.shape) is None:
+                    roomy = self._roomy(roomy)
+                    if not roomy:  # those that wait for room alone need not be looked at any more
+                        turns = Turns(self.waiting, [q for q in queues if q in untried], self.tree.root, passed)
         for session in passed:
             self.waiting.update(self.books.asks[session])
         plan.more = plan.more or len(plan.stops) >= MOVES
         return fruitless < FRUITLESS
+
+    def _roomy(self, shapes: Iterable[Shape]) -> dict[Shape, None]:
+        """Those of the shapes that find room."""
+        return {shape: None for shape in shapes if self.rooms.best(shape) is not None}
 
     def _seats(self, ask: Ask, shape: Shape) -> list[Place] | None:
         """Free room for the session's next executor (a gang: for all of them) within its limits."""
