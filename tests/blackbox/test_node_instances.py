@@ -103,7 +103,9 @@ async def test_a_service_that_ends_while_it_enters_its_session_is_no_crash(node:
         ("/no/such/file", {}, 11, "command '/no/such/file' does not exist on this node"),
         ("true", {"working_directory": "relative"}, 11, "working_directory 'relative' is not an absolute path"),
         ("true", {"working_directory": "/proc/no"}, 11, "can't use working_directory '/proc/no'"),
-        ("true", {"installer": "python", "url": "file:///x.zip"}, 10, "installers are not available yet"),
+        ("true", {"installer": "rpm", "url": "file:///x.zip"}, 10, "unknown installer 'rpm'; there are python and"),
+        ("true", {"installer": "python", "url": "file:///x.zip"}, 10, "file:///x.zip does not exist on this node"),
+        ("true", {"url": "file:///x.zip"}, 10, "application app has a url but no installer"),
         ("true", {"shim": types_pb2.Wasm}, 11, "this node can't run shim WASM; it runs HOST"),
     ],
 )
@@ -115,11 +117,6 @@ async def test_what_can_not_be_started_is_refused_with_the_reason(
     assert released.code == code
     assert released.message.startswith(message)
     assert not released.pid
-
-
-async def test_a_url_without_installer_is_ignored(node: Node) -> None:
-    node.start(1, ECHO, url="file:///nothing/here")
-    await node.manager.bound(1)
 
 
 async def test_a_file_that_is_no_program_is_refused(node: Node) -> None:

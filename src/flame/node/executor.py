@@ -214,6 +214,7 @@ class Executor:
         application = self._start.application
         allowed = application.start_timeout_ms / 1000 or self._settings.start_timeout
         launch = Launch(self.id, self._start.token, application, self._start.context, self._devices)
+        launch = await self._shim.prepare(launch)
         step, code = "start", BindCode.START
         try:
             async with asyncio.timeout(allowed):

@@ -27,6 +27,7 @@ from flame.node.description import LOOPBACK, describe, own_address
 from flame.node.dialer import Dialer
 from flame.node.executor import Executor
 from flame.node.folders import Folders
+from flame.node.installing import open_store
 from flame.node.settings import NodeSettings
 from flame.proto import frontend_pb2, link_pb2, types_pb2
 from flame.shims.environment import Surroundings
@@ -94,6 +95,12 @@ class ExecutorManager:
             self._folders.release()
             raise
         self._keeper = Keeper(remove=[self._folders.sockets])
+        try:
+            self._packages = await asyncio.to_thread(open_store, settings, self._keeper, self._folders.executors)
+        except OSError as error:
+            await self._reception.close()
+            self._folders.release()
+            raise InvalidConfigError(f"can't use the folder of this node's packages: {error}") from error
         self._keeper.start()
         surroundings = Surroundings(
             environ=os.environ,
@@ -110,7 +117,9 @@ class ExecutorManager:
             start_timeout=settings.start_timeout,
             terminate_grace=settings.terminate_grace,
         )
-        self._host = HostShim(self._keeper, self._reception, self._logs, self._folders.executors, surroundings, warm)
+        self._host = HostShim(
+            self._keeper, self._reception, self._logs, self._folders.executors, surroundings, warm, self._packages
+        )
         self._shims: dict[Shim, AnyShim] = {Shim.HOST: self._host}
         self._background(self._stay_connected())
         self._background(self._prune_logs())
@@ -120,6 +129,7 @@ class ExecutorManager:
         for executor in list(self.executors.values()):
             executor.stop("the node stops", self.settings.stop_grace)
         await self._host.close()
+        await self._packages.close()
         if self._lives:
             await asyncio.wait(self._lives)
         for task in self._tasks:
@@ -312,6 +322,9 @@ class MissingShim:
 
     def __init__(self, why: str) -> None:
         self._why = why
+
+    async def prepare(self, launch: Launch) -> Launch:
+        raise BindError(BindCode.START, self._why)
 
     async def start(self, launch: Launch, owner: Owner) -> Instance:
         raise BindError(BindCode.START, self._why)

@@ -12,6 +12,7 @@ from flame.config import TlsConfig
 from flame.link import DEFAULT_MAX_PAYLOAD, Address
 from flame.model.resources import Resources
 from flame.model.states import Shim
+from flame.packages.limits import StoreLimits
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +24,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `grpc` is where the session manager listens for nodes over gRPC, None = nowhere: for when its link can't be reached.
     `labels`, `taints` and `max_executors` (0 = as many as fit) are what the node tells the scheduler of itself.
-    `devices` None means the GPUs that are found; `gpu_fraction` executors may share one.
+    `devices` None means the GPUs that are found; `gpu_fraction` executors may share one. `packages` is the folder where
+    packages of applications are installed, which nodes of one machine may share; None means one in `work_dir`.
     """
 
     manager: Address
@@ -46,6 +48,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     cache_endpoint: str = ""
     ca_file: str = ""
     max_payload: int = DEFAULT_MAX_PAYLOAD
+    packages: Path | None = None
+    package_limits: StoreLimits = StoreLimits()
     log_bytes: int = 4 * 1024 * 1024  # of each stream of each executor
     log_keep: float = 3600.0  # after an executor's end
     start_timeout: float = 60.0  # from process start to session entered, unless the application says otherwise

@@ -17,6 +17,7 @@ from flame.shims.shim import BindError, Launch
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+_LISTS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")  # what a package brings goes before the rest
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -83,7 +84,14 @@ def environment(launch: Launch, around: Surroundings, endpoint: Path, tmp: Path)
     fixed.update((name, value) for name, value in optional.items() if value)
     if launch.devices is not None:
         fixed["CUDA_VISIBLE_DEVICES"] = launch.devices
-    return {**defaults, **found, **fixed}
+    merged = {**defaults, **found, **fixed}
+    package: Mapping[str, str] = launch.package.variables if launch.package is not None else {}
+    for name, value in package.items():
+        if name in _LISTS and merged.get(name):
+            merged[name] = f"{value}:{merged[name]}"
+        else:
+            merged.setdefault(name, value)
+    return merged
 
 
 def _for_torch(gang: types_pb2.Gang) -> dict[str, str]:

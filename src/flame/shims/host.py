@@ -14,7 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from flame.model.errors import UnavailableError
+import msgspec
+
+from flame.model.errors import FlameError, UnavailableError
 from flame.model.states import BindCode
 from flame.shims import grpc_dialect
 from flame.shims.environment import Surroundings, environment, program, working_directory
@@ -23,7 +25,7 @@ from flame.shims.logs import ExecutorLog, LogStore
 from flame.shims.pool import Pool
 from flame.shims.processes import Keeper, Process, describe_status
 from flame.shims.reception import Reception
-from flame.shims.shim import BindError, Dialect, Launch, Owner
+from flame.shims.shim import BindError, Dialect, Launch, Owner, Packages
 from flame.shims.warm import WarmLimits
 
 _LAST_LINES = 20
@@ -41,18 +43,27 @@ class HostShim:
         folder: Path,
         surroundings: Surroundings,
         warm: WarmLimits,
+        packages: Packages,
     ) -> None:
         self._keeper = keeper
         self._reception = reception
         self._logs = logs
         self._folder = folder
         self._surroundings = surroundings
+        self._packages = packages
         self._number = 0
         self._pool: Pool[HostInstance] = Pool(self._spawn, warm)
 
+    async def prepare(self, launch: Launch) -> Launch:
+        """Install the application's package if it is not there yet. Raises BindError with code 10."""
+        try:
+            package = await self._packages.provide(launch.context.application.name, launch.application)
+        except FlameError as error:
+            raise BindError(BindCode.INSTALL, _text(error)) from error
+        return msgspec.structs.replace(launch, package=package)
+
     async def start(self, launch: Launch, owner: Owner) -> HostInstance:
-        """Start the application's command, or take a process of it that waits. Raises BindError with code 11, or 10
-        when it wants an installer."""
+        """Start the application's command, or take a process of it that waits. Raises BindError with code 11."""
         instance = self._pool.starting(launch)
         try:
             if instance is None:
@@ -83,9 +94,6 @@ class HostShim:
     async def _spawn(self, launch: Launch, owner: Owner) -> HostInstance:
         """Start a process. One without a session keeps its log to itself until it is bound."""
         application = launch.application
-        if application.installer:
-            why = f"installers are not available yet (the application wants {application.installer!r})"
-            raise BindError(BindCode.INSTALL, why)
         own = self._folder / launch.executor_id
         tmp = own / "tmp"
         self._number += 1
@@ -98,6 +106,7 @@ class HostShim:
             raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
         instance = HostInstance(launch, owner, own, socket, log, self._reception, self._surroundings.max_payload)
         try:
+            instance.hold_package()
             env = environment(launch, self._surroundings, socket, tmp)
             wanted = program(application, env, self._surroundings.environ, working_directory(application, own))
             stdout, stderr = log.open_pipes()
@@ -138,12 +147,23 @@ class HostInstance:
         self.log = log
         self.entered: Callable[[], None] = _nothing
         self.disposed: Callable[[], None] = _nothing
+        self._let_go: Callable[[], None] = _nothing
         self._reception = reception
         self._max_payload = max_payload
         self._process: Process | None = None
         self._dialect: Dialect | None = None
         # Its first sign of life, waited for before it is started.
         self._link, self._file = reception.expect(launch.executor_id, launch.token, socket)
+
+    def hold_package(self) -> None:
+        """The node keeps its package until it is disposed of. Raises BindError."""
+        package = self._launch.package
+        if package is not None:
+            try:
+                package.hold()
+            except FlameError as error:
+                raise BindError(BindCode.INSTALL, _text(error)) from error
+            self._let_go = package.release
 
     def run(self, process: Process) -> None:
         """It was started."""
@@ -201,6 +221,7 @@ class HostInstance:
             self._link.result().close(UnavailableError("the executor has ended"))
         self.log.end()
         await asyncio.to_thread(self._remove)
+        self._let_go()
         self.disposed()
 
     def _remove(self) -> None:
@@ -210,6 +231,10 @@ class HostInstance:
     def _on_exit(self, status: asyncio.Future[int]) -> None:
         if not self.ended.done():
             self.ended.set_result(describe_status(status.result()))
+
+
+def _text(error: FlameError) -> str:
+    return f"{error.message}; {error.remedy}" if error.remedy else error.message
 
 
 def _nothing() -> None:

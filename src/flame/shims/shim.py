@@ -8,6 +8,7 @@ it never ends an instance by itself, it says what happened. All calls are made i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -25,6 +26,31 @@ class BindError(Exception):
         self.message = message
 
 
+class Package(Protocol):
+    """An application's package, installed on this node. `identity` is the same for the same content; of `variables`,
+    PATH, PYTHONPATH and LD_LIBRARY_PATH go before those that the instance has, others only where it has none."""
+
+    identity: str
+    variables: Mapping[str, str]
+
+    def hold(self) -> None:
+        """Keep it until `release`. Raises FlameError when it is gone."""
+        ...
+
+    def release(self) -> None:
+        """Undo one `hold`."""
+        ...
+
+
+class Packages(Protocol):
+    """The packages of a node."""
+
+    async def provide(self, name: str, application: types_pb2.ApplicationSpec) -> Package | None:
+        """The package of the application of that name, installed now if need be; None when it wants none. Raises
+        FlameError."""
+        ...
+
+
 class Launch(msgspec.Struct, frozen=True):
     """What is to be started. `token` is the instance's credential, `devices` the GPUs it may see, None = don't say.
 
@@ -36,6 +62,7 @@ class Launch(msgspec.Struct, frozen=True):
     application: types_pb2.ApplicationSpec
     context: shim_pb2.SessionContext
     devices: str | None = None
+    package: Package | None = None
 
 
 class Owner(Protocol):
@@ -127,6 +154,10 @@ class Instance(Protocol):
 
 class Shim(Protocol):
     """Starts instances."""
+
+    async def prepare(self, launch: Launch) -> Launch:
+        """What the instance needs is there afterwards: its package. It may take long. Raises BindError."""
+        ...
 
     async def start(self, launch: Launch, owner: Owner) -> Instance:
         """Start one, or take one that was started ahead; it may not be ready yet. Raises BindError."""

@@ -45,13 +45,14 @@ def recipe(launch: Launch) -> bytes | None:
     for field in _NO_MATTER:
         application.ClearField(field)
     parts = (application, launch.context.application)
-    return msgspec.msgpack.encode([part.SerializeToString(deterministic=True) for part in parts])
+    package = launch.package.identity if launch.package is not None else ""  # what its address names may change
+    return msgspec.msgpack.encode([package, *(part.SerializeToString(deterministic=True) for part in parts)])
 
 
 def ahead(launch: Launch, identity: str, token: str) -> Launch:
     """The launch of an instance like this one, without anything of its session."""
     context = shim_pb2.SessionContext(application=launch.context.application)
-    return Launch(identity, token, launch.application, context, launch.devices)
+    return Launch(identity, token, launch.application, context, launch.devices, launch.package)
 
 
 def allot(wishes: Iterable[int], budget: int) -> list[int]:
