@@ -38,19 +38,19 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml src/flame/_version.py | $(BIN)/python
 	@echo "installing flame-engine into $(VENV)"
-	@$(PIP) --editable ".[certs,speed]"
+	@$(PIP) --editable ".[certs,speed,cache]"
 	@touch $@
 
 $(DEVELOPED): pyproject.toml $(INSTALLED)
 	@echo "installing the development tools into $(VENV)"
-	@$(PIP) --editable ".[certs,speed,dev]"
+	@$(PIP) --editable ".[certs,speed,cache,dev]"
 	@touch $@
 
 # The unmodified client of the reference system, in an environment of its own: conformance tests run it as a process.
 $(FOREIGN):
 	@echo "installing flamepy 0.6.0 into .venv-foreign"
 	@test -x .venv-foreign/bin/python || $(PYTHON) -m venv .venv-foreign
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-foreign/bin/python -m pip install --quiet "flamepy==0.6.0"
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-foreign/bin/python -m pip install --quiet "flamepy==0.6.0" numpy pandas
 	@touch $@
 
 run: $(INSTALLED)

@@ -55,8 +55,13 @@ _service = ""
 
 
 def main(names: dict[str, Any]) -> None:
-    """Run all checks among `names` (the globals of a script)."""
+    """Run all checks among `names` (the globals of a script) against a cluster."""
     service_application()
+    run_checks(names)
+
+
+def run_checks(names: dict[str, Any]) -> None:
+    """Run all checks among `names`."""
     for name, check in names.items():
         if name.startswith("check_"):
             error = ""

@@ -1,0 +1,209 @@
+"""The door for clients of the same node: a unix socket that only the cache's user may open, and shared memory.
+
+A connection has a thread. What it leased and what was lent to it is given back when it ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from flame.cache.actions import Actions
+from flame.cache.blobs import Pin
+from flame.cache.cache import Content, Loaded, ObjectCache, Room
+from flame.model.errors import FlameError, InternalError, InvalidArgumentError, NotFoundError, PermissionDeniedError
+from flame.objects import messages as m
+from flame.objects.keys import ObjectKey
+from flame.objects.wire import Channel, frame
+
+_log = logging.getLogger("flame.cache")
+_REQUESTS = msgspec.msgpack.Decoder(m.Request)
+
+
+class LocalServer:
+    """Listens at `path`, whose folder is private."""
+
+    def __init__(
+        self,
+        path: Path,
+        token: str,
+        endpoint: str,
+        cache: ObjectCache,
+        actions: Actions,
+        read: Callable[[m.GetTicket], Content],
+    ) -> None:
+        self._path = path
+        self._token = token
+        self._endpoint = endpoint
+        self._cache = cache
+        self._actions = actions
+        self._read = read
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._closed = False
+
+    def start(self) -> None:
+        """Listen. Raises OSError."""
+        self._path.unlink(missing_ok=True)
+        self._socket.bind(str(self._path))
+        self._path.chmod(0o600)
+        self._socket.listen(128)
+        threading.Thread(target=self._accept, name="local-door", daemon=True).start()
+
+    def stop(self) -> None:
+        """Listen no more; connections end with the process."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            visitor = _Visitor(self._cache, self._actions, self._read)
+            channel = Channel(connection)
+            try:
+                if self._admit(channel):
+                    while (data := channel.receive()) is not None:
+                        reply = visitor.answer(data)
+                        if reply is not None:
+                            channel.send(reply)
+            except (OSError, EOFError):
+                pass  # it is gone; so is what it had
+            finally:
+                visitor.leave()
+
+    def _admit(self, channel: Channel) -> bool:
+        data = channel.receive()
+        if data is None:
+            return False
+        try:
+            hello = _REQUESTS.decode(data)
+        except msgspec.MsgspecError:
+            return False
+        uid = struct.unpack("3i", channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        if not isinstance(hello, m.Hello) or hello.token != self._token or uid != os.getuid():
+            channel.send(_failure(PermissionDeniedError("this is the door of the cache's own user")))
+            return False
+        welcome = m.Welcome(self._cache.arena.size, self._endpoint)
+        socket.send_fds(channel.socket, [frame(welcome)], [self._cache.arena.fd])
+        return True
+
+
+class _Visitor:
+    """One connection: its leases and the memory lent to it."""
+
+    def __init__(self, cache: ObjectCache, actions: Actions, read: Callable[[m.GetTicket], Content]) -> None:
+        self._cache = cache
+        self._actions = actions
+        self._read = read
+        self._leases: dict[int, Pin] = {}
+        self._lent: dict[int, Room] = {}
+        self._last = 0
+
+    def leave(self) -> None:
+        """Give everything back."""
+        for room in self._lent.values():
+            self._cache.give_back(room)
+        self._lent.clear()
+        self._leases.clear()
+
+    def answer(self, data: bytes) -> m.Reply | None:
+        """The reply to a request."""
+        try:
+            request = _REQUESTS.decode(data)
+        except msgspec.MsgspecError as error:
+            return _failure(InvalidArgumentError(f"not a request: {error}"))
+        try:
+            return self._answer(request)
+        except FlameError as error:
+            return _failure(error)
+        except Exception as error:
+            _log.exception("request_failed request=%s", type(request).__name__)
+            return _failure(InternalError(f"the cache failed: {error}"))
+
+    def _answer(self, request: m.Request) -> m.Reply | None:
+        match request:
+            case m.Get():
+                ticket = m.GetTicket(request.key, request.version, request.born, request.origin)
+                return self._give(self._read(ticket))
+            case m.Put():
+                stored = self._cache.put_bytes(_key(request.key, request.options), request.data, request.options)
+                return m.Stored(*stored)
+            case m.Reserve():
+                return self._lend(request)
+            case m.Commit():
+                return self._commit(request)
+            case m.Cancel():
+                room = self._lent.pop(request.number, None)
+                if room is not None:
+                    self._cache.give_back(room)
+                return m.Stored("", 0)
+            case m.Release():
+                for lease in request.leases:
+                    self._leases.pop(lease, None)
+                return None
+            case m.Call():
+                return m.Result(self._actions.run(request.action, request.body))
+            case m.Hello():
+                raise InvalidArgumentError("a second hello")
+
+    def _lend(self, request: m.Reserve) -> m.Reserved:
+        if request.size < 0:
+            raise InvalidArgumentError(f"{request.size} bytes can't be lent")
+        room = self._cache.reserve(request.size, table=request.table)
+        if room is None:
+            return m.Reserved(0, -1)
+        self._last += 1
+        self._lent[self._last] = room
+        return m.Reserved(self._last, room.offset + room.lead)
+
+    def _commit(self, request: m.Commit) -> m.Stored:
+        room = self._lent.pop(request.number, None)
+        if room is None:
+            raise NotFoundError(f"no memory of number {request.number} was lent here")
+        try:
+            key = _key(request.key, request.options)
+        except FlameError:
+            self._cache.give_back(room)
+            raise
+        return m.Stored(*self._cache.commit(key, room, request.options))
+
+    def _give(self, content: Content) -> m.Answer:
+        streamed = any(part.offset is None and part.buffer.size > m.INLINE for part in content.parts)
+        parts = () if streamed else tuple(self._part(part) for part in content.parts)
+        return m.Answer(content.version, content.born, content.table, content.full, parts, streamed)
+
+    def _part(self, part: Loaded) -> m.Part:
+        size = part.buffer.size
+        if size <= m.INLINE:
+            return m.Part(part.version, size, data=bytes(memoryview(part.buffer)))
+        self._last += 1
+        self._leases[self._last] = part.pin
+        return m.Part(part.version, size, offset=part.offset or 0, lease=self._last)
+
+
+def _key(text: str, options: m.Options) -> ObjectKey:
+    key = ObjectKey.from_key(text) if options.patch else ObjectKey.from_path(text)
+    if key.is_all_sessions():
+        raise InvalidArgumentError(f"can't store under {key}", remedy="'*' is for deleting and listing")
+    return key
+
+
+def _failure(error: FlameError) -> m.Failure:
+    return m.Failure(int(error.code), error.message, error.remedy, error.retryable)

@@ -1,0 +1,105 @@
+"""A cache with its doors open."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from flame.cache.actions import Actions
+from flame.cache.cache import Content, ObjectCache
+from flame.cache.disk import Disk
+from flame.cache.local_server import LocalServer
+from flame.cache.server import CacheServer
+from flame.cache.settings import CacheSettings
+from flame.model.errors import InvalidConfigError, UnavailableError
+from flame.objects.keys import ObjectKey
+from flame.objects.messages import GetTicket, LocalDoor
+
+_log = logging.getLogger("flame.cache")
+QUIET = 30.0  # seconds without a request until unused memory goes back to the system
+
+
+class Running:
+    """One cache: its objects, the Flight server and the door for clients of this node."""
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self._settings = settings
+        disk = Disk(settings.storage) if settings.storage is not None else None
+        self.cache = ObjectCache(
+            max_memory=settings.max_memory,
+            disk=disk,
+            evict=settings.evict,
+            max_objects=settings.max_objects,
+            quotas=settings.quotas,
+            retention=settings.retention,
+        )
+        self._folder = Path(tempfile.mkdtemp(prefix="flame-cache-", dir=settings.door))
+        self._flight: CacheServer | None = None
+        self._local: LocalServer | None = None
+        self._seen = 0
+        self._quiet_since = time.monotonic()
+
+    def start(self) -> None:
+        """Recover what is on disk and listen. Raises FlameError."""
+        settings = self._settings
+        self.cache.recover()
+        token = secrets.token_hex(16)
+        path = self._folder / "door"
+        door = LocalDoor(str(path), token, os.getuid(), settings.peers)
+        actions = Actions(self.cache, settings.endpoint, door)
+        self._local = LocalServer(path, token, settings.endpoint, self.cache, actions, self.read)
+        self._local.start()
+        try:
+            self._flight = CacheServer(
+                settings.location, settings.endpoint, self.cache, actions, self.read, **_tls(settings)
+            )
+        except Exception as error:
+            self.stop()
+            raise UnavailableError(
+                f"can't listen at {settings.location}: {_reason(error)}", remedy="another process may have the port"
+            ) from None
+
+    def read(self, ticket: GetTicket) -> Content:
+        """What a client of ours asks for."""
+        return self.cache.read(ObjectKey.from_key(ticket.key), ticket.version, ticket.born)
+
+    def tidy(self) -> None:
+        """Once a second: remove what is over, and after a while of quiet give memory back."""
+        self.cache.sweep()
+        if self.cache.takes != self._seen:
+            self._seen, self._quiet_since = self.cache.takes, time.monotonic()
+        elif self._quiet_since and time.monotonic() - self._quiet_since > QUIET:
+            self._quiet_since = 0.0
+            self.cache.trim()
+
+    def stop(self) -> None:
+        """Close the doors."""
+        if self._local is not None:
+            self._local.stop()
+        if self._flight is not None:
+            self._flight.shutdown()
+        self.cache.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _tls(settings: CacheSettings) -> dict[str, Any]:
+    tls = settings.tls
+    if tls is None or tls.cert_file is None or tls.key_file is None:
+        return {}
+    try:
+        options: dict[str, Any] = {"tls_certificates": [(tls.cert_file.read_bytes(), tls.key_file.read_bytes())]}
+        if settings.verify_clients and tls.ca_file is not None:
+            options |= {"verify_client": True, "root_certificates": tls.ca_file.read_bytes()}
+    except OSError as error:
+        raise InvalidConfigError(f"can't read {error.filename}: {error.strerror}") from None
+    return options
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

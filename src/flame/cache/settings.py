@@ -1,0 +1,33 @@
+"""What a cache needs to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from flame.config import TlsConfig
+
+
+class CacheSettings(msgspec.Struct, frozen=True):
+    """`location`: where it listens, `endpoint`: what references say; both `grpc://` or `grpc+tls://` HOST:PORT.
+
+    `max_memory`, `max_disk` and `quotas` in bytes, `retention` in seconds. `peers`: endpoints of other caches whose
+    objects are fetched for clients of this node. `object_store`: an URL of a place for what `max_disk` has no room for.
+    `door`: folder of the unix socket for clients of this node.
+    """
+
+    location: str
+    endpoint: str
+    max_memory: int = 1024**3
+    max_objects: int | None = None
+    evict: bool = True
+    storage: Path | None = None
+    max_disk: int | None = None
+    object_store: str = ""
+    quotas: dict[str, int] = {}
+    retention: float = 3600.0
+    peers: tuple[str, ...] = ()
+    tls: TlsConfig | None = None
+    verify_clients: bool = False
+    door: Path | None = None

@@ -1,0 +1,222 @@
+"""Objects in the cache: put, get, change, delete.
+
+A client on the node of its cache reads objects where they lie in shared memory and writes them there; elsewhere they
+come over Arrow Flight and are remembered, up to so many bytes. What `get` returns is read-only (arrays, tables) or the
+caller's own: changing it never changes what somebody else gets.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from flame.config import TlsConfig, load_context
+from flame.config.context import DEFAULT_CLIENT_CACHE_ENDPOINT
+from flame.model.errors import InvalidArgumentError, UnavailableError
+from flame.objects import codecs
+from flame.objects import messages as m
+from flame.objects.fetched import Fetched
+from flame.objects.files import download_to, file_payload, file_pieces
+from flame.objects.held import DEFAULT_BYTES, Held, joined
+from flame.objects.keys import ObjectKey, ObjectRef
+from flame.objects.links import Link
+from flame.objects.remote import location
+
+Deserializer = Callable[[Any, list[Any]], Any]
+
+
+class ObjectClient:
+    """A client of object caches; may be used by several threads.
+
+    `endpoint` (`grpc://` or `grpcs://` HOST:PORT) is the cache that new objects go to, by default that of this user's
+    context; references are followed to their own caches, through that one where it knows them. `cache_bytes`: what is
+    remembered of objects of other nodes. Methods raise FlameError: InvalidArgumentError (which is a ValueError for
+    keys), NotFoundError, InvalidStateError (not the expected version), ExhaustedError, UnavailableError.
+    """
+
+    def __init__(
+        self, endpoint: str | None = None, *, tls: TlsConfig | None = None, cache_bytes: int = DEFAULT_BYTES
+    ) -> None:
+        if endpoint is None:
+            configured = load_context().cache
+            endpoint = configured.endpoint if configured is not None else DEFAULT_CLIENT_CACHE_ENDPOINT
+            tls = tls or (configured.tls if configured is not None else None)
+        self.endpoint = location(endpoint)
+        self._tls = tls
+        self._held = Held(cache_bytes)
+        self._lock = threading.Lock()
+        self._links: dict[str, Link] = {}
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        """End the connections. Arrays and tables that were got stay valid."""
+        with self._lock:
+            links, self._links = self._links, {}
+        for link in links.values():
+            link.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def put(
+        self, key_or_prefix: str, value: Any, *, expected: int | None = None, ttl: float | None = None, tenant: str = ""
+    ) -> ObjectRef:
+        """Store an object under a key, or under a new one below `APPLICATION/SESSION`.
+
+        `expected`: only if the current version is this one (0: only if there is none yet). `ttl`: seconds until it goes
+        away. `tenant`: whose quota it counts in.
+        """
+        key = _writable(key_or_prefix)
+        return self._put(self.endpoint, key, value, m.Options(expected, ttl, tenant))
+
+    def update(self, ref: ObjectRef, value: Any, *, expected: int | None = None, ttl: float | None = None) -> ObjectRef:
+        """Replace an object and its patches. `expected=ref.version` refuses to overwrite what somebody else wrote."""
+        return self._put(ref.endpoint, ObjectKey.from_key(ref.key), value, m.Options(expected, ttl))
+
+    def patch(self, ref: ObjectRef, delta: Any, *, expected: int | None = None) -> ObjectRef:
+        """Append a patch to an object; its base stays as it is."""
+        key = ObjectKey.from_key(ref.key)
+        payload = codecs.encode_patch(delta)
+        link = self._link(ref.endpoint)
+        stored = link.put(str(key), payload, m.Options(expected, patch=True), again=False)
+        self._held.forget(key)
+        return stored
+
+    def upload(self, key_or_prefix: str, path: str | os.PathLike[str], *, ttl: float | None = None) -> ObjectRef:
+        """Store a file as it is, of any size. Raises FileNotFoundError."""
+        key = _writable(key_or_prefix)
+        source = Path(path)
+        size = source.stat().st_size
+        link = self._link(self.endpoint)
+        options = m.Options(ttl=ttl, size=size)
+        stored = link.put_shared(str(key), file_payload(source, size), options)
+        stored = stored or link.remote().upload(str(key), file_pieces(source, size), options)
+        self._held.forget(key)
+        return stored
+
+    def _put(self, endpoint: str, key: ObjectKey, value: Any, options: m.Options) -> ObjectRef:
+        payload = codecs.encode(value)
+        stored = self._link(endpoint).put(str(key), payload, options, again=options.expected is None)
+        if key.object_id is not None:
+            self._held.forget(key)
+        return stored
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def get(self, ref: ObjectRef, deserializer: Deserializer | None = None) -> Any:
+        """The object. With patches, `deserializer(base, patches)` says what it is; without one it is the base.
+
+        `ref.version` is not looked at, except that 0 fetches everything anew.
+        """
+        ObjectKey.from_key(ref.key)
+        fetched = self._fetch(ref)
+        base = codecs.decode(fetched.parts[0].payload, table=fetched.table)
+        if deserializer is None:
+            return base
+        return deserializer(base, [codecs.decode(part.payload, table=False) for part in fetched.parts[1:]])
+
+    def download(self, ref: ObjectRef, path: str | os.PathLike[str]) -> None:
+        """Write an object's payload to a file, which is whole or not there. Folders are made."""
+        ObjectKey.from_key(ref.key)
+        link = self._link(ref.endpoint)
+        shared = link.get_shared(ref.key)
+        if shared is not None:
+            download_to(Path(path), lambda write: write(memoryview(shared.parts[0].payload)))
+        else:
+            download_to(Path(path), lambda write: link.remote().download(ref.key, write))
+
+    def _fetch(self, ref: ObjectRef) -> Fetched:
+        place = location(ref.endpoint)
+        link, origin = self._nearest(place)
+        known = self._held.find(place, ref.key) if ref.version else None
+        for _ in range(2):
+            version, born = (known.version, known.born) if known is not None else (0, 0)
+            answer = link.get(ref.key, version, born, origin)
+            whole = joined(known, answer)
+            if whole is not None:
+                if not whole.shared:
+                    self._held.keep(place, ref.key, whole)
+                return whole
+            known = None
+        raise UnavailableError(f"object {ref.key!r} changes quicker than it can be read")
+
+    def _nearest(self, place: str) -> tuple[Link, str]:
+        """Through whom a reference is followed, and what to tell them."""
+        if place != self.endpoint and place in self._link(self.endpoint).peers():
+            return self._link(self.endpoint), place
+        return self._link(place), ""
+
+    # --- everything else --------------------------------------------------------------------------------------------
+
+    def delete(self, target: ObjectRef | str) -> None:
+        """Delete an object, or all of `APPLICATION/SESSION` or `APPLICATION/*`. Nothing there is fine."""
+        key = ObjectKey.from_path(target if isinstance(target, str) else target.key)
+        endpoint = self.endpoint if isinstance(target, str) else target.endpoint
+        self._link(endpoint).call("DELETE", str(key).encode())
+        self._held.forget(key)
+
+    def exists(self, target: ObjectRef | str) -> m.ObjectInfo | None:
+        """Version and size of an object, None when there is none."""
+        key, link = self._target(target)
+        return self._ask(link, "EXISTS", m.KeyRequest(str(key)), m.ObjectInfo | None)
+
+    def list(self, prefix: str, *, page: int = 1000) -> Iterator[m.ObjectInfo]:
+        """The objects of `APPLICATION/SESSION` or `APPLICATION/*` in this client's cache, by key."""
+        key = ObjectKey.from_path(prefix)
+        after = ""
+        while True:
+            request = m.KeyRequest(str(key), after, page)
+            infos = self._ask(self._link(self.endpoint), "LIST", request, list[m.ObjectInfo])
+            yield from infos
+            if len(infos) < page:
+                return
+            after = infos[-1].key
+
+    def expire(self, target: ObjectRef | str, after: float | None) -> None:
+        """Let an object go away after so many seconds; None: it stays."""
+        key, link = self._target(target)
+        link.call("TTL", msgspec.json.encode(m.TtlRequest(str(key), after)))
+
+    def end_session(self, prefix: str, after: float | None = None) -> None:
+        """Let all objects of `APPLICATION/SESSION` go away after so many seconds (None: as the cache is told)."""
+        request = m.TtlRequest(ObjectKey.from_prefix(prefix).to_prefix(), after)
+        self._link(self.endpoint).call("END_SESSION", msgspec.json.encode(request))
+
+    def status(self) -> m.CacheStatus:
+        """What this client's cache holds."""
+        return msgspec.json.decode(self._link(self.endpoint).call("STAT", b""), type=m.CacheStatus)
+
+    def _target(self, target: ObjectRef | str) -> tuple[ObjectKey, Link]:
+        if isinstance(target, str):
+            return ObjectKey.from_key(target), self._link(self.endpoint)
+        return ObjectKey.from_key(target.key), self._link(target.endpoint)
+
+    def _ask(self, link: Link, action: str, request: msgspec.Struct, kind: Any) -> Any:
+        return msgspec.json.decode(link.call(action, msgspec.json.encode(request)), type=kind)
+
+    def _link(self, endpoint: str) -> Link:
+        place = location(endpoint)
+        with self._lock:
+            if self._pid != os.getpid():
+                self._links, self._pid = {}, os.getpid()  # connections don't survive a fork
+            link = self._links.get(place)
+            if link is None:
+                link = self._links[place] = Link(place, self._tls)
+            return link
+
+
+def _writable(key_or_prefix: str) -> ObjectKey:
+    key = ObjectKey.from_path(key_or_prefix)
+    if key.is_all_sessions():
+        raise InvalidArgumentError(f"can't store under {key}", remedy="'*' is for deleting and listing")
+    return key

@@ -1,0 +1,234 @@
+"""What clients of this package and the cache say to each other, beyond the contract with foreign clients.
+
+On a node both sides speak these messages over a unix socket (`shared.py`); elsewhere the same requests travel as
+Flight descriptors, tickets and actions in JSON.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+INLINE = 64 * 1024  # bytes up to which a payload travels in its message instead of through shared memory
+CHUNK = 4 * 1024 * 1024  # bytes of one record batch: what Flight is quickest with
+LEAD = 60  # a payload begins so far behind a multiple of 64: its four bytes of tag end where Arrow's alignment begins
+TICKET = b"\x01"  # begins tickets and commands of our own; no key does
+
+ACTIONS = {
+    "DELETE": "delete a key, a prefix or APPLICATION/*",
+    "EXISTS": "whether a key exists: version and size",
+    "LIST": "the objects under a prefix",
+    "TTL": "let an object go away after a time",
+    "END_SESSION": "let all objects of a session go away after a time",
+    "STAT": "what the cache holds",
+    "LOCAL": "where clients of this node connect",
+}
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A FlameError."""
+
+    code: int
+    message: str
+    remedy: str = ""
+    retryable: bool = False
+
+
+class Options(msgspec.Struct, frozen=True, array_like=True):
+    """How something is stored.
+
+    `expected`: store only if this is the current version (0: only if there is no such object); None: in any case.
+    `ttl`: seconds until it goes away. `tenant`: whose quota it counts in. `table`: the payload is an Arrow IPC stream.
+    `patch`: it is appended to the object. `size`: bytes of the payload, -1 when unknown.
+    """
+
+    expected: int | None = None
+    ttl: float | None = None
+    tenant: str = ""
+    table: bool = False
+    patch: bool = False
+    size: int = -1
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """A base or a patch of an object. `data` when it is inline; else it lies at `offset` and `lease` keeps it there."""
+
+    version: int
+    size: int
+    data: bytes | None = None
+    offset: int = 0
+    lease: int = 0
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What there is of an object. `born` tells objects of the same key apart.
+
+    `full`: the parts begin with the base; else they are the patches that the asker lacks, perhaps none. `streamed`: it
+    is too large for the memory of the cache and has to be fetched through Flight.
+    """
+
+    version: int
+    born: int
+    table: bool
+    full: bool
+    parts: tuple[Part, ...] = ()
+    streamed: bool = False
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """First request on a unix socket: the token that the action LOCAL gave."""
+
+    token: str
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Answer to it; the descriptor of the shared memory comes along."""
+
+    size: int
+    endpoint: str
+
+
+class Put(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Store a small payload. Answer: Stored."""
+
+    key: str
+    data: bytes
+    options: Options
+
+
+class Reserve(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Lend shared memory to write a payload into. Answer: Reserved."""
+
+    size: int
+    table: bool = False
+
+
+class Reserved(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Room at `offset` of the shared memory; `number` names it. `offset` -1: too large, stream it."""
+
+    number: int
+    offset: int
+
+
+class Commit(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Store what was written into lent memory. Answer: Stored."""
+
+    number: int
+    key: str
+    options: Options
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Give lent memory back unused. Answer: Stored of version 0."""
+
+    number: int
+
+
+class Stored(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Where a payload is now."""
+
+    key: str
+    version: int
+
+
+class Get(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Read an object. The asker has `version` of the object `born` already (0: nothing). Answer: Answer.
+
+    `origin`: the endpoint of the cache that has it, if that is another one.
+    """
+
+    key: str
+    version: int = 0
+    born: int = 0
+    origin: str = ""
+
+
+class Release(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Leases that are over. No answer."""
+
+    leases: tuple[int, ...]
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """One of ACTIONS. Answer: Result."""
+
+    action: str
+    body: bytes
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What an action answers, in JSON."""
+
+    body: bytes
+
+
+Request = Hello | Put | Reserve | Commit | Cancel | Get | Release | Call
+Reply = Failure | Welcome | Reserved | Stored | Answer | Result
+
+
+# --- bodies of Flight commands, tickets and actions, in JSON ---------------------------------------------------------
+
+
+class PutCommand(msgspec.Struct, frozen=True):
+    """Descriptor of a put with options."""
+
+    key: str
+    options: Options
+
+
+class GetTicket(msgspec.Struct, frozen=True):
+    """Ticket of a get that is answered in chunks."""
+
+    key: str
+    version: int = 0
+    born: int = 0
+    origin: str = ""
+
+
+class KeyRequest(msgspec.Struct, frozen=True):
+    """EXISTS (a key) and LIST (a prefix). `after`, `limit`: which part of a long list."""
+
+    key: str
+    after: str = ""
+    limit: int = 1000
+
+
+class ObjectInfo(msgspec.Struct, frozen=True):
+    """An object as EXISTS and LIST tell of it. `expires`: seconds left, None = it stays."""
+
+    key: str
+    version: int
+    size: int
+    table: bool = False
+    expires: float | None = None
+    patches: int = 0
+
+
+class TtlRequest(msgspec.Struct, frozen=True):
+    """TTL (a key) and END_SESSION (a prefix). `after` seconds; None: the cache's retention, for TTL: it stays."""
+
+    key: str
+    after: float | None = None
+
+
+class CacheStatus(msgspec.Struct, frozen=True):
+    """What a cache holds. Sizes in bytes."""
+
+    endpoint: str
+    objects: int
+    bytes: int
+    memory: int
+    max_memory: int
+    leased: int
+    disk: int
+    stored_objects: int
+    tenants: dict[str, int] = {}
+    peers: tuple[str, ...] = ()
+
+
+class LocalDoor(msgspec.Struct, frozen=True):
+    """Where clients of the same node and user connect, and what to say there. `path` empty: nowhere."""
+
+    path: str = ""
+    token: str = ""
+    uid: int = -1
+    peers: tuple[str, ...] = ()

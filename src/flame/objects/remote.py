@@ -1,0 +1,210 @@
+"""Objects of a cache elsewhere, over Arrow Flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import msgspec
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from flame.model.errors import (
+    FlameError,
+    InternalError,
+    InvalidArgumentError,
+    InvalidConfigError,
+    NotFoundError,
+    TimedOutError,
+    UnauthenticatedError,
+    UnavailableError,
+    error_of,
+)
+from flame.objects import messages as m
+from flame.objects.cells import ANSWER_KEY, OPAQUE_SCHEMA, row
+from flame.objects.codecs import Payload
+from flame.objects.fetched import Fetched, FetchedPart
+from flame.objects.keys import ObjectRef
+
+if TYPE_CHECKING:
+    from flame.config import TlsConfig
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    (
+        "grpc.use_local_subchannel_pool",
+        1,
+    ),  # a connection of its own: a client that was cut off does not wait for others
+]
+_MAX_TEXT = 400
+T = TypeVar("T")
+
+
+def location(endpoint: str) -> str:
+    """The endpoint in the words of Arrow: `grpc://` or `grpc+tls://`. Raises InvalidConfigError."""
+    scheme, separator, rest = endpoint.partition("://")
+    known = {"grpc": "grpc", "http": "grpc", "grpcs": "grpc+tls", "https": "grpc+tls", "grpc+tls": "grpc+tls"}
+    if not separator or scheme not in known or not rest:
+        raise InvalidConfigError(f"invalid cache endpoint {endpoint!r}", remedy="write grpc://HOST:PORT or grpcs://")
+    host = rest.rstrip("/")
+    return f"{known[scheme]}://{host if _has_port(host) else f'{host}:9090'}"
+
+
+def _has_port(host: str) -> bool:
+    return host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host.rpartition("]")[2]
+
+
+class RemoteClient:
+    """A Flight connection. May be used by several threads. `timeout` seconds for what is no transfer of an object."""
+
+    def __init__(self, endpoint: str, tls: TlsConfig | None = None, timeout: float = 30.0) -> None:
+        self.location = location(endpoint)
+        self._options = flight.FlightCallOptions(timeout=timeout)
+        arguments: dict[str, Any] = {"generic_options": _OPTIONS}
+        if self.location.startswith("grpc+tls") and tls is not None:
+            arguments |= _certificates(tls)
+        try:
+            self._client = flight.FlightClient(self.location, **arguments)
+        except pa.ArrowException as error:
+            raise InvalidConfigError(f"invalid cache endpoint {endpoint!r}: {error}") from None
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    def put(self, key: str, payload: Payload, options: m.Options) -> ObjectRef:
+        """Store a payload. Raises FlameError."""
+        buffer = memoryview(bytearray(payload.size))
+        payload.write(buffer)
+        options = msgspec.structs.replace(options, table=payload.table, size=payload.size)
+        return self.upload(key, (buffer[start : start + m.CHUNK] for start in range(0, len(buffer), m.CHUNK)), options)
+
+    def upload(self, key: str, pieces: Iterable[memoryview | bytes], options: m.Options) -> ObjectRef:
+        """Store a payload that comes in pieces. Raises FlameError."""
+        command = m.TICKET + msgspec.json.encode(m.PutCommand(key, options))
+
+        def send() -> ObjectRef:
+            writer, reader = self._client.do_put(flight.FlightDescriptor.for_command(command), OPAQUE_SCHEMA)
+            with writer:
+                for piece in pieces:
+                    writer.write_batch(row(0, piece, OPAQUE_SCHEMA))
+                writer.done_writing()
+                answer: pa.Buffer | None = cast("Any", reader).read()
+            if answer is None:
+                raise UnavailableError("the cache stored the object and did not say where")
+            return ObjectRef.decode(answer.to_pybytes())
+
+        return self._translated(send)
+
+    def get(self, key: str, version: int = 0, born: int = 0, origin: str = "") -> Fetched:
+        """What the cache answers. Raises FlameError."""
+
+        def fetch() -> Fetched:
+            answer, pieces = self._open(key, version, born, origin)
+            parts = [FetchedPart(part.version, _join(pieces, part.size)) for part in answer.parts]
+            for _ in pieces:
+                raise InternalError(f"the cache sent more than the {len(parts)} parts of {key!r}")
+            return Fetched(answer.version, answer.born, answer.table, answer.full, tuple(parts))
+
+        return self._translated(fetch)
+
+    def download(self, key: str, write: Callable[[memoryview], object]) -> m.Answer:
+        """Hand the base of an object to `write`, piece by piece. Raises FlameError."""
+
+        def fetch() -> m.Answer:
+            answer, pieces = self._open(key, 0, 0, "")
+            left = answer.parts[0].size
+            while left:
+                piece = next(pieces, None)
+                if piece is None:
+                    raise UnavailableError(f"the cache ended inside the object {key!r}")
+                write(memoryview(piece))
+                left -= piece.size
+            for _ in pieces:
+                pass  # patches are no part of a file
+            return answer
+
+        return self._translated(fetch)
+
+    def call(self, action: str, body: bytes) -> bytes:
+        """Run an action. Raises FlameError."""
+
+        def ask() -> bytes:
+            results = list(self._client.do_action(flight.Action(action, body), self._options))
+            if not results:
+                raise UnavailableError(f"the cache answered {action} with nothing")
+            return results[0].body.to_pybytes()
+
+        return self._translated(ask)
+
+    def _open(self, key: str, version: int, born: int, origin: str) -> tuple[m.Answer, Iterator[pa.Buffer]]:
+        ticket = m.TICKET + msgspec.json.encode(m.GetTicket(key, version, born, origin))
+        reader: Any = self._client.do_get(flight.Ticket(ticket))
+        answer = msgspec.json.decode((reader.schema.metadata or {})[ANSWER_KEY], type=m.Answer)
+        return answer, (chunk.data.column(0)[0].as_buffer() for chunk in reader)
+
+    def _translated(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except FlameError:
+            raise
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise as_flame_error(error, self.location) from error
+
+
+def as_flame_error(error: Exception, where: str) -> FlameError:
+    """The error of ours that an error of Flight stands for."""
+    extra = getattr(error, "extra_info", b"")
+    if extra:
+        try:
+            failure = msgspec.json.decode(extra, type=m.Failure)
+            return error_of(failure.code, failure.message, failure.remedy, failure.retryable)
+        except msgspec.MsgspecError:
+            pass
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    for mark in (". gRPC client debug context", ". Client context", " Detail: ", "\n"):
+        text = text.partition(mark)[0]
+    text = text.removeprefix("Flight error: ")[:_MAX_TEXT]
+    if isinstance(error, KeyError):
+        return NotFoundError(text)
+    if isinstance(error, pa.ArrowInvalid):
+        return InvalidArgumentError(text)
+    if isinstance(error, flight.FlightTimedOutError):
+        return TimedOutError(f"the cache at {where} did not answer in time")
+    if isinstance(error, flight.FlightUnauthenticatedError):
+        return UnauthenticatedError(f"the cache at {where} wants a certificate: {text}")
+    if isinstance(error, flight.FlightUnavailableError):
+        return UnavailableError(f"the cache at {where} can't be reached: {text}", remedy="is it running there?")
+    return InternalError(f"the cache at {where} failed: {text}")
+
+
+def _join(pieces: Iterator[pa.Buffer], size: int) -> pa.Buffer:
+    """The next `size` bytes in one piece of memory."""
+    if not size:
+        return pa.py_buffer(b"")
+    piece = next(pieces, None)
+    if piece is not None and piece.size == size:
+        return piece
+    whole = pa.allocate_buffer(size)
+    view = memoryview(whole)
+    place = 0
+    while piece is not None:
+        view[place : place + piece.size] = piece
+        place += piece.size
+        if place == size:
+            return whole
+        piece = next(pieces, None)
+    raise UnavailableError(f"the cache sent {place} of {size} bytes")
+
+
+def _certificates(tls: TlsConfig) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    try:
+        if tls.ca_file is not None:
+            arguments["tls_root_certs"] = tls.ca_file.read_bytes()
+        if tls.cert_file is not None and tls.key_file is not None:
+            arguments |= {"cert_chain": tls.cert_file.read_bytes(), "private_key": tls.key_file.read_bytes()}
+    except OSError as error:
+        raise InvalidConfigError(f"can't read {error.filename}: {error.strerror}") from None
+    return arguments

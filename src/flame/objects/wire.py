@@ -1,0 +1,49 @@
+"""Messages over a unix socket: four bytes of length (little endian), then msgpack."""
+
+from __future__ import annotations
+
+import socket
+
+import msgspec
+
+from flame.objects.messages import Reply, Request
+
+MAX_MESSAGE = 64 * 1024 * 1024
+_READ = 128 * 1024
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Channel:
+    """A connected socket, and what was read of it too early. One thread at a time reads, and one writes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self._rest = b""
+
+    def send(self, message: Request | Reply) -> None:
+        """Raises OSError."""
+        self.socket.sendall(frame(message))
+
+    def receive(self) -> bytes | None:
+        """The body of the next message; None when the other side has closed. Raises OSError; EOFError in a message."""
+        data = self._rest
+        while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "little"):
+            if len(data) >= 4 and int.from_bytes(data[:4], "little") > MAX_MESSAGE:
+                raise OSError(f"a message of {int.from_bytes(data[:4], 'little')} bytes")
+            more = self.socket.recv(_READ)
+            if not more:
+                if data:
+                    raise EOFError("the connection ended inside a message")
+                return None
+            data = data + more if data else more
+        end = 4 + int.from_bytes(data[:4], "little")
+        self._rest = data[end:]
+        return data[4:end]
+
+
+def frame(message: Request | Reply) -> bytearray:
+    """A message as it travels."""
+    buffer = bytearray(4)
+    _encoder.encode_into(message, buffer, 4)
+    buffer[:4] = (len(buffer) - 4).to_bytes(4, "little")
+    return buffer
