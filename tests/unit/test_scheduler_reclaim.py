@@ -8,7 +8,8 @@ from flame.model.resources import Resources
 from flame.model.specs import SessionSpec
 from flame.model.tenants import TenantSpec
 from flame.scheduler.policies import BUILT_IN
-from flame.scheduler.scheduler import FRUITLESS, MOVES, Plan, Scheduler
+from flame.scheduler.scheduler import MOVES, Plan, Scheduler, Start
+from flame.scheduler.sweep import FRUITLESS
 
 GIB = 1024**3
 UNIT = Resources(1, GIB, 0)
@@ -45,6 +46,18 @@ class Cluster:
     def leave(self, plan: Plan) -> None:
         for stop in plan.stops:
             self.scheduler.freed(stop.channel)
+
+    def sweep(self) -> list[Start]:
+        """Passes as they are asked for, victims leaving at once, until none is asked for; answers what they started."""
+        starts: list[Start] = []
+        for _ in range(100):
+            plan = self.decide()
+            starts += plan.starts
+            self.leave(plan)
+            if not (plan.again or self.scheduler.dirty):
+                return starts
+            self.now = max(self.now, plan.again)
+        raise AssertionError("there is no end to the passes")
 
     def have(self, name: str) -> int:
         return self.scheduler.books.asks[name].have
@@ -126,3 +139,30 @@ def test_a_session_that_has_just_come_is_tried_at_once_though_many_wait_in_vain(
     assert cluster.decide().stops == []  # everyone has the same, and would like more
     cluster.session("urgent", 1, tenant="t7", priority=5)
     assert cluster.victims(cluster.decide()) == ["s7"]
+
+
+def test_who_was_tried_in_vain_is_tried_again_after_a_change() -> None:
+    cluster = Cluster()
+    tenants = 2 * FRUITLESS + 10
+    for number in range(tenants):
+        cluster.scheduler.put_tenant(f"t{number}", TenantSpec())
+        cluster.node(f"n{number}", 1, f"z{number}")
+        cluster.session(f"s{number}", 2, tenant=f"t{number}", zone=f"z{number}")
+    assert len(cluster.decide().starts) == tenants
+    cluster.sweep()
+    for number in (1, tenants - 1):  # of the queues that are tried first and last
+        cluster.scheduler.put_tenant(f"t{number}", TenantSpec(guarantee=Resources(2, 0, 0)))
+        other = f"n{(number + 5) % tenants}"
+        cluster.node(other, 1, f"z{number}")
+        assert [start.session for start in cluster.sweep()] == [f"s{number}"]
+
+
+def test_passes_come_to_an_end_when_nothing_changes() -> None:
+    cluster = Cluster()
+    for number in range(3 * FRUITLESS):
+        cluster.scheduler.put_tenant(f"t{number}", TenantSpec())
+        cluster.node(f"n{number}", 1)
+        cluster.session(f"s{number}", 2, tenant=f"t{number}")
+    cluster.decide()
+    assert cluster.sweep() == []
+    assert cluster.sweep() == []  # one that nothing gave a reason for ends as well

@@ -69,6 +69,11 @@ class Rooms:
         for shape in self.shapes.values():
             shape.allowed.pop(name, None)
 
+    @property
+    def end(self) -> int:
+        """Grows with each change of the room on a node."""
+        return self._base + len(self._log)
+
     # --- questions about one node ------------------------------------------------------------------------------------
 
     def why_not(self, shape: Shape, place: Place) -> str:
@@ -117,7 +122,7 @@ class Rooms:
                 yield places[entry[1]]
 
     def _catch_up(self, shape: Shape) -> None:
-        end = self._base + len(self._log)
+        end = self.end
         position = shape.position
         if position == end:
             return

@@ -22,9 +22,8 @@ from flame.scheduler.queues import Queue, Turns, Waiting
 from flame.scheduler.reasons import No, Reasons
 from flame.scheduler.reclaim import IDLE_MS, Load, Reclaim
 from flame.scheduler.rooms import Rooms, Shape
+from flame.scheduler.sweep import FRUITLESS, Sweep
 
-FRUITLESS = 32  # queues per pass for which nothing could be taken back, before the others wait for the next pass
-RESUME_MS = 100  # when that comes without any change
 MOVES = 32  # executors that a pass takes back at most; the next one, a moment later, goes on
 
 
@@ -82,13 +81,15 @@ class Scheduler:
         self.dirty = True  # something changed that may lead to another plan
         self._now = 0
         self._turn = 0  # starts until now
-        self._tired: set[Queue] = set()  # nothing could be taken back for them; the others are tried first
+        self._sweep = Sweep(self.waiting)
+        self._moves = 0  # grows with what changes except the room on nodes
 
     # --- tenants -------------------------------------------------------------------------------------------------
 
     def put_tenant(self, name: str, spec: TenantSpec) -> None:
         """A tenant is there, or has another spec; its parent must be known."""
         self.tree.put(name, spec)
+        self._moves += 1
         self.dirty = True
 
     def drop_tenant(self, name: str) -> None:
@@ -270,13 +271,14 @@ class Scheduler:
 
     def _changed(self, ask: Ask) -> None:
         """What it has or wants changed: its place in the queue and among those that can give."""
+        self._moves += 1
         waited = ask.lane is not None
         self.waiting.update(ask)
         if ask.lane is None:
             ask.since = 0
         elif not waited:
             self.dirty = True
-            self._tired.discard(ask.lane)  # for this one it has not been tried yet
+            self._sweep.renew(ask.lane)
         if ask.lane is not None and not ask.since:
             ask.since = self._now
         ask.group.givers.changed(ask)
@@ -315,6 +317,7 @@ class Scheduler:
         holding = self.books.holdings.get(channel)
         if holding is None:
             return
+        self._moves += 1
         holding.idle_since = since
         if since and not holding.leaving:
             self.dirty = self.dirty or bool(self.waiting.queues)
@@ -336,11 +339,11 @@ class Scheduler:
         plan = Plan([], [])
         self._redeem(plan, new_channel)
         if self.waiting.queues:
-            hopeful = self._hopeful()
+            hopeful = self._sweep.hopeful(self._changes()) if self.books.holdings else set[Queue]()
             reclaim = Reclaim(self.books, self.rooms, self.waiting, load, now)
             if not self._allot(plan, hopeful, reclaim, new_channel):
-                plan.again = now + RESUME_MS if len(hopeful) > FRUITLESS else 0
                 self._allot(plan, set(), reclaim, new_channel)
+            plan.again = self._sweep.resume(self._changes(), now)
         for start in plan.starts:
             ask = self.books.asks[start.session]
             ask.since = now if ask.lane is not None else 0
@@ -366,15 +369,8 @@ class Scheduler:
             if fits and not self._limit(ask, len(claim.seats)):
                 self._start(plan, ask, claim.seats, new_channel)
 
-    def _hopeful(self) -> set[Queue]:
-        """The queues for which taking back is tried in this pass."""
-        if not self.books.holdings:
-            return set()
-        queues = set(self.waiting.queues.values())
-        fresh = queues - self._tired
-        if not fresh:
-            self._tired.clear()
-        return fresh or queues
+    def _changes(self) -> tuple[int, int]:
+        return self._moves, self.rooms.end
 
     def _allot(self, plan: Plan, hopeful: set[Queue], reclaim: Reclaim, new_channel: Callable[[], int]) -> bool:
         """One executor (or gang) at a time to whoever deserves it most: on free room, or others are asked to leave.
@@ -401,8 +397,7 @@ class Scheduler:
             else:
                 if queue in untried:
                     fruitless += 1
-                    if len(hopeful) > FRUITLESS:
-                        self._tired.add(queue)
+                    self._sweep.tried(queue)
                 if ask.gang:  # another gang of this queue may be smaller
                     passed.add(ask.session)
                     turns.served(queue)
