@@ -69,7 +69,7 @@ async def test_everything_is_there_after_a_restart(world: World) -> None:
     assert tasks[0].spec.output == b"done"
     assert not tasks[2].spec.HasField("input")
     applications = await client.call("ListApplication", pb.ListApplicationRequest(), types_pb2.ApplicationList)
-    assert [item.metadata.name for item in applications.applications] == ["app", "flmping"]
+    assert [item.metadata.name for item in applications.applications] == ["app", "flmexec", "flmping", "flmrun"]
     info = await client.call("GetCluster", pb.GetClusterRequest(), pb.ClusterInfo)
     assert info.generation == 2
 

@@ -15,6 +15,7 @@ from flame.engine.events import RegisterApplication
 from flame.journal import Journal, JournalError, JournalWriter, SqliteJournal, open_journal
 from flame.link import FRAME_SLACK, Address, Link, LinkServer, PeerInfo, serve
 from flame.manager import wire
+from flame.manager.built_in import BUILT_IN
 from flame.manager.clients import Clients
 from flame.manager.frontend import Frontend
 from flame.manager.grpc_server import GrpcServer, grpc_address
@@ -29,7 +30,6 @@ from flame.manager.tenants import check_tenants, set_up_tenants
 from flame.manager.turns import Turns, wall_clock
 from flame.manager.watches import Watches
 from flame.model.errors import InvalidConfigError, ProtocolError, ReadOnlyError, UnavailableError
-from flame.model.specs import ApplicationSchema, ApplicationSpec
 from flame.proto import frontend_pb2, link_pb2
 from flame.scheduler.policy import Policy
 from flame.security import Tokens, authorize, check_listener, identify, server_ssl
@@ -38,11 +38,6 @@ _log = logging.getLogger("flame.manager")
 
 CLOSE_S = 10.0
 SETTLE_S = 5.0
-BUILT_IN = {
-    "flmping": ApplicationSpec(
-        command="flmping-service", description="answers with host, duration and memory", schema=ApplicationSchema()
-    ),
-}
 
 
 class SessionManager:
@@ -172,11 +167,12 @@ class SessionManager:
         self._clients = Clients(turns, payloads, max_payload=settings.max_payload)
         self._nodes = Nodes(turns, payloads, self._tokens)
         self._nodes.on_released = self._clients.end_identity
+        watches = Watches(turns)
         self._frontend = Frontend(
             turns,
             payloads,
-            Watches(turns),
-            LogReader(turns, self._nodes),
+            watches,
+            LogReader(turns, self._nodes, watches),
             self._cluster_info,
             max_payload=settings.max_payload,
         )
