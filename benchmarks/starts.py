@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
@@ -52,7 +52,7 @@ class Stage:
         self._config.write_text(yaml.safe_dump({"cluster": cluster}))
 
     @contextmanager
-    def daemon(self, module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    def daemon(self, module: str, *arguments: str) -> Generator[subprocess.Popen[str]]:
         """Run one until the end of the context; it is ready then."""
         command = [sys.executable, "-m", module, "--config", str(self._config), *arguments]
         environ = {**os.environ, "HOME": str(self.folder)}
