@@ -124,16 +124,19 @@ class Cluster:
         """One pass."""
         return self.scheduler.decide(self.now, self.load, self.channel)
 
-    def settle(self) -> None:
-        """Who was told to leave is gone, and passes are made until none of them changes anything."""
-        for _ in range(1_000):
+    def settle(self, *, patient: bool = False) -> None:
+        """Who was told to leave is gone, and passes are made until none of them changes anything; `patient`: and none
+        is asked for at a later time."""
+        for _ in range(10_000):
             self.now += 1
             gone = [h.channel for h in self.scheduler.books.holdings.values() if h.leaving]
             for channel in gone:
                 self.scheduler.freed(channel)
             plan = self.decide()
             if not gone and not plan.starts and not plan.stops and not plan.more:
-                return
+                if not (patient and plan.again):
+                    return
+                self.now = plan.again
         raise AssertionError("the passes do not come to an end")
 
     # --- choosing ------------------------------------------------------------------------------------------------
@@ -156,5 +159,5 @@ def full(size: Size) -> Cluster:
     cluster = Cluster(size)
     cluster.add_nodes()
     cluster.add_sessions()
-    cluster.settle()
+    cluster.settle(patient=True)
     return cluster

@@ -18,6 +18,7 @@ from flame.model.tenants import TenantSpec
 
 TASKS = 1_000  # of each session: more than it can run
 BUSY_US = 1_000_000
+SOON_MS = 200  # further passes of the scheduler come that early; other deadlines later
 
 
 class EngineCluster:
@@ -38,7 +39,7 @@ class EngineCluster:
             self.turn(ev.SetTenant(0, f"t{number}", TenantSpec(weight=weight)))
         self.turn(*(self.node() for _ in range(size.nodes)))
         self.turn(*(event for _ in range(size.sessions) for event in self.session()))
-        self.settle()
+        self.settle(patient=True)
 
     # --- events --------------------------------------------------------------------------------------------------
 
@@ -63,15 +64,18 @@ class EngineCluster:
         self.now += 1
         self.engine.turn(self.now, events)
 
-    def settle(self) -> None:
-        """Executors that were started are bound, those told to stop or leave are gone, until nothing happens more."""
-        for _ in range(1_000):
+    def settle(self, *, patient: bool = False) -> None:
+        """Executors that were started are bound, those told to stop or leave are gone, until nothing happens more;
+        `patient`: and no further pass is due soon."""
+        for _ in range(10_000):
             self.now += 1
             reports = [report for x in self.engine.executors.values() if (report := _next_report(x)) is not None]
             turn = self.engine.turn(self.now, reports)
             moves = any(isinstance(effect, fx.StartExecutor | fx.StopExecutor) for effect in turn.now)
             if not reports and not moves and not self.engine.scheduler.dirty:
-                return
+                if not (patient and turn.wake_at <= self.now + SOON_MS):
+                    return
+                self.now = turn.wake_at - 1
         raise AssertionError("the turns do not come to an end")
 
     # --- happenings ----------------------------------------------------------------------------------------------
