@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from blackbox.trouble import alive, until
 from flame.service import TaskContext
 from flame.service.child import TooMuchOutputError, run
 from flame.service.flmexec import ExecService, Request, configured_interpreters, interpreter, parse
@@ -173,7 +174,7 @@ def test_runtimes_are_not_any_program(language: str, runtime: str) -> None:
 def test_what_a_child_leaves_behind_holds_nobody_up_and_ends_with_it() -> None:
     status, out, _, timed_out = sh("sleep 600 & echo $!")
     assert (status, timed_out) == (0, False)
-    assert not Path(f"/proc/{int(out)}/exe").exists()
+    until(lambda: not alive(int(out)), "the end of what it left")
 
 
 def test_a_killed_child_has_the_status_that_shells_give_it() -> None:

@@ -1,5 +1,7 @@
 """Applications: register, get, list, unregister, and what is refused."""
 
+import json
+
 import flamepy
 import grpc
 from checks import main, raised, refused, unique
@@ -11,8 +13,33 @@ def frontend():
     return flamepy.core.client.ConnectionInstance.instance()._frontend
 
 
-def check_flmping_is_there_from_the_start():
-    assert "flmping" in [application.name for application in flamepy.list_applications()]
+def check_three_applications_are_there_from_the_start():
+    found = {application.name: application for application in flamepy.list_applications()}
+    for name in ("flmping", "flmexec", "flmrun"):
+        application = found[name]
+        assert application.shim == flamepy.Shim.HOST
+        assert (application.max_instances, application.delay_release) == (1_000_000, 60)
+        assert application.working_directory is None
+    assert found["flmrun"].installer == "python"
+    schema = json.loads(found["flmexec"].schema.input)
+    assert (schema["required"], set(schema["properties"])) == (
+        ["language", "code"],
+        {"language", "runtime", "code", "input"},
+    )
+
+
+def check_flmexec_answers_with_the_bytes_that_a_script_prints():
+    session = flamepy.create_session("flmexec")
+    requests = [
+        {"language": "shell", "code": "cat; exit 3", "input": [104, 105]},
+        {"language": "shell", "code": "cat; echo end >&2", "input": None},
+        {"language": "Python", "runtime": None, "code": "print(6 * 7)", "input": None},
+    ]
+    answers = [json.loads(session.invoke(json.dumps(request).encode()))["data"] for request in requests]
+    assert [bytes(answer) for answer in answers] == [b"hi", b"", b"42\n"]
+    error = raised(lambda: session.invoke(json.dumps({"language": "cobol", "code": ""}).encode()))
+    assert "unsupported language 'cobol'" in error.message
+    session.close()
 
 
 def check_all_attributes_come_back():
