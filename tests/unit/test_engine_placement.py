@@ -9,6 +9,7 @@ from flame.engine import cluster_views, lifecycles, views
 from flame.engine import effects as fx
 from flame.engine import events as ev
 from flame.engine.validate import over_committed
+from flame.engine.wants import WORTH_MS
 from flame.model.errors import InternalError
 from flame.model.resources import Resources
 from flame.model.specs import SessionSpec
@@ -33,6 +34,42 @@ def test_max_and_min_instances() -> None:
     assert len(bench.started()) == 2
     bench.turn(ev.CreateSession(2, "kept", SessionSpec("app", min_instances=3)))
     assert len(bench.started()) == 3
+
+
+def test_work_that_turns_out_longer_than_before_starts_a_further_executor() -> None:
+    bench = Bench()
+    bench.node(cpu=4)
+    bench.session()
+    bench.submit(tasks=1)
+    (channel,) = bench.started()
+    bench.bound(channel)
+    bench.complete(channel, 1, busy_us=10)
+    bench.submit(tasks=3)  # all of them are sent ahead to the executor that is there
+    assert bench.running() == {channel: [2, 3, 4]}
+    bench.turn(ev.Tick(), after_ms=WORTH_MS - 10)
+    assert bench.started() == []
+    turn = bench.turn(ev.Tick(), after_ms=20)
+    assert len(bench.started(turn)) == 2
+    bench.bound(*bench.started(turn))
+    assert fx.RetractTasks("n1", channel, 1) in bench.of(fx.RetractTasks)
+
+
+def test_looking_for_slow_tasks_grows_rare_while_all_goes_well() -> None:
+    bench = Bench()
+    bench.node(cpu=4)
+    bench.session()
+    bench.submit(tasks=1)
+    (channel,) = bench.started()
+    bench.bound(channel)
+    bench.complete(channel, 1, busy_us=10)
+    bench.submit(tasks=100_000)
+    looks = 0
+    for _ in range(500):
+        before = bench.engine.sessions["s"].look_at
+        bench.complete(channel, *bench.running()[channel][:10], busy_us=10)
+        looks += bench.engine.sessions["s"].look_at != before
+    assert bench.now > 500
+    assert 1 <= looks <= 5
 
 
 def test_equal_sessions_grow_evenly_and_higher_priority_first() -> None:

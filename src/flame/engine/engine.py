@@ -8,7 +8,19 @@ from heapq import heappop, heappush
 
 import msgspec
 
-from flame.engine import applications, gangs, limits, lives, nodes, placement, scheduling, settling, tasks, tenants
+from flame.engine import (
+    applications,
+    gangs,
+    limits,
+    lives,
+    nodes,
+    placement,
+    scheduling,
+    settling,
+    tasks,
+    tenants,
+    wants,
+)
 from flame.engine import events as ev
 from flame.engine.applications import Application
 from flame.engine.effects import Purge, Record, RecordKind, Turn
@@ -171,6 +183,10 @@ class Engine:
                 scheduling.on_hopeless_alarm(self, draft, key)
             elif kind == "pass":
                 self.scheduler.dirty = True
+            elif kind == "look":
+                session = self.sessions.get(key)
+                if session is not None:
+                    wants.on_look_alarm(self, session)
             elif kind == "settled":
                 settling.on_settled(self)
             elif kind == "absent":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import gangs, lives, placement, settling, tasks, tenants
+from flame.engine import gangs, lives, placement, tasks, tenants, wants
 from flame.engine.effects import Complain
 from flame.engine.sessions import Session
 from flame.model.specs import DEFAULT_MAX_INSTANCES
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from flame.engine.engine import Engine
     from flame.engine.turn import Draft
     from flame.scheduler.scheduler import Plan, Start
-
-# Starting an instance costs about a tenth of a second: do not start one for work that those there end sooner.
-WORTH_US = 100_000
 
 
 def opened(engine: Engine, session: Session) -> None:
@@ -28,33 +25,11 @@ def opened(engine: Engine, session: Session) -> None:
     engine.changed(session)
 
 
-def want(engine: Engine, session: Session) -> int:
-    """How many executors the session can use now, within its limits."""
-    if session.state is not SessionState.OPEN:
-        return 0
-    coming = sum(executor.coming for executor in session.executors.values())
-    if session.paused or session.not_before > engine.now or settling.waits(engine, session):
-        return coming
-    spec = session.spec
-    if spec.gang:
-        return spec.min_instances
-    pending = session.pending - session.waiting
-    wanted = pending + session.running
-    if session.avg_us >= 0 and coming:
-        # `coming` executors will be through with what is pending in pending * avg / coming.
-        wanted = min(wanted, coming + int(pending * session.avg_us / coming / WORTH_US))
-    application = engine.applications.get(spec.application)
-    most = application.spec.max_instances if application is not None else 0
-    if spec.max_instances is not None:
-        most = min(most, spec.max_instances)
-    return min(max(wanted, spec.min_instances), most)
-
-
 def schedule(engine: Engine, draft: Draft) -> None:
     """Tell the scheduler what changed, and let it decide if that could lead to another answer than the last one."""
     scheduler = engine.scheduler
     for session in engine.hungry.values():
-        scheduler.wants(session.id, want(engine, session), draft.now_ms)
+        scheduler.wants(session.id, wants.want(engine, session), draft.now_ms)
     if scheduler.dirty:
         plan = scheduler.decide(draft.now_ms, engine.load, engine.new_channel)
         _carry_out(engine, draft, plan)

@@ -60,6 +60,8 @@ class Session:
         "keys",
         "kills",
         "lanes",
+        "look_at",
+        "look_ms",
         "mixed",
         "not_before",
         "paused",
@@ -125,6 +127,8 @@ class Session:
         self.bind_failures = 0  # in a row
         self.paused = ""  # why it gets no executors any more
         self.not_before = 0  # no new executor before this time
+        self.look_at = 0  # when its alarm rings that looks whether tasks wait for too long, 0 = none is set
+        self.look_ms = 100  # pause before the next one
         self.hopeless_at = 0  # when its alarm rings that looks whether any node could run it, 0 = none is set
         self.tenants: tuple[Tenant, ...] = ()  # that count it while it is open: its own, and those above
         self.attached: set[str] = set()

@@ -1,0 +1,76 @@
+"""How many executors a session can use.
+
+Starting an instance costs about a tenth of a second: none is started for work that those there end sooner, by the run
+time that was observed. What was observed may be wrong for what comes next: while tasks wait behind an executor that
+makes no progress, its silence counts as the run time, and a session with tasks that wait is looked at now and then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flame.engine import settling
+from flame.engine.sessions import Session
+from flame.model.states import SessionState
+
+if TYPE_CHECKING:
+    from flame.engine.engine import Engine
+
+WORTH_MS = 100  # what starting an instance costs
+LOOK_MS = 1_000  # the longest pause between two looks
+
+
+def want(engine: Engine, session: Session) -> int:
+    """How many executors the session can use now, within its limits."""
+    if session.state is not SessionState.OPEN:
+        return 0
+    coming = sum(executor.coming for executor in session.executors.values())
+    if session.paused or session.not_before > engine.now or settling.waits(engine, session):
+        return coming
+    if session.spec.gang:
+        return session.spec.min_instances
+    wanted = session.pending - session.waiting + session.running
+    if session.avg_us >= 0 and coming:
+        # `coming` executors will be through with the backlog in backlog * run time / coming.
+        backlog = _backlog(session)
+        run_ms = max(session.avg_us / 1000, _silence_ms(engine, session))
+        wanted = min(wanted, coming + int(backlog * run_ms / coming / WORTH_MS))
+        if backlog and not session.look_at:
+            look_again(engine, session)
+    most = _most(engine, session)
+    return min(max(wanted, session.spec.min_instances), most)
+
+
+def look_again(engine: Engine, session: Session) -> None:
+    """Tasks wait for executors that should be through with them soon: see whether they are."""
+    session.look_at = engine.now + session.look_ms
+    engine.alarm(session.look_at, "look", session.id)
+
+
+def on_look_alarm(engine: Engine, session: Session) -> None:
+    """The longer all goes as expected, the longer the pauses."""
+    if session.look_at > engine.now:
+        return  # an alarm of an earlier session of this name
+    session.look_at = 0
+    slow = _silence_ms(engine, session) >= WORTH_MS
+    session.look_ms = WORTH_MS if slow or not _backlog(session) else min(2 * session.look_ms, LOOK_MS)
+    engine.changed(session)
+
+
+def _most(engine: Engine, session: Session) -> int:
+    application = engine.applications.get(session.spec.application)
+    most = application.spec.max_instances if application is not None else 0
+    return most if session.spec.max_instances is None else min(most, session.spec.max_instances)
+
+
+def _backlog(session: Session) -> int:
+    """Tasks that nobody works on: those that wait here, and those that were sent ahead."""
+    at_work = sum(executor.running for executor in session.executors.values())
+    return session.pending - session.waiting + session.running - at_work
+
+
+def _silence_ms(engine: Engine, session: Session) -> int:
+    """For how long the executor that holds tasks and makes no progress has made none."""
+    return max(
+        (engine.now - executor.progress for executor in session.executors.values() if executor.outstanding), default=0
+    )
