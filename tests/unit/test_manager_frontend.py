@@ -362,8 +362,10 @@ async def test_logs_of_several_nodes_become_one_stream(world: World) -> None:
     def serve(node: Node, *chunks: bytes) -> None:
         async def answer(body: bytes) -> AsyncIterator[bytes]:
             asked.append(pb.GetLogsRequest.FromString(body))
+            offset = 0
             for chunk in chunks:
-                yield pb.LogChunk(executor_id=node.hello.id, data=chunk).SerializeToString()
+                yield pb.LogChunk(executor_id=node.hello.id, data=chunk, offset=offset).SerializeToString()
+                offset += len(chunk)
 
         def on_call(link: object, method: str, body: bytes) -> AsyncIterator[bytes]:
             if not chunks:

@@ -1,14 +1,20 @@
-"""GetLogs: the logs of instances lie on their nodes; several nodes' answers become one stream."""
+"""GetLogs: the logs of instances lie on their nodes; several nodes' answers become one stream.
+
+A session that is followed is followed until it is closed: a node on which it gets an executor meanwhile is asked as
+soon as that executor runs.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from flame.engine import views
 from flame.manager.nodes import Nodes
 from flame.manager.turns import Turns
+from flame.manager.watches import Watches
 from flame.model.errors import FlameError, InvalidArgumentError, NotFoundError
+from flame.model.states import ExecutorState, SessionState
 from flame.proto import frontend_pb2
 
 _QUEUE_LENGTH = 16
@@ -17,35 +23,52 @@ _QUEUE_LENGTH = 16
 class LogReader:
     """Asks the nodes that may hold the logs."""
 
-    def __init__(self, turns: Turns, nodes: Nodes) -> None:
+    def __init__(self, turns: Turns, nodes: Nodes, watches: Watches) -> None:
         self._turns = turns
         self._nodes = nodes
+        self._watches = watches
 
     async def read(self, request: frontend_pb2.GetLogsRequest) -> AsyncIterator[frontend_pb2.LogChunk]:
         """Chunks of all streams asked for, each stream in order. Raises NotFoundError when no node knows any."""
-        nodes = self._nodes_for(request)
-        queue: asyncio.Queue[frontend_pb2.LogChunk | None] = asyncio.Queue(_QUEUE_LENGTH)
-        failures: list[FlameError] = []
-        tasks = [asyncio.create_task(self._pump(node, request, queue, failures)) for node in nodes]
-        running = len(tasks)
-        seen = False
+        names = self._nodes_for(request)
+        reading = _Reading(self._nodes, request)
+        for name in names:
+            reading.ask(name)
+        waits = request.follow and not request.executor_id
+        watching = asyncio.create_task(self._accompany(reading, request.session_id)) if waits else None
+        if watching is not None:
+            watching.add_done_callback(lambda _: reading.wake())
         try:
-            while running:
-                chunk = await queue.get()
-                if chunk is None:
-                    running -= 1
-                else:
-                    seen = True
-                    yield chunk
+            async for chunk in reading.chunks(lambda: watching is None or watching.done()):
+                yield chunk
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        other = [error for error in failures if not isinstance(error, NotFoundError)]
-        if other:
-            raise other[0]
-        if not seen and failures and len(failures) == len(nodes):
-            raise failures[0]
+            if watching is not None:
+                watching.cancel()
+            await reading.close()
+        reading.check(len(names))
+
+    async def _accompany(self, reading: _Reading, session_id: str) -> None:
+        """Ask the nodes that come to have executors of the session, until it is closed or gone."""
+        changed = asyncio.Event()
+        self._nodes.reported.add(changed)
+        try:
+            with self._watches.watch(session_id) as watcher:
+                while True:
+                    changed.clear()
+                    session = self._turns.engine.sessions.get(session_id)
+                    if session is None or session.state is not SessionState.OPEN:
+                        return
+                    for executor in session.executors.values():
+                        if executor.state in (ExecutorState.BINDING, ExecutorState.BOUND):
+                            reading.ask(executor.node.name)
+                    waiters = [asyncio.ensure_future(watcher.wait()), asyncio.ensure_future(changed.wait())]
+                    try:
+                        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        for waiter in waiters:
+                            waiter.cancel()
+        finally:
+            self._nodes.reported.discard(changed)
 
     def _nodes_for(self, request: frontend_pb2.GetLogsRequest) -> list[str]:
         engine = self._turns.engine
@@ -60,16 +83,78 @@ class LogReader:
         # Executors that are gone are known to their nodes only.
         return self._nodes.names()
 
-    async def _pump(
-        self,
-        node: str,
-        request: frontend_pb2.GetLogsRequest,
-        queue: asyncio.Queue[frontend_pb2.LogChunk | None],
-        failures: list[FlameError],
-    ) -> None:
+
+class _Reading:
+    """One GetLogs under way. `_ends`: how far each stream was told, since a node that is asked again begins anew."""
+
+    def __init__(self, nodes: Nodes, request: frontend_pb2.GetLogsRequest) -> None:
+        self._nodes = nodes
+        self._request = request
+        self._queue: asyncio.Queue[frontend_pb2.LogChunk | None] = asyncio.Queue(_QUEUE_LENGTH)
+        self._pumps: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, FlameError] = {}  # by node, of its last answer
+        self._ends: dict[tuple[str, str], int] = {}
+
+    def ask(self, node: str) -> None:
+        """Read what this node has, unless that is under way."""
+        if node not in self._pumps:
+            self._failures.pop(node, None)
+            self._pumps[node] = asyncio.create_task(self._pump(node))
+
+    def wake(self) -> None:
+        """Look again whether this is the end."""
         try:
-            async for body in self._nodes.logs(node, request):
-                await queue.put(frontend_pb2.LogChunk.FromString(body))
+            self._queue.put_nowait(None)
+        except asyncio.QueueFull:
+            pass  # then somebody is about to look
+
+    async def chunks(self, ended: Callable[[], bool]) -> AsyncIterator[frontend_pb2.LogChunk]:
+        """Until no node has more to say and `ended()`."""
+        while self._pumps or not ended():
+            chunk = await self._queue.get()
+            fresh = self._fresh(chunk) if chunk is not None else None
+            if fresh is not None:
+                yield fresh
+        while not self._queue.empty():
+            chunk = self._queue.get_nowait()
+            fresh = self._fresh(chunk) if chunk is not None else None
+            if fresh is not None:
+                yield fresh
+
+    def check(self, asked: int) -> None:
+        """Raise what went wrong; that a node knows nothing only when none of those asked does."""
+        other = [error for error in self._failures.values() if not isinstance(error, NotFoundError)]
+        if other:
+            raise other[0]
+        if asked and not self._ends and len(self._failures) >= asked:
+            raise next(iter(self._failures.values()))
+
+    async def close(self) -> None:
+        """Stop asking."""
+        pumps = list(self._pumps.values())
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+    def _fresh(self, chunk: frontend_pb2.LogChunk) -> frontend_pb2.LogChunk | None:
+        """What of the chunk was not told yet."""
+        key = (chunk.executor_id, chunk.stream)
+        told = self._ends.get(key, 0)
+        end = chunk.offset + len(chunk.data)
+        if key in self._ends and chunk.offset < told:
+            if end <= told:
+                return None
+            chunk.data = chunk.data[told - chunk.offset :]
+            chunk.offset = told
+            chunk.truncated = False
+        self._ends[key] = end
+        return chunk
+
+    async def _pump(self, node: str) -> None:
+        try:
+            async for body in self._nodes.logs(node, self._request):
+                await self._queue.put(frontend_pb2.LogChunk.FromString(body))
         except FlameError as error:
-            failures.append(error)
-        await queue.put(None)
+            self._failures[node] = error
+        self._pumps.pop(node, None)
+        self.wake()

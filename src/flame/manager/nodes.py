@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -56,6 +57,8 @@ class Nodes:
         self._tokens = tokens
         self._nodes: dict[str, _Node] = {}
         self.on_released: Callable[[str], None] = lambda executor_id: None
+        self.reported: set[asyncio.Event] = set()
+        """Set whenever a node joined or said how far an executor is."""
         """Called with the id of an executor that is gone."""
         for effect in (StartExecutor, StopExecutor, Dispatch, RetractTasks, InterruptTasks):
             turns.handle(effect, self._for_executor)
@@ -76,6 +79,7 @@ class Nodes:
         link.on_closed = partial(self._closed, node)
         _log.info("node_joined node=%s address=%s executors=%d", name, link.peer.address, len(joined.held))
         self._turns.post(joined)
+        self._wake()
 
     def _closed(self, node: _Node, link: Link, error: FlameError | None) -> None:
         del link
@@ -136,11 +140,16 @@ class Nodes:
                 report.crashed,
             ),
         )
+        self._wake()
         if state is ExecutorState.RELEASED:
             node.held_up.pop(frame.channel, None)
             executor = self._turns.engine.executors.get(frame.channel)
             if executor is not None:
                 self.on_released(executor.id)
+
+    def _wake(self) -> None:
+        for event in self.reported:
+            event.set()
 
     def _post(self, node: _Node, channel: int, event: Event) -> None:
         """Nodes speak for their own executors only."""
