@@ -14,7 +14,7 @@ import msgspec
 from flame.model.resources import Resources
 from flame.model.specs import SessionSpec
 from flame.model.tenants import DEFAULT_TENANT, TenantSpec
-from flame.scheduler import gangs
+from flame.scheduler import checks, gangs
 from flame.scheduler.books import Ask, Books, Claim, Holding, Place
 from flame.scheduler.groups import Group, Limit, Tree, dominant
 from flame.scheduler.policy import Policies, Policy
@@ -478,21 +478,7 @@ class Scheduler:
 
     def validate(self) -> None:
         """Raise AssertionError when an invariant does not hold (for tests and the simulator)."""
-        for place in self.books.places.values():
-            held = sum((holding.resreq for holding in place.holdings.values()), Resources())
-            assert place.used == held, f"{place.name}: used {place.used}, held {held}"
-            assert place.seats == sum(claim.seats.count(place) for claim in self.books.claims), place.name
-        for ask in self.books.asks.values():
-            assert ask.have == sum(1 for holding in ask.holdings.values() if not holding.leaving), ask.session
-            assert (ask.lane is not None) == bool(ask.lacking), f"{ask.session} lacks {ask.lacking}"
-            assert not ask.gang or ask.coming in (0, ask.world) or ask.have, ask.session
-        used = sum((h.resreq for h in self.books.holdings.values() if h.group is not None), Resources())
-        assert self.tree.root.used == used, f"tenants use {self.tree.root.used}, executors {used}"
-        for group in self.tree.groups.values():
-            mine = [h.resreq for h in self.books.holdings.values() if h.group and group in h.group.path()]
-            assert group.used == sum(mine, Resources()), group.name
-        for claim in self.books.claims:
-            assert all(holding.leaving and holding.claim is claim for holding in claim.waiting.values())
+        checks.validate(self.books, self.tree)
 
 
 __all__ = ["Holding", "Plan", "Queue", "Scheduler", "Start", "Stop", "TenantUsage"]
