@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from ssl import SSLContext
-from typing import Any
+from typing import Any, Self
 
 from asyncinotify import Inotify, Mask
 
@@ -291,6 +292,42 @@ class Births:
                 while len(self.pids) < count:
                     await inotify.get()
         return self.pids
+
+
+class NodeLog(logging.Handler):
+    """Lets a test wait for what a node, which runs in the test's event loop, says in its log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self._news = asyncio.Event()
+        self._logger = logging.getLogger("flame.node")
+
+    def __enter__(self) -> Self:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.DEBUG)
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += record.getMessage() + "\n"
+        self._news.set()
+
+    async def until(self, text: str) -> None:
+        """Wait until the log has this text."""
+        async with asyncio.timeout(PATIENCE):
+            while text not in self.text:
+                self._news.clear()
+                await self._news.wait()
+
+    async def waits(self, pids: set[int]) -> None:
+        """Wait until all these processes that were started ahead are ready."""
+        for pid in pids:
+            await self.until(f"process {pid} waits for a session")
 
 
 async def a_node_apart(node: Node) -> asyncio.subprocess.Process:

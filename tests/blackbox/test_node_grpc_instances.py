@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from flame.link import Kind
 from flame.proto import link_pb2, types_pb2
-from scripted_manager import Births, Node, a_node_here, appears, gone
+from scripted_manager import Births, Node, NodeLog, a_node_here, appears, gone
 
 FOREIGN = Path(__file__).parent.parent.parent / ".venv-foreign" / "bin" / "python"
 
@@ -33,6 +33,12 @@ SERVICE = """
 async def node() -> AsyncIterator[Node]:
     async with a_node_here() as node:
         yield node
+
+
+@pytest.fixture
+def log() -> Iterator[NodeLog]:
+    with NodeLog() as log:
+        yield log
 
 
 @pytest.fixture(params=["flamepy", "flame", "flame, async def"])
@@ -129,15 +135,19 @@ async def test_a_grpc_task_that_outlives_its_time_out(node: Node, dialect: str) 
     await node.manager.released(1)
 
 
-async def test_a_grpc_instance_that_was_started_ahead_enters_the_session_that_comes(node: Node, dialect: str) -> None:
+async def test_a_grpc_instance_that_was_started_ahead_enters_the_session_that_comes(
+    node: Node, dialect: str, log: NodeLog
+) -> None:
     births = Births(node.folder)
     start(node, dialect, 1, str(births.folder), warm_instances=1)
     first = (await node.manager.bound(1)).pid
     waiting = await births.until(2) - {first}
+    await log.waits(waiting)
     start(node, dialect, 2, str(births.folder), warm_instances=1)
     assert {(await node.manager.bound(2)).pid} == waiting
     assert await node.manager.answered(2, node.manager.run(2, b"b'one'")) == [b"one"]
     waiting = await births.until(3) - {first} - waiting
+    await log.waits(waiting)
     start(node, dialect, 3, str(births.folder), warm_instances=1, common_data=b"refuse")
     released = await node.manager.released(3)
     assert (released.code, released.message, {released.pid}) == (12, "refused", waiting)

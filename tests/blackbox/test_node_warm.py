@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 
 from flame.proto import types_pb2
 from flame.shims import warm
-from scripted_manager import PATIENCE, Births, Node, a_node_apart, a_node_here, gone, parent_of, runs
+from scripted_manager import Births, Node, NodeLog, a_node_apart, a_node_here, gone, parent_of, runs
 
 # Says that it runs before it knows any session, and in its tasks who it is.
 TELL = """
@@ -44,31 +43,10 @@ async def node() -> AsyncIterator[Node]:
         yield node
 
 
-class Warnings(logging.Handler):
-    """Lets a test wait for a warning of the node, which runs in its own event loop."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.text = ""
-        self._news = asyncio.Event()
-        logging.getLogger("flame.node").addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text += record.getMessage() + "\n"
-        self._news.set()
-
-    async def until(self, text: str) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while text not in self.text:
-                self._news.clear()
-                await self._news.wait()
-
-
 @pytest.fixture
-async def warnings() -> AsyncIterator[Warnings]:
-    handler = Warnings()
-    yield handler
-    logging.getLogger("flame.node").removeHandler(handler)
+def log() -> Iterator[NodeLog]:
+    with NodeLog() as log:
+        yield log
 
 
 def start(node: Node, channel: int, births: Births, source: str = TELL, **options: Any) -> str:
@@ -82,11 +60,12 @@ async def told(node: Node, channel: int) -> dict[str, Any]:
     return json.loads(answer)
 
 
-async def test_a_session_gets_a_process_that_was_there_before_it(node: Node) -> None:
+async def test_a_session_gets_a_process_that_was_there_before_it(node: Node, log: NodeLog) -> None:
     births = Births(node.folder)
     start(node, 1, births, warm_instances=2)
     first = (await node.manager.bound(1)).pid
     waiting = await births.until(3) - {first}
+    await log.waits(waiting)
     executor_id = start(node, 2, births, warm_instances=2, common_data=b"shared")
     bound = await node.manager.bound(2)
     assert bound.pid in waiting
@@ -114,18 +93,24 @@ async def test_a_session_gets_a_process_that_was_there_before_it(node: Node) -> 
     assert [chunk.data for chunk in await node.manager.read_log(executor_id=executor_id)] == [b"born\n"]
 
 
-async def test_an_instance_serves_one_session_and_another_one_takes_its_place_in_the_pool(node: Node) -> None:
+async def test_an_instance_serves_one_session_and_another_one_takes_its_place_in_the_pool(
+    node: Node, log: NodeLog
+) -> None:
     births = Births(node.folder)
-    pids: list[int] = []
+    used: set[int] = set()
+    waiting: set[int] = set()
     for channel in range(1, 5):
         start(node, channel, births)
-        pids.append((await node.manager.bound(channel)).pid)
+        pid = (await node.manager.bound(channel)).pid
+        assert channel == 1 or {pid} == waiting
+        used.add(pid)
         assert (await told(node, channel))["session"] == f"session-{channel}"
         node.manager.stop(channel)
         await node.manager.released(channel)
-        await births.until(channel + 1)
-    assert len(set(pids)) == 4
-    assert set(pids) <= births.pids
+        await gone(pid)
+        waiting = await births.until(channel + 1) - used
+        await log.waits(waiting)
+    assert len(used) == 4
 
 
 async def test_without_a_wish_nothing_is_started_ahead(node: Node) -> None:
@@ -138,7 +123,7 @@ async def test_without_a_wish_nothing_is_started_ahead(node: Node) -> None:
     assert len(idle.pids) == 1
 
 
-async def test_the_application_used_last_has_the_budget(node: Node) -> None:
+async def test_the_application_used_last_has_the_budget(log: NodeLog) -> None:
     async with a_node_here(warm_instances=3) as node:
         one, two = Births(node.folder, "one"), Births(node.folder, "two")
         start(node, 1, one, name="one", warm_instances=2)
@@ -149,6 +134,7 @@ async def test_the_application_used_last_has_the_budget(node: Node) -> None:
         await two.until(3)
         ended = await first_to_end(waiting)
         assert all(map(runs, (waiting - {ended}) | (two.pids - {second})))
+        await log.waits(waiting)
         # Used again, it has the first right.
         start(node, 3, one, name="one", warm_instances=2)
         assert (await node.manager.bound(3)).pid in waiting
@@ -167,33 +153,36 @@ async def first_to_end(pids: set[int]) -> int:
 
 
 @pytest.mark.parametrize("change", [{"env": {"A": "2"}}, {"working_directory": "/tmp"}, {"warm_instances": 0}])
-async def test_what_was_started_for_another_spec_is_not_used(node: Node, change: dict[str, Any]) -> None:
+async def test_what_was_started_for_another_spec_is_not_used(node: Node, log: NodeLog, change: dict[str, Any]) -> None:
     births = Births(node.folder)
     start(node, 1, births, env={"A": "1"})
     await node.manager.bound(1)
     waiting = await births.until(2) - {node.manager.reports[1][0].pid}
+    await log.waits(waiting)
     start(node, 2, births, **{"env": {"A": "1"}, **change})
     assert (await node.manager.bound(2)).pid not in waiting
     for pid in waiting:
         await gone(pid)
 
 
-async def test_a_change_that_instances_do_not_see_keeps_them(node: Node) -> None:
+async def test_a_change_that_instances_do_not_see_keeps_them(node: Node, log: NodeLog) -> None:
     births = Births(node.folder)
     start(node, 1, births)
     first = (await node.manager.bound(1)).pid
     waiting = await births.until(2) - {first}
+    await log.waits(waiting)
     start(node, 2, births, description="better described", max_instances=7)
     assert {(await node.manager.bound(2)).pid} == waiting
 
 
-async def test_gangs_and_gpus_want_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gangs_and_gpus_want_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch, log: NodeLog) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     async with a_node_here(capacity=None) as node:
         births = Births(node.folder)
         start(node, 1, births)
         first = (await node.manager.bound(1)).pid
         waiting = await births.until(2) - {first}
+        await log.waits(waiting)
         start(node, 2, births, gpus=[1])
         start(node, 3, births, gang=types_pb2.Gang(rank=0, world_size=1))
         assert {(await node.manager.bound(channel)).pid for channel in (2, 3)}.isdisjoint(waiting)
@@ -212,7 +201,7 @@ async def test_what_nobody_uses_ends(node: Node) -> None:
 
 
 async def test_one_that_dies_waiting_is_replaced_a_few_times(
-    node: Node, monkeypatch: pytest.MonkeyPatch, warnings: Warnings
+    node: Node, monkeypatch: pytest.MonkeyPatch, log: NodeLog
 ) -> None:
     monkeypatch.setattr(warm, "_PAUSES", (0.01, 0.01))
     births = Births(node.folder)
@@ -226,9 +215,9 @@ async def test_one_that_dies_waiting_is_replaced_a_few_times(
     start(node, 1, births, source)
     await node.manager.bound(1)
     await births.until(4)
-    await warnings.until("no further one is started for now")
+    await log.until("no further instance of app is started ahead")
     assert len(births.pids) == 4
-    assert "no session, no life" in warnings.text
+    assert "no session, no life" in log.text
     # The next use of the application is worth one more try, and works as ever.
     start(node, 2, births, source)
     await node.manager.bound(2)
@@ -236,7 +225,7 @@ async def test_one_that_dies_waiting_is_replaced_a_few_times(
 
 
 async def test_one_that_is_killed_waiting_or_speaks_out_of_turn_is_replaced(
-    node: Node, monkeypatch: pytest.MonkeyPatch, warnings: Warnings
+    node: Node, monkeypatch: pytest.MonkeyPatch, log: NodeLog
 ) -> None:
     monkeypatch.setattr(warm, "_PAUSES", (0.01, 0.01))
     births = Births(node.folder)
@@ -245,6 +234,7 @@ async def test_one_that_is_killed_waiting_or_speaks_out_of_turn_is_replaced(
     (second,) = await births.until(2) - {first}
     os.kill(second, signal.SIGKILL)
     (third,) = await births.until(3) - {first, second}
+    await log.waits({third})
     start(node, 2, births)
     assert (await node.manager.bound(2)).pid == third
     rude = Births(node.folder, "rude")
@@ -261,10 +251,10 @@ async def test_one_that_is_killed_waiting_or_speaks_out_of_turn_is_replaced(
     start(node, 3, rude, source, name="rude")
     bound = (await node.manager.bound(3)).pid
     await first_to_end(await rude.until(3) - {bound})
-    assert "has entered no session" in warnings.text
+    assert "has entered no session" in log.text
 
 
-async def test_what_it_leaves_behind_ends_with_its_executor(node: Node) -> None:
+async def test_what_it_leaves_behind_ends_with_its_executor(node: Node, log: NodeLog) -> None:
     births = Births(node.folder)
     source = TELL.replace(
         "return json",
@@ -280,10 +270,11 @@ async def test_what_it_leaves_behind_ends_with_its_executor(node: Node) -> None:
             return json""",
     )
     start(node, 1, births, source)
-    await node.manager.bound(1)
-    await births.until(2)
+    first = (await node.manager.bound(1)).pid
+    waiting = await births.until(2) - {first}
+    await log.waits(waiting)
     start(node, 2, births, source)
-    await node.manager.bound(2)
+    assert {(await node.manager.bound(2)).pid} == waiting
     (child,) = await node.manager.answered(2, node.manager.run(2, b""))
     assert runs(int(child))
     node.manager.stop(2)
@@ -309,7 +300,7 @@ async def test_an_executor_manager_that_is_killed_leaves_none_behind(node: Node)
     first = (await node.manager.bound(1)).pid
     await births.until(4)
     start(node, 2, births, warm_instances=3)
-    assert (await node.manager.bound(2)).pid in births.pids - {first}
+    await node.manager.bound(2)
     pids, keeper = births.pids, parent_of(first)
     process.kill()
     await process.wait()

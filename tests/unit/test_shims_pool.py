@@ -126,6 +126,32 @@ async def test_one_that_is_not_ready_is_better_than_none_and_the_longest_ready_i
     assert not any(instance.ended.done() for instance in world.started[:3])
 
 
+async def test_a_program_that_never_waited_for_a_session_is_not_trusted_to_do_so() -> None:
+    world = World()
+    await world.use("e-1")
+    assert world.started
+    assert await world.use("e-2") is None
+
+
+async def test_those_that_die_together_count_as_one_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flame.shims.pool._AT_ONCE", 4)
+    monkeypatch.setattr("flame.shims.warm._PAUSES", (0.0,))
+    world = World()
+    await world.use("e-1", wish=4)
+    assert len(world.started) == 4
+    for instance in world.started:
+        instance.is_ready.set()
+    await settle()
+    for instance in world.started[:4]:
+        instance.ended.set_result("was killed")
+    await settle()
+    assert len(world.started) == 8
+    for instance in world.started[4:]:
+        instance.ended.set_result("was killed again")
+    await settle()
+    assert len(world.started) == 8
+
+
 async def test_tokens_and_ids_are_their_own() -> None:
     world = World()
     await world.use("e-1", wish=1)

@@ -66,13 +66,16 @@ class _Stock(Generic[I]):
         self.rest: asyncio.TimerHandle | None = None
         self.resting = False
         self.deaths = 0  # one after another
+        self.proven = False  # one became ready: the program can wait for a session
 
     def take(self) -> I | None:
         """The one that waits for longest; when none is ready, one that soon will be."""
         running = [waiting for waiting in self.waiting if waiting.instance is not None and not waiting.broken_down]
-        chosen = next((waiting for waiting in running if waiting.ready), running[0] if running else None)
-        if chosen is None:
+        ready = [waiting for waiting in running if waiting.ready]
+        usable = ready or (running if self.proven else [])
+        if not usable:
             return None
+        chosen = usable[0]
         self.waiting.remove(chosen)
         if chosen.ready:
             self.deaths = 0
@@ -187,7 +190,8 @@ class Pool(Generic[I]):
         except BindError as error:
             waiting.lose(error.message)
         else:
-            waiting.ready = True
+            waiting.ready = stock.proven = True
+            logger.debug("process %d waits for a session of %s", instance.pid, stock.name)
             instance.ended.add_done_callback(partial(waiting.on_ended, instance))
 
     def _lose(self, stock: _Stock[I], waiting: _Waiting[I], why: str) -> None:
@@ -195,13 +199,15 @@ class Pool(Generic[I]):
         if waiting not in stock.waiting:
             return  # it was taken, or is ended already
         stock.waiting.remove(waiting)
-        stock.deaths += 1
-        stock.resting = True
-        pause = pause_after(stock.deaths)
-        if pause is not None and stock.rest is None:
-            stock.rest = self._loop.call_later(pause, self._rested, stock)
-        again = f"the next one is started in {pause:g} s" if pause is not None else "no further one is started for now"
-        logger.warning("an instance of %s that was started ahead is lost: %s; %s", stock.name, why, again)
+        logger.warning("an instance of %s that was started ahead is lost: %s", stock.name, why)
+        if not stock.resting:  # those that die together have one cause
+            stock.deaths += 1
+            stock.resting = True
+            pause = pause_after(stock.deaths)
+            if pause is None:
+                logger.warning("no further instance of %s is started ahead until it is used again", stock.name)
+            else:
+                stock.rest = self._loop.call_later(pause, self._rested, stock)
         self._end(waiting)
 
     def _rested(self, stock: _Stock[I]) -> None:
