@@ -7,10 +7,11 @@ Where the source can say cheaply whether its content is still the same (a file's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -179,8 +180,9 @@ async def _in_thread(url: PackageUrl, writer: _Writer, limits: StoreLimits, vali
             pieces, found = _read_s3(url, validator)
         else:
             pieces, found = _read_cache(url, limits, ca_file)
-        for piece in pieces:
-            writer.write(piece)
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                writer.write(piece)
         return found
 
     try:
@@ -189,7 +191,7 @@ async def _in_thread(url: PackageUrl, writer: _Writer, limits: StoreLimits, vali
         writer.stopped = True  # also when nobody waits for it any more
 
 
-_Read = tuple[Iterator[bytes | memoryview], str]  # and the validator
+_Read = tuple[Generator[bytes | memoryview], str]  # and the validator
 
 
 def _read_file(url: PackageUrl, validator: str) -> _Read:
@@ -214,7 +216,7 @@ def _read_file(url: PackageUrl, validator: str) -> _Read:
     return _pieces(stream), found
 
 
-def _pieces(stream: BinaryIO) -> Iterator[bytes]:
+def _pieces(stream: BinaryIO) -> Generator[bytes]:
     with stream:
         while piece := stream.read(_PIECE):
             yield piece
@@ -252,7 +254,7 @@ def _read_cache(url: PackageUrl, limits: StoreLimits, ca_file: str) -> _Read:
         except OSError as error:
             raise InvalidConfigError(f"ca_file {ca_file} can't be read: {error.strerror}") from None
 
-    def pieces() -> Iterator[memoryview]:
+    def pieces() -> Generator[memoryview]:
         empty = True
         ticket = flight.Ticket(f"{url.path.lstrip('/')}:0".encode())
         try:
@@ -278,7 +280,8 @@ def _read_cache(url: PackageUrl, limits: StoreLimits, ca_file: str) -> _Read:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error.args[0] if error.args else error).strip().partition("\n")[0]
+    text = str(error.args[0] if error.args else error)
+    return text.strip().partition("\n")[0].partition(". Detail: ")[0].strip("'")
 
 
 def _library(url: PackageUrl, name: str) -> Any:

@@ -17,37 +17,33 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from pathlib import Path
 
 import msgspec
 
 from flame.model.errors import FlameError, InternalError, InvalidArgumentError, TimedOutError
 from flame.packages.archive import unpack
-from flame.packages.fetch import Fetched, Say, fetch
+from flame.packages.fetch import Fetched, fetch
+from flame.packages.files import appending, end_of, remove_tree, settle, write_whole
 from flame.packages.installers import (
     BUILD_FILES,
-    INSTALLERS,
     InstallerFailedError,
     Job,
     Tools,
     as_flame_error,
-    check_installer,
     install_python,
-    python_version,
     variables,
 )
 from flame.packages.limits import StoreLimits
-from flame.packages.url import PackageUrl, parse_package_url
+from flame.packages.url import PackageUrl
+from flame.packages.wishes import Wish, identity_of, wish_of
 from flame.proto import types_pb2
 
 logger = logging.getLogger("flame.node")
 
-_LAYOUT = "1"  # of a release's folder; a change makes all of them anew
 _READY = "ready"
 _POLL_S = 0.1
-_TAIL_BYTES = 4000
-_TAIL_LINES = 20
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -62,36 +58,6 @@ class Known(msgspec.Struct, frozen=True):
 
     digest: str
     validator: str
-
-
-class Wish(msgspec.Struct, frozen=True):
-    """What an application asks for."""
-
-    installer: str
-    python: str
-    url: PackageUrl | None
-
-
-def wish_of(name: str, application: types_pb2.ApplicationSpec) -> Wish | None:
-    """What the application asks for, None = nothing. Raises InvalidArgumentError."""
-    if not application.installer:
-        if application.url:
-            raise InvalidArgumentError(
-                f"application {name} has a url but no installer, so nothing would be done with {application.url!r}",
-                remedy=f"set its installer ({' or '.join(INSTALLERS)}), or leave the url out",
-            )
-        return None
-    installer = check_installer(application.installer)
-    url = parse_package_url(application.url) if application.url else None
-    if installer == "python":
-        return Wish(installer, python_version({item.name: item.value for item in application.environments}), url)
-    return Wish(installer, "", url) if url is not None else None
-
-
-def identity_of(wish: Wish, digest: str) -> str:
-    """What a package is known by on a node: 64 hex digits."""
-    parts = (_LAYOUT, wish.installer, wish.python, digest)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 class Package:
@@ -202,7 +168,7 @@ class Store:
         log = self._folder / "logs" / f"{secrets.token_hex(8)}.log"
         file = self._folder / "incoming" / log.stem
         try:
-            with _appending(log) as say, file.open("xb") as into:
+            with appending(log) as say, file.open("xb") as into:
                 fcntl.flock(into, fcntl.LOCK_EX)  # as long as somebody is at it
                 found = await fetch(url, into, self._limits, say, validator=validator, ca_file=self._ca_file)
                 if found.unchanged and known is not None:
@@ -232,11 +198,11 @@ class Store:
             try:
                 await self._install(wish, url, identity, found.digest, file, kept)
             except InstallerFailedError as failed:
-                text = f"installing package {url.shown} failed: the installer {failed}{_tail(kept)}"
+                text = f"installing package {url.shown} failed: the installer {failed}{end_of(kept)}"
                 raise InvalidArgumentError(text) from None
             except TimeoutError:
                 seconds = self._limits.install_timeout
-                text = f"installing package {url.shown} took more than {seconds:g} s and was ended{_tail(kept)}"
+                text = f"installing package {url.shown} took more than {seconds:g} s and was ended{end_of(kept)}"
                 hung = TimedOutError(text)
                 # Who asks again at once would only wait as long again.
                 self._hopeless[identity] = (time.monotonic() + seconds, hung)
@@ -248,7 +214,7 @@ class Store:
 
     async def _install(self, wish: Wish, url: PackageUrl, identity: str, digest: str, file: Path, log: Path) -> None:
         release = self._release(identity)
-        await asyncio.to_thread(_remove, release)
+        await asyncio.to_thread(remove_tree, release)
         release.mkdir(mode=0o700)
         try:
             wheel = None
@@ -262,10 +228,10 @@ class Store:
                     job = Job(url.shown, wish.installer, release, wheel, wish.python, output.fileno())
                     async with asyncio.timeout(self._limits.install_timeout):
                         await install_python(job, self._tools)
-            size = await asyncio.to_thread(_size, release)
-            _write(release / _READY, msgspec.json.encode(Ready(size, digest)))
+            size = await asyncio.to_thread(settle, release)
+            write_whole(release / _READY, msgspec.json.encode(Ready(size, digest)))
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(_remove, release))
+            await asyncio.shield(asyncio.to_thread(remove_tree, release))
             raise
 
     def _unpack(self, file: Path, name: str, release: Path, installer: str) -> None:
@@ -328,7 +294,7 @@ class Store:
 
     def _remember(self, url: PackageUrl, known: Known) -> None:
         if known.validator and not url.digest:
-            _write(self._note(url), msgspec.json.encode(known))
+            write_whole(self._note(url), msgspec.json.encode(known))
 
     def _note(self, url: PackageUrl) -> Path:
         return self._folder / "urls" / hashlib.sha256(url.location.encode()).hexdigest()
@@ -371,7 +337,7 @@ class Store:
         lock = self._open_lock(identity)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(self._release(identity))
+            remove_tree(self._release(identity))
             (self._folder / "logs" / f"{identity}.log").unlink(missing_ok=True)
         except OSError:
             return False
@@ -379,54 +345,6 @@ class Store:
             return True
         finally:
             os.close(lock)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _appending(log: Path) -> Generator[Say]:
-    """Lines for a log."""
-    with log.open("a") as out:
-        yield lambda text: print(text, file=out, flush=True)
-
-
-def _tail(log: Path) -> str:
-    """The end of a log, as a clause to append to a message."""
-    with contextlib.suppress(OSError), log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        text = stream.read().decode(errors="replace").strip()
-        if text:
-            return "; the end of its output:\n" + "\n".join(text.splitlines()[-_TAIL_LINES:])
-    return ""
-
-
-def _write(file: Path, content: bytes) -> None:
-    """All of it or nothing, also when the machine goes down meanwhile."""
-    beside = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    with beside.open("xb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(file)
-
-
-def _remove(folder: Path) -> None:
-    """It may hold what lets nobody remove it."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
-    except OSError:
-        for path, folders, _ in os.walk(folder):
-            for name in folders:
-                with contextlib.suppress(OSError):
-                    Path(path, name).chmod(0o700, follow_symlinks=False)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.lstat().st_blocks * 512 for file in folder.rglob("*"))
 
 
 def _retrieve(task: asyncio.Task[str]) -> None:
