@@ -230,6 +230,7 @@ executors:
   taints: [noisy]
   limits: {max_executors: 5}
   warm: {max_instances: 3, idle: 7}
+  packages: {folder: packages, install_timeout: 60, keep_count: 3, keep_size: 1g}
   devices: []
   gpu_fraction: 2
 """,
@@ -237,6 +238,9 @@ executors:
     node = settings_of(read_cluster(file)[0], tmp_path)
     assert (node.labels, node.taints, node.max_executors) == ({"zone": "a"}, ("noisy",), 5)
     assert (node.warm_instances, node.warm_idle, node.devices, node.gpu_fraction) == (3, 7.0, (), 2)
+    assert node.packages == tmp_path / "packages"
+    limits = node.package_limits
+    assert (limits.install_timeout, limits.keep_count, limits.keep_bytes) == (60.0, 3, 1024**3)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +271,7 @@ def test_the_limit_of_the_cluster_is_for_nodes_that_have_none(tmp_path: Path, li
         ("{limits: {max_executors: 0}}", "cluster.executors.limits.max_executors: 0 is out of range"),
         ("{warm: {max_instances: -1}}", "cluster.executors.warm.max_instances: -1 is out of range"),
         ("{warm: {idle: -0.5}}", "cluster.executors.warm.idle: -0.5 is out of range"),
+        ("{packages: {install_timeout: 0}}", "cluster.executors.packages.install_timeout: 0 is out of range"),
         ("{devices: 0}", "cluster.executors.devices: has to be a list"),
         ("{devices: [-1]}", "cluster.executors.devices: invalid GPU '-1'; write an index, GPU-... or MIG-..."),
         ("{devices: [0, 0]}", "GPU '0' stands twice; gpu_fraction lets executors share GPUs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import msgspec
 
@@ -33,6 +34,16 @@ class WarmSection(msgspec.Struct, frozen=True):
     idle: float = 600.0
 
 
+class PackagesSection(msgspec.Struct, frozen=True):
+    """Packages of applications: where they are installed (None = in the node's own folder), how many seconds that may
+    take, how many are kept and how many bytes of them."""
+
+    folder: Path | None = None
+    install_timeout: float = 900.0
+    keep_count: int = 50
+    keep_size: int = 20 * 1024**3
+
+
 class ExecutorsSection(msgspec.Struct, frozen=True):
     """How a node runs instances. `capacity` None = what the machine has.
 
@@ -46,13 +57,14 @@ class ExecutorsSection(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     taints: tuple[str, ...] = ()
     warm: WarmSection = WarmSection()
+    packages: PackagesSection = PackagesSection()
     devices: tuple[str, ...] | None = None
     gpu_fraction: int = 1
 
 
 def read_executors(section: Section) -> ExecutorsSection:
     """Raises InvalidConfigError."""
-    limits, warm = section.section_or_empty("limits"), section.section_or_empty("warm")
+    limits, warm, packages = (section.section_or_empty(key) for key in ("limits", "warm", "packages"))
     found = ExecutorsSection(
         shim=SHIMS[section.choice("shim", tuple(SHIMS), "host")],
         limits=ExecutorLimits(max_executors=limits.integer("max_executors", minimum=1)),
@@ -62,6 +74,12 @@ def read_executors(section: Section) -> ExecutorsSection:
         warm=WarmSection(
             max_instances=warm.integer("max_instances", 8, maximum=10_000),
             idle=warm.number("idle", 600.0),
+        ),
+        packages=PackagesSection(
+            folder=packages.file_path("folder"),
+            install_timeout=packages.number("install_timeout", 900.0, positive=True),
+            keep_count=packages.integer("keep_count", 50),
+            keep_size=packages.size("keep_size", 20 * 1024**3),
         ),
         devices=_devices(section),
         gpu_fraction=section.integer("gpu_fraction", 1, minimum=1, maximum=MAX_SHARES),

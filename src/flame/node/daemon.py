@@ -20,6 +20,7 @@ from flame.link.loops import event_loop_factory
 from flame.model.errors import MEANING, FlameError, InvalidConfigError
 from flame.node.manager import ExecutorManager
 from flame.node.settings import NodeSettings
+from flame.packages.limits import StoreLimits
 from flame.telemetry import set_up_logging
 
 GRPC_PORT, LINK_PORT = 1, 2  # so many ports above the endpoint gRPC for nodes and the framed link listen
@@ -45,6 +46,12 @@ def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) 
         gpu_fraction=executors.gpu_fraction,
         warm_instances=executors.warm.max_instances,
         warm_idle=executors.warm.idle,
+        packages=executors.packages.folder,
+        package_limits=StoreLimits(
+            install_timeout=executors.packages.install_timeout,
+            keep_count=executors.packages.keep_count,
+            keep_bytes=executors.packages.keep_size,
+        ),
         endpoint=cluster.endpoint,
         cache_endpoint=cache.endpoint if cache is not None else "",
         ca_file=str(ca_file) if ca_file is not None else "",
