@@ -9,7 +9,7 @@ from flame.model.specs import SessionSpec
 from flame.model.tenants import TenantSpec
 from flame.scheduler.policies import BUILT_IN
 from flame.scheduler.scheduler import MOVES, Plan, Scheduler, Start
-from flame.scheduler.sweep import FRUITLESS
+from flame.scheduler.sweep import FRUITLESS, RESUME_MS
 
 GIB = 1024**3
 UNIT = Resources(1, GIB, 0)
@@ -166,3 +166,17 @@ def test_passes_come_to_an_end_when_nothing_changes() -> None:
     cluster.decide()
     assert cluster.sweep() == []
     assert cluster.sweep() == []  # one that nothing gave a reason for ends as well
+
+
+def test_who_was_tried_before_others_got_more_is_tried_again() -> None:
+    cluster = Cluster()
+    cluster.node("a", 2, "a")
+    cluster.node("b", 2, "b")
+    cluster.session("anywhere", 4)
+    cluster.session("only-a", 4, zone="a")
+    plan = cluster.decide()
+    assert (cluster.have("anywhere"), cluster.have("only-a")) == (3, 1)
+    assert cluster.now < plan.again <= cluster.now + RESUME_MS
+    cluster.now = plan.again
+    cluster.sweep()
+    assert (cluster.have("anywhere"), cluster.have("only-a")) == (2, 2)

@@ -339,7 +339,7 @@ class Scheduler:
         plan = Plan([], [])
         self._redeem(plan, new_channel)
         if self.waiting.queues:
-            hopeful = self._sweep.hopeful(self._changes()) if self.books.holdings else set[Queue]()
+            hopeful = self._sweep.hopeful(self._changes())
             reclaim = Reclaim(self.books, self.rooms, self.waiting, load, now)
             if not self._allot(plan, hopeful, reclaim, new_channel):
                 self._allot(plan, set(), reclaim, new_channel)

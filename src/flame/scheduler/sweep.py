@@ -19,7 +19,7 @@ class Sweep:
         self._began: Hashable = None  # what had changed by then
 
     def hopeful(self, changes: Hashable) -> set[Queue]:
-        """The queues to be tried in this pass."""
+        """The queues to be tried in this pass: where there are few, all of them."""
         queues = set(self.waiting.queues.values())
         fresh = queues - self._tired
         if not fresh or len(queues) <= FRUITLESS:
@@ -30,9 +30,8 @@ class Sweep:
         return fresh
 
     def tried(self, queue: Queue) -> None:
-        """It was tried in vain. Where there are few queues all of them are tried in each pass."""
-        if len(self.waiting.queues) > FRUITLESS:
-            self._tired.add(queue)
+        """It was tried in vain."""
+        self._tired.add(queue)
 
     def renew(self, queue: Queue) -> None:
         """Another session came into the queue."""
@@ -40,7 +39,7 @@ class Sweep:
 
     def resume(self, changes: Hashable, now: int) -> int:
         """When the next pass is due, the same for all until then: the sweep has to go on, or another one to follow for
-        what changed since this one began. 0 = neither."""
+        what changed since this one began (others may have more now, also by the passes themselves). 0 = neither."""
         if not self._tired or (self._began == changes and self._tired.issuperset(self.waiting.queues.values())):
             return 0
         return now - now % RESUME_MS + RESUME_MS
