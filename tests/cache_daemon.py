@@ -34,16 +34,17 @@ class CacheDaemon:
         settings: Mapping[str, object] | None = None,
         scheme: str = "grpc",
         file_limit: int | None = None,
-        program: list[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.folder = folder
         self.port = free_ports(1)
-        self.endpoint = f"{scheme}://127.0.0.1:{self.port}"
+        self.endpoint = f"{scheme}://{host}:{self.port}"
         self.storage = folder / "objects"
         self.home = folder / "home"
         self.home.mkdir(exist_ok=True)
         self._file_limit = file_limit
-        self._program = program or ["-m", "flame.cache.daemon"]
+        self._environ = dict(environ or {})
         self._clients: list[ObjectClient] = []
         cache: dict[str, object] = {"endpoint": self.endpoint, **(settings or {})}
         if storage:
@@ -64,12 +65,11 @@ class CacheDaemon:
 
     def start(self) -> Daemon:
         """Start it (again); returns when it listens."""
-        command = [sys.executable, *self._program, "--config", str(self.config)]
+        command = [sys.executable, "-m", "flame.cache.daemon", "--config", str(self.config)]
         self.daemon = Daemon("flame-object-cache", command, self.environ(), self.folder)
-        if self._file_limit is not None:
-            limit = (self._file_limit, self._file_limit)
-            resource.prlimit(self.daemon.pid, resource.RLIMIT_FSIZE, limit)
         self.daemon.wait_for("is ready")
+        if self._file_limit is not None:
+            resource.prlimit(self.daemon.pid, resource.RLIMIT_FSIZE, (self._file_limit, self._file_limit))
         return self.daemon
 
     def client(self, tls: TlsConfig | None = None, **options: Any) -> ObjectClient:
@@ -81,7 +81,14 @@ class CacheDaemon:
     def environ(self, **more: str) -> dict[str, str]:
         """The environment for the daemon and its clients."""
         kept = {key: os.environ[key] for key in ("PATH", "LANG", "TMPDIR") if key in os.environ}
-        return {**kept, "HOME": str(self.home), "FLAME_CACHE_ENDPOINT": self.endpoint, **more}
+        return {
+            **kept,
+            "HOME": str(self.home),
+            "FLAME_CACHE_ENDPOINT": self.endpoint,
+            "FLAME_LOG": "debug",
+            **self._environ,
+            **more,
+        }
 
     def foreign(self, script: str, *arguments: str, **environ: str) -> str:
         """Run a script of tests/conformance/foreign with the unmodified client; what it printed."""

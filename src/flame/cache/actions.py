@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from flame.cache.cache import ObjectCache
+from flame.cache.dropped import Dropped
 from flame.model.errors import InvalidArgumentError
 from flame.objects.keys import ObjectKey
 from flame.objects.messages import ACTIONS, KeyRequest, LocalDoor, TtlRequest
@@ -17,12 +18,13 @@ MAX_LISTED = 10_000
 
 
 class Actions:
-    """The actions of a cache. `door`: where clients of this node connect."""
+    """The actions of a cache. `door`: where clients of this node connect; `dropped`: files that others wrote."""
 
-    def __init__(self, cache: ObjectCache, endpoint: str, door: LocalDoor) -> None:
+    def __init__(self, cache: ObjectCache, endpoint: str, door: LocalDoor, dropped: Dropped | None = None) -> None:
         self._cache = cache
         self._endpoint = endpoint
         self._door = door
+        self._dropped = dropped
         self._table: dict[str, Callable[[bytes], bytes]] = {
             "DELETE": self._delete,
             "EXISTS": self._exists,
@@ -46,6 +48,8 @@ class Actions:
         except UnicodeDecodeError:
             raise InvalidArgumentError("the key to delete is not UTF-8 text") from None
         self._cache.delete(key)
+        if self._dropped is not None:
+            self._dropped.forget(key)
         return b"OK"
 
     def _exists(self, body: bytes) -> bytes:

@@ -8,7 +8,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from flame.cache.cache import Content, Loaded
+from flame.cache.payloads import Content, Loaded
 from flame.objects import codecs
 from flame.objects.cells import ANSWER_KEY, CHUNK_SCHEMA, MAX_CELL, RESPONSE_SCHEMA, batch, cell, described, row
 from flame.objects.messages import CHUNK, Answer, Part

@@ -12,13 +12,15 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import pyarrow as pa
-
 from flame.cache.arena import Arena, rounded
-from flame.cache.blobs import Blob, Pin
+from flame.cache.blobs import Blob
+from flame.cache.copies import Copies
 from flame.cache.disk import CorruptedError, Description, Disk, Draft, GoneError, StoredFile
 from flame.cache.eviction import Memory
-from flame.cache.store import Object, Planned, Reading, Store, Versioned
+from flame.cache.far import Far
+from flame.cache.payloads import Content, Payloads
+from flame.cache.recovery import recover
+from flame.cache.store import Object, Planned, Store
 from flame.model.errors import FlameError, NotFoundError
 from flame.objects.keys import ObjectKey
 from flame.objects.messages import LEAD, CacheStatus, ObjectInfo, Options
@@ -35,28 +37,6 @@ class Room(NamedTuple):
     size: int
 
 
-class Loaded(NamedTuple):
-    """A payload to read. `offset` in shared memory; None when it is only on disk and `buffer` maps the file.
-
-    `pin` keeps it there, so does `buffer`.
-    """
-
-    version: int
-    buffer: pa.Buffer
-    offset: int | None
-    pin: Pin
-
-
-class Content(NamedTuple):
-    """What a get answers, in terms of `Reading`."""
-
-    version: int
-    born: int
-    table: bool
-    full: bool
-    parts: tuple[Loaded, ...]
-
-
 class ObjectCache:
     """All objects of one cache. `retention`: seconds that objects outlive their session."""
 
@@ -65,6 +45,8 @@ class ObjectCache:
         *,
         max_memory: int,
         disk: Disk | None = None,
+        far: Far | None = None,
+        max_disk: int | None = None,
         evict: bool = True,
         max_objects: int | None = None,
         quotas: dict[str, int] | None = None,
@@ -76,17 +58,17 @@ class ObjectCache:
         self.retention = retention
         self.store = Store(quotas, None if disk is not None and evict else max_objects)
         self._lock = threading.Lock()
+        self.payloads = Payloads(self.memory, disk, far, self._lock)
+        self.copies = Copies(self.memory, self.payloads, self._lock)
+        self._max_disk = max_disk
         self._key_locks = [threading.Lock() for _ in range(_STRIPES)]
-        self._load_locks = [threading.Lock() for _ in range(_STRIPES)]
         self._corrupted: dict[str, str] = {}
-        self.takes = 0  # how often memory was asked for
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def reserve(self, size: int, *, table: bool) -> Room | None:
         """Memory to write a payload into; None when there is none and the disk has to do. Raises ExhaustedError."""
         lead = 0 if table else LEAD
-        self.takes += 1
         with self._lock:
             offset = self.memory.take(lead + size)
             if offset is not None:
@@ -216,9 +198,8 @@ class ObjectCache:
         return [blob.file for blob in blobs if blob.file is not None]
 
     def _remove(self, files: Sequence[StoredFile]) -> None:
-        if self.disk is not None:
-            for file in files:
-                self.disk.remove(file)
+        for file in files:
+            self.payloads.remove(file)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -230,59 +211,15 @@ class ObjectCache:
                 why = self._corrupted.get(full)
                 if why is not None:
                     raise CorruptedError(why, remedy="put the object again")
-                reading = self.store.read(full, known, born, time.time())
-                pins = self._pin(reading)
+                wanted = self.store.read(full, known, born, time.time())
+                pins = self.payloads.pin(wanted)
             try:
-                return self._content(reading, pins)
+                return self.payloads.content(wanted, pins)
             except GoneError:
                 continue  # it was replaced or deleted just now
             except CorruptedError as error:
                 self._condemn(full, error)
                 raise
-
-    def _pin(self, reading: Reading) -> list[Pin]:
-        self.memory.settle()
-        pins: list[Pin] = []
-        for part in reading.parts:
-            part.blob.pins += 1
-            self.memory.touch(part.blob)
-            pins.append(Pin(part.blob, self.memory.ended))
-        return pins
-
-    def _content(self, reading: Reading, pins: list[Pin]) -> Content:
-        parts = tuple(self._load(part, pin) for part, pin in zip(reading.parts, pins, strict=True))
-        return Content(reading.version, reading.born, reading.table, reading.full, parts)
-
-    def _load(self, part: Versioned, pin: Pin) -> Loaded:
-        blob = part.blob
-        if blob.offset is None:
-            with self._load_locks[id(blob) % _STRIPES]:
-                if blob.offset is None:
-                    mapped = self._fetch(blob)
-                    if mapped is not None:
-                        return Loaded(part.version, mapped, None, pin)
-        offset = blob.offset + blob.lead if blob.offset is not None else 0
-        return Loaded(part.version, self.arena.buffer(offset, blob.size, pin), offset, pin)
-
-    def _fetch(self, blob: Blob) -> pa.Buffer | None:
-        """Bring a payload from disk into memory; if there is no room, its mapped file."""
-        if blob.file is None or self.disk is None:
-            raise GoneError("the copy of an object left memory")
-        self.takes += 1
-        with self._lock:
-            offset = self.memory.take(blob.room)
-        if offset is None:
-            return pa.py_buffer(self.disk.map(blob.file)).slice(blob.file.offset, blob.size)
-        try:
-            self.disk.read_into(blob.file, self.arena.view(offset + blob.lead, blob.size))
-        except BaseException:
-            with self._lock:
-                self.memory.give(offset, blob.room)
-            raise
-        with self._lock:
-            blob.offset = offset
-            self.memory.hold(blob)
-        return None
 
     def _condemn(self, key: str, error: CorruptedError) -> None:
         """An object with a bad file is no more; who asks for it is told so until it is put again."""
@@ -352,6 +289,14 @@ class ObjectCache:
         if due:
             _log.info("objects_expired count=%d", len(due))
 
+    def make_room_on_disk(self) -> None:
+        """Send files to the object store as long as the disk has more than it should."""
+        if self.disk is None or self._max_disk is None or self.disk.used <= self._max_disk:
+            return
+        with self._lock:
+            blobs = [blob for one in self.store.objects.values() for blob in one.blobs()]
+        self.payloads.send_far(blobs, self._max_disk)
+
     def trim(self) -> None:
         """Give unused memory back to the system."""
         with self._lock:
@@ -381,41 +326,10 @@ class ObjectCache:
         if self.disk is None:
             return
         self.disk.open()
-        bases: dict[str, tuple[StoredFile, float | None]] = {}
-        patches: dict[str, list[StoredFile]] = {}
-        stale: list[StoredFile] = []
-        for file, expires in self.disk.scan():
-            if file.description.patch:
-                patches.setdefault(file.description.key, []).append(file)
-                continue
-            other = bases.get(file.description.key)
-            if other is not None and _age(other[0]) > _age(file):
-                stale.append(file)
-                continue
-            if other is not None:
-                stale.append(other[0])
-            bases[file.description.key] = (file, expires)
-        for key, (file, expires) in bases.items():
-            found = Object(
-                key,
-                file.description.born,
-                file.description.table,
-                file.description.tenant,
-                Versioned(file.description.version, _on_disk(file)),
-                [],
-                expires,
-            )
-            for patch in sorted(patches.pop(key, []), key=_age):
-                if patch.description.born == found.born and patch.description.version == found.version + 1:
-                    found.patches.append(Versioned(patch.description.version, _on_disk(patch)))
-                else:
-                    stale.append(patch)
-            self.store.adopt(found)
-        for orphans in patches.values():
-            stale += orphans
+        stale = recover(self.disk, self.store)
         self._remove(stale)
-        if bases:
-            _log.info("objects_recovered count=%d stale_files=%d", len(bases), len(stale))
+        if self.store.objects:
+            _log.info("objects_recovered count=%d stale_files=%d", len(self.store.objects), len(stale))
 
     def close(self) -> None:
         """Give the folder up."""
@@ -428,14 +342,6 @@ class ObjectCache:
 
 def _describe(key: str, plan: Planned, options: Options) -> Description:
     return Description(key, plan.version, plan.born, options.table, options.patch, plan.tenant)
-
-
-def _on_disk(file: StoredFile) -> Blob:
-    return Blob(file.size, file.offset % 64, None, file)
-
-
-def _age(file: StoredFile) -> tuple[int, int]:
-    return file.description.born, file.description.version
 
 
 def _info(found: Object, now: float) -> ObjectInfo:

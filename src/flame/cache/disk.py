@@ -33,7 +33,7 @@ _HEAD = struct.Struct("<8sdQQIII")
 _EXPIRES = struct.Struct("<d")
 _STEP = 8 * 1024 * 1024  # bytes that are read, written and summed at once
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-BASE, PATCH = ".flame", ".patch"
+BASE, PATCH, HEAD = ".flame", ".patch", ".head"
 
 
 class Description(msgspec.Struct, frozen=True, array_like=True):
@@ -170,12 +170,30 @@ class Disk:
         self.used += draft.size + draft.offset
         return StoredFile(path, description, draft.offset, draft.size, draft.crc)
 
+    def name_of(self, description: Description) -> str:
+        """The name of a file below the folder."""
+        key = ObjectKey.from_key(description.key)
+        ending = PATCH if description.patch else BASE
+        name = f"{_file_name(str(key.object_id))}@{description.born:x}-{description.version}{ending}"
+        return f"{_file_name(key.app_name)}/{_file_name(key.session_id)}/{name}"
+
     def path_of(self, description: Description) -> Path:
         """Where a file of that description is."""
-        key = ObjectKey.from_key(description.key)
-        name = _file_name(str(key.object_id))
-        name = f"{name}@{description.born:x}-{description.version}{PATCH if description.patch else BASE}"
-        return self.folder / _file_name(key.app_name) / _file_name(key.session_id) / name
+        return self.folder / (self.name_of(description) + (HEAD if description.remote else ""))
+
+    def leave_head(self, file: StoredFile, description: Description) -> StoredFile:
+        """Remove a file and leave only its head, under the name of the description."""
+        draft = self.draft(0)
+        draft.offset, draft.size, draft.crc = file.offset, file.size, file.crc
+        head = self.publish(draft, description, self.expires_of(file))
+        self.used += _size_of(head.path) - file.size - file.offset
+        self.remove(file)
+        return head
+
+    def expires_of(self, file: StoredFile) -> float | None:
+        """When an object goes away."""
+        with file.path.open("rb") as stream:
+            return _EXPIRES.unpack(os.pread(stream.fileno(), 8, 8))[0] or None
 
     def remove(self, file: StoredFile) -> None:
         """Remove a file and the folders that are empty then."""
@@ -247,7 +265,7 @@ class Disk:
     def scan(self) -> Iterator[Found]:
         """All files with a valid head. What is broken goes to quarantine."""
         for path in sorted(self.folder.glob("*/*/*")):
-            if path.suffix not in (BASE, PATCH) or path.parts[-3].startswith(".") or not path.is_file():
+            if path.suffix not in (BASE, PATCH, HEAD) or path.parts[-3].startswith(".") or not path.is_file():
                 continue
             try:
                 yield self._read_head(path)

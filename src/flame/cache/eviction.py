@@ -20,6 +20,7 @@ class Memory:
         self.arena = arena
         self.ended: deque[Blob] = deque()  # pins that ended wherever the collector ran
         self.used = 0
+        self.takes = 0  # how often memory was asked for
         self._evict = evict
         self._max_objects = max_objects
         self._order: OrderedDict[Blob, None] = OrderedDict()
@@ -32,6 +33,7 @@ class Memory:
     def take(self, room: int) -> int | None:
         """Room for so many bytes; None when nothing can make it."""
         self.settle()
+        self.takes += 1
         if room > self.arena.size:
             return None
         offset = self.arena.take(room)

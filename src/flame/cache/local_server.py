@@ -18,7 +18,8 @@ import msgspec
 
 from flame.cache.actions import Actions
 from flame.cache.blobs import Pin
-from flame.cache.cache import Content, Loaded, ObjectCache, Room
+from flame.cache.cache import ObjectCache, Room
+from flame.cache.payloads import Content, Loaded
 from flame.model.errors import FlameError, InternalError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 from flame.objects import messages as m
 from flame.objects.keys import ObjectKey
@@ -118,10 +119,12 @@ class _Visitor:
 
     def leave(self) -> None:
         """Give everything back."""
+        leases, lent = len(self._leases), len(self._lent)
         for room in self._lent.values():
             self._cache.give_back(room)
         self._lent.clear()
         self._leases.clear()
+        _log.debug("client_left leases=%d lent=%d", leases, lent)
 
     def answer(self, data: bytes) -> m.Reply | None:
         """The reply to a request."""

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from flame.cache.actions import Actions
-from flame.cache.cache import Content, ObjectCache
+from flame.cache.cache import ObjectCache
 from flame.cache.disk import Disk
+from flame.cache.dropped import Dropped
+from flame.cache.far import Far
 from flame.cache.local_server import LocalServer
+from flame.cache.payloads import Content
+from flame.cache.replication import Replicas
 from flame.cache.server import CacheServer
 from flame.cache.settings import CacheSettings
-from flame.model.errors import InvalidConfigError, UnavailableError
+from flame.model.errors import InvalidConfigError, NotFoundError, UnavailableError
 from flame.objects.keys import ObjectKey
 from flame.objects.messages import GetTicket, LocalDoor
 
@@ -34,11 +38,15 @@ class Running:
         self.cache = ObjectCache(
             max_memory=settings.max_memory,
             disk=disk,
+            far=Far(settings.object_store, disk) if disk is not None and settings.object_store else None,
+            max_disk=settings.max_disk,
             evict=settings.evict,
             max_objects=settings.max_objects,
             quotas=settings.quotas,
             retention=settings.retention,
         )
+        self._dropped = Dropped(settings.storage, self.cache) if settings.storage is not None else None
+        self._replicas = Replicas(self.cache, settings.peers, settings.tls)
         self._folder = Path(tempfile.mkdtemp(prefix="flame-cache-", dir=settings.door))
         self._flight: CacheServer | None = None
         self._local: LocalServer | None = None
@@ -49,10 +57,12 @@ class Running:
         """Recover what is on disk and listen. Raises FlameError."""
         settings = self._settings
         self.cache.recover()
+        if self._dropped is not None:
+            self._dropped.take_all()
         token = secrets.token_hex(16)
         path = self._folder / "door"
         door = LocalDoor(str(path), token, os.getuid(), settings.peers)
-        actions = Actions(self.cache, settings.endpoint, door)
+        actions = Actions(self.cache, settings.endpoint, door, self._dropped)
         self._local = LocalServer(path, token, settings.endpoint, self.cache, actions, self.read)
         self._local.start()
         try:
@@ -66,14 +76,23 @@ class Running:
             ) from None
 
     def read(self, ticket: GetTicket) -> Content:
-        """What a client of ours asks for."""
-        return self.cache.read(ObjectKey.from_key(ticket.key), ticket.version, ticket.born)
+        """What a client asks for. Raises FlameError."""
+        if ticket.origin and ticket.origin != self._settings.endpoint:
+            return self._replicas.read(ticket)
+        key = ObjectKey.from_key(ticket.key)
+        try:
+            return self.cache.read(key, ticket.version, ticket.born)
+        except NotFoundError:
+            if self._dropped is None or not self._dropped.take(key):
+                raise
+            return self.cache.read(key, ticket.version, ticket.born)
 
     def tidy(self) -> None:
-        """Once a second: remove what is over, and after a while of quiet give memory back."""
+        """Once a second: remove what is over, make room on disk, and after a while of quiet give memory back."""
         self.cache.sweep()
-        if self.cache.takes != self._seen:
-            self._seen, self._quiet_since = self.cache.takes, time.monotonic()
+        self.cache.make_room_on_disk()
+        if self.cache.memory.takes != self._seen:
+            self._seen, self._quiet_since = self.cache.memory.takes, time.monotonic()
         elif self._quiet_since and time.monotonic() - self._quiet_since > QUIET:
             self._quiet_since = 0.0
             self.cache.trim()

@@ -13,7 +13,8 @@ import pyarrow.flight as flight
 
 from flame.cache import answers
 from flame.cache.actions import Actions
-from flame.cache.cache import Content, ObjectCache
+from flame.cache.cache import ObjectCache
+from flame.cache.payloads import Content
 from flame.cache.receiving import Receiving, stream_writer
 from flame.model.errors import FlameError, FlameErrorCode, InvalidArgumentError
 from flame.objects import codecs
@@ -134,7 +135,7 @@ class CacheServer(flight.FlightServerBase):
         if raw.startswith(TICKET):
             return answers.chunked(self._read(_decoded(raw[1:], GetTicket)))
         key, version = _parse_ticket(raw)
-        return answers.foreign(self._cache.read(key, version))
+        return answers.foreign(self._read(GetTicket(str(key), version)))
 
     @translated
     def do_action(self, context: Any, action: flight.Action) -> Iterator[bytes]:

@@ -78,7 +78,6 @@ class Store:
 
     def __init__(self, quotas: dict[str, int] | None = None, max_objects: int | None = None) -> None:
         self.objects: dict[str, Object] = {}
-        self.copies: dict[tuple[str, str], Object] = {}
         self.bytes = 0
         self.used: dict[str, int] = {}
         self._prefixes: dict[str, dict[str, None]] = {}
@@ -187,16 +186,18 @@ class Store:
         self._count(made.tenant, made.size)
         self._remember(made)
 
-    def delete(self, key: ObjectKey) -> list[Blob]:
-        """Everything that a key or prefix means."""
-        freed: list[Blob] = []
-        for one in self.matching(key):
-            freed += self._take(one)
-        return freed
-
     def take(self, key: str) -> list[Blob]:
-        """One object, if it is there."""
-        return self._take(key) if key in self.objects else []
+        """Take an object out, if it is there; its payloads."""
+        found = self.objects.pop(key, None)
+        if found is None:
+            return []
+        prefix = key.rpartition("/")[0]
+        keys = self._prefixes[prefix]
+        del keys[key]
+        if not keys:
+            del self._prefixes[prefix]
+        self._count(found.tenant, -found.size)
+        return list(found.blobs())
 
     # --- times ------------------------------------------------------------------------------------------------------
 
@@ -231,29 +232,6 @@ class Store:
     def _remember(self, found: Object) -> None:
         if found.expires is not None:
             heapq.heappush(self._times, (found.expires, found.key))
-
-    # --- copies of objects that are elsewhere ------------------------------------------------------------------------
-
-    def keep_copy(self, copy: Object) -> list[Blob]:
-        """Keep a copy of an object of another cache; the copy that it replaces."""
-        old = self.copies.pop((copy.origin, copy.key), None)
-        self.copies[copy.origin, copy.key] = copy
-        return list(old.blobs()) if old is not None else []
-
-    def drop_copy(self, origin: str, key: str) -> list[Blob]:
-        """Forget a copy."""
-        old = self.copies.pop((origin, key), None)
-        return list(old.blobs()) if old is not None else []
-
-    def _take(self, key: str) -> list[Blob]:
-        found = self.objects.pop(key)
-        prefix = key.rpartition("/")[0]
-        keys = self._prefixes[prefix]
-        del keys[key]
-        if not keys:
-            del self._prefixes[prefix]
-        self._count(found.tenant, -found.size)
-        return list(found.blobs())
 
     def _count(self, tenant: str, size: int) -> None:
         self.bytes += size

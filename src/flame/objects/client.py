@@ -208,7 +208,8 @@ class ObjectClient:
         place = location(endpoint)
         with self._lock:
             if self._pid != os.getpid():
-                self._links, self._pid = {}, os.getpid()  # connections don't survive a fork
+                self._links = {place: link.after_fork() for place, link in self._links.items()}
+                self._pid = os.getpid()
             link = self._links.get(place)
             if link is None:
                 link = self._links[place] = Link(place, self._tls)

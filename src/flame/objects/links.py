@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from flame.config import TlsConfig
 
 T = TypeVar("T")
+_left_behind: list[object] = []  # connections of the process that forked this one; ending them would disturb it
 
 
 class Link:
@@ -41,6 +41,16 @@ class Link:
             remote, self._remote, self._shared, self._door = self._remote, None, None, None
         if remote is not None:
             remote.close()
+
+    def after_fork(self) -> Link:
+        """A link of its own for a process that was forked, to the same place. Connections don't survive a fork.
+
+        It knows the door already, since gRPC does not work in a fork of a process that used it.
+        """
+        link = Link(self.place, self._tls)
+        link._door = self._door
+        _left_behind.append(self)
+        return link
 
     def peers(self) -> frozenset[str]:
         """The places of other caches whose objects this one fetches."""
@@ -97,20 +107,34 @@ class Link:
         if shared is not None and shared.usable:
             return shared
         with self._lock:
-            if self._shared is None or not self._shared.usable:
-                if self._shared is not None or self._door is None:
-                    self._shared = None
-                    self._door = self._ask_for_door()
-                if self._door.path and self._door.uid == os.getuid():
-                    with contextlib.suppress(OSError, FlameError):
-                        self._shared = SharedClient(self._door)
+            if self._shared is not None and not self._shared.usable:
+                self._shared = self._door = None  # the cache was started anew, or it is gone
+            if self._shared is None:
+                self._shared = self._enter()
             return self._shared
 
+    def _enter(self) -> SharedClient | None:
+        """Through the door that is known, or the one that the cache names now; None when this is another node."""
+        known = self._door is not None
+        door = self._door = self._door or self._ask_for_door()
+        if not door.path or door.uid != os.getuid():
+            return None
+        try:
+            return SharedClient(door)
+        except (OSError, FlameError):
+            self._door = None if known else m.LocalDoor(peers=door.peers)
+        return self._enter() if known else None
+
     def _ask_for_door(self) -> m.LocalDoor:
+        fresh = self._remote is None
         try:
             return msgspec.json.decode(self._flight().call("LOCAL", b""), type=m.LocalDoor)
         except UnavailableError:
-            raise
+            if fresh:
+                raise
+            # Connections to a cache that was away pause before they try again; a new one does not.
+            self._remote = None
+            return self._ask_for_door()
         except FlameError:
             return m.LocalDoor()  # a cache of another make: Flight only
 

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    (
-        "grpc.use_local_subchannel_pool",
-        1,
-    ),  # a connection of its own: a client that was cut off does not wait for others
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.use_local_subchannel_pool", 1),  # else a new client would wait with those that have just failed
 ]
 _MAX_TEXT = 400
 T = TypeVar("T")
@@ -141,7 +141,8 @@ class RemoteClient:
     def _open(self, key: str, version: int, born: int, origin: str) -> tuple[m.Answer, Iterator[pa.Buffer]]:
         ticket = m.TICKET + msgspec.json.encode(m.GetTicket(key, version, born, origin))
         reader: Any = self._client.do_get(flight.Ticket(ticket))
-        answer = msgspec.json.decode((reader.schema.metadata or {})[ANSWER_KEY], type=m.Answer)
+        metadata: dict[bytes, bytes] = reader.schema.metadata or {}
+        answer = msgspec.json.decode(metadata[ANSWER_KEY], type=m.Answer)
         return answer, (chunk.data.column(0)[0].as_buffer() for chunk in reader)
 
     def _translated(self, action: Callable[[], T]) -> T:

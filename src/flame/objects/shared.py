@@ -80,7 +80,7 @@ class SharedClient:
             for descriptor in descriptors:
                 os.close(descriptor)
         self._address = pa.py_buffer(self._read).address
-        self._populated = 0
+        self._populated: set[int] = set()  # numbers of regions of CHUNK bytes
 
     @property
     def usable(self) -> bool:
@@ -114,16 +114,15 @@ class SharedClient:
 
     def _populate(self, offset: int, size: int) -> None:
         """Pages that this process has not seen are mapped at once instead of one fault each."""
-        end = offset + size
-        if end <= self._populated or size < m.CHUNK:
+        if size < m.CHUNK:
             return
-        start = max(offset, self._populated) // mmap.PAGESIZE * mmap.PAGESIZE
-        with contextlib.suppress(OSError):  # older kernels can't; then it costs the faults
-            writable = self._write.obj
-            assert isinstance(writable, mmap.mmap)
-            writable.madvise(_POPULATE_WRITE, start, end - start)
-        if offset <= self._populated:
-            self._populated = end
+        writable = self._write.obj
+        assert isinstance(writable, mmap.mmap)
+        for region in range(offset // m.CHUNK, (offset + size) // m.CHUNK):
+            if region not in self._populated:
+                self._populated.add(region)
+                with contextlib.suppress(OSError):  # older kernels can't; then it costs the faults
+                    writable.madvise(_POPULATE_WRITE, region * m.CHUNK, m.CHUNK)
 
     def get(self, key: str, version: int = 0, born: int = 0, origin: str = "") -> Fetched | None:
         """What the cache answers; None when the object has to be streamed. Raises FlameError."""

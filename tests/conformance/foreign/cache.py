@@ -277,6 +277,12 @@ def put_samples():
     sys.stdout.write(json.dumps([put_object("exchange/theirs", value).encode().hex() for value in samples()]))
 
 
+def drop():
+    """Objects that this client writes into the cache's folder itself."""
+    for value in ("dropped", pa.table({"a": [1, 2]})):
+        sys.stdout.write(put_object("app/session", value).encode().hex() + "\n")
+
+
 def read_samples(refs):
     """What the other side put, compared with what it should be."""
     for ref, value in zip(refs, [*samples(), *unputable()], strict=True):
@@ -287,6 +293,8 @@ def read_samples(refs):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["put"]:
         put_samples()
+    elif sys.argv[1:2] == ["drop"]:
+        drop()
     elif sys.argv[1:2] == ["read"]:
         read_samples(sys.argv[2:])
     else:
