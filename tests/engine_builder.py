@@ -59,11 +59,22 @@ class Bench:
         return self.turn(report)
 
     def complete(self, channel: int, *task_ids: int, busy_us: int = 1_000_000) -> fx.Turn:
-        return self.turn(ev.Completed(channel, list(task_ids), b"outputs", busy_us=busy_us * len(task_ids)))
+        busy_us *= len(task_ids)
+        return self.turn(
+            ev.Completed(
+                channel, list(task_ids), b"outputs", attempts=self._attempts(channel, task_ids), busy_us=busy_us
+            )
+        )
 
     def fail(self, channel: int, task_id: int, state: TaskState = TaskState.FAILED) -> fx.Turn:
         failures = [ev.Failed(0, state, -1, "it raised")]
-        return self.turn(ev.Completed(channel, [task_id], b"outputs", failures, busy_us=1_000_000))
+        attempts = self._attempts(channel, [task_id])
+        return self.turn(ev.Completed(channel, [task_id], b"outputs", failures, attempts, busy_us=1_000_000))
+
+    def _attempts(self, channel: int, task_ids: Sequence[int]) -> list[int]:
+        """Those that were sent to the executor."""
+        executor = self.engine.executors.get(channel)
+        return [(executor.outstanding.get(task_id) if executor else 0) or 1 for task_id in task_ids]
 
     def started(self, turn: fx.Turn | None = None) -> list[int]:
         """Channels of the executors that the turn (the last one) started."""

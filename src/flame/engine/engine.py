@@ -81,6 +81,7 @@ class Engine:
         self.now = 0  # of the turn under way
         self.make_id = make_id
         self.generation = 0
+        self.births: dict[int, int] = {}  # by generation, the number of its first record
         self.seq = 0  # of the last record
         self.applications: dict[str, Application] = {}
         self.sessions: dict[str, Session] = {}
@@ -129,6 +130,11 @@ class Engine:
         """How many tasks the executor holds."""
         executor = self.executors.get(channel)
         return len(executor.outstanding) if executor is not None else 0
+
+    def last_seq_of(self, channel: int) -> int:
+        """The last record that could be durable when the executor of this channel was started."""
+        made_in = self.generation - (self.generation - channel // CHANNEL_SPACE) % ((1 << 32) // CHANNEL_SPACE)
+        return self.births.get(made_in + 1, 1 << 63) - 1
 
     def new_channel(self) -> int:
         """A number for a new executor."""
@@ -209,6 +215,7 @@ class Engine:
         decode = msgspec.msgpack.decode
         if kind is RecordKind.GENERATION:
             self.generation = decode(record.meta, type=Generation).generation
+            self.births[self.generation] = record.seq
         elif kind is RecordKind.APPLICATION:
             made = decode(record.meta, type=ApplicationMeta)
             self.applications[made.name] = Application(made.name, made.spec, made.created, made.version)
@@ -259,7 +266,7 @@ class Engine:
         self.now = now
         self.generation += 1
         self.next_channel = self.generation * CHANNEL_SPACE % (1 << 32) + 1
-        draft.record(RecordKind.GENERATION, "", Generation(self.generation))
+        self.births[self.generation] = draft.record(RecordKind.GENERATION, "", Generation(self.generation))
         settling.begin(self)
         for session in self.sessions.values():
             if session.state is SessionState.CLOSED:

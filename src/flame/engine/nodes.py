@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flame.engine import lanes, lives, placement, settling, tasks
 from flame.engine.cluster_views import node_view
-from flame.engine.effects import RecordKind, StopExecutor
+from flame.engine.effects import InterruptTasks, RecordKind, StopExecutor
 from flame.engine.events import Held
 from flame.engine.executors import Executor, Node
 from flame.engine.records import NodeMarkMeta
@@ -85,9 +85,14 @@ def _adopt(engine: Engine, draft: Draft, node: Node, item: Held) -> bool:
     executor = placement.add(engine, draft, node, session, item)
     executor.step("started", draft.now_ms)
     attempts = item.attempts or [1] * len(item.task_ids)
+    durable = engine.last_seq_of(item.channel)
     for task_id, attempt in dict(zip(item.task_ids, attempts, strict=True)).items():
         known = 1 <= task_id <= session.total and session.states[task_id - 1] == PENDING
-        if known and lanes.take_up(session, task_id):
+        if task_id > session.total or (known and session.chunk_of(task_id).seq > durable):
+            # It was sent before it was durable, and lost: its number is given to another task. Results tell by attempt.
+            session.attempts[task_id] = max(attempt + 1, session.attempts.get(task_id, 1))
+            draft.now.append(InterruptTasks(node.name, item.channel, [task_id], "it was lost with a session manager"))
+        elif known and lanes.take_up(session, task_id):
             executor.outstanding[task_id] = attempt
             if attempt > session.attempts.get(task_id, 1):
                 session.attempts[task_id] = attempt

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import repeat
+from operator import eq
 from typing import TYPE_CHECKING
 
 from flame.engine import admission, lanes, limits, placement
@@ -232,7 +234,7 @@ def on_completed(engine: Engine, draft: Draft, event: Completed) -> None:
     session = executor.session
     executor.progress = draft.now_ms
     _learn(session, event)
-    if not event.failures and _all_running(executor, ids):
+    if not event.failures and _all_running(executor, ids, event.attempts):
         first, last = ids[0], ids[-1]
         outstanding = executor.outstanding
         for task_id in ids:
@@ -258,8 +260,8 @@ def _learn(session: Session, event: Completed) -> None:
     session.avg_us = mean if session.avg_us < 0 else KEEP_AVERAGE * session.avg_us + (1 - KEEP_AVERAGE) * mean
 
 
-def _all_running(executor: Executor, ids: Sequence[int]) -> bool:
-    """Whether these are ascending neighbours that the executor holds and nobody ended meanwhile."""
+def _all_running(executor: Executor, ids: Sequence[int], attempts: Sequence[int]) -> bool:
+    """Whether these are ascending neighbours that the executor holds in these attempts and nobody ended meanwhile."""
     if not ids:
         return False
     first, last = ids[0], ids[-1]
@@ -271,7 +273,7 @@ def _all_running(executor: Executor, ids: Sequence[int]) -> bool:
     if executor.session.states.count(RUNNING, first - 1, last) != count:
         return False
     held = executor.outstanding.get  # 0: given up here, and perhaps running elsewhere
-    return all(map(held, ids))
+    return all(map(eq, map(held, ids), attempts or repeat(1)))
 
 
 def _complete_each(engine: Engine, draft: Draft, executor: Executor, event: Completed) -> None:
@@ -283,7 +285,7 @@ def _complete_each(engine: Engine, draft: Draft, executor: Executor, event: Comp
     batch = len(session.batches)
     for index, task_id in enumerate(event.task_ids):
         attempt = executor.outstanding.get(task_id)
-        if attempt is None or (event.attempts and event.attempts[index] != attempt and attempt):
+        if attempt is None or (attempt and (event.attempts[index] if event.attempts else 1) != attempt):
             engine.stale += 1
             continue
         del executor.outstanding[task_id]
