@@ -27,6 +27,7 @@ class Client:
         self.results: dict[int, object] = {}  # by sequence number
         self.inputs: dict[int, list[object]] = {}
         self.with_deadline: set[int] = set()
+        self.again_due = False
         self.up: Wire | None = None
         self.down: Wire | None = None
 
@@ -99,7 +100,8 @@ class Client:
         event = ev.Submitted(ticket, self.session_id, self.name, first, len(inputs), body, options)
         self.up.send(event)
         if self.world.chance(0.05):
-            self.up.send(ev.Submitted(ticket, self.session_id, self.name, first, len(inputs), body, options))
+            again = self.manager.ticket(self.name)
+            self.up.send(ev.Submitted(again, self.session_id, self.name, first, len(inputs), body, options))
 
     # --- answers -------------------------------------------------------------------------------------------------
 
@@ -119,8 +121,10 @@ class Client:
                 self._result(task_id, value)
 
     def _accepted(self, effect: fx.Accepted) -> None:
-        if effect.error is not None:  # read-only, or a gap after a refusal: send again later
-            self.world.later(20, 60, self._again)
+        if effect.error is not None:  # read-only, at a quota, or a gap after a refusal: send again later
+            if not self.again_due:
+                self.again_due = True
+                self.world.later(20, 60, self._again)
             return
         assert self.manager.disk.submitted[self.session_id] >= effect.first_task_id + effect.count - 1, "told too early"
         for index in range(effect.count):
@@ -130,6 +134,7 @@ class Client:
         self.accepted_upto = max(self.accepted_upto, effect.first_seq + effect.count)
 
     def _again(self) -> None:
+        self.again_due = False
         for first, inputs, options in self.batches:
             if first >= self.accepted_upto:
                 self._send(first, inputs, options)
@@ -147,6 +152,8 @@ class Client:
             assert isinstance(value, str)
             expected = {"poison": ("FAILED: the instance ended",), "raise": ("failed",)}.get(kind, ())
             chance = ["failed", "FAILED: the instance ended", "CANCELLED"]
+            if self.spec.on_member_loss == "fail":
+                chance.extend(("FAILED: member ", "FAILED: only "))
             if seq in self.with_deadline:
                 chance.append("FAILED: the deadline of ")
             assert value.startswith((*expected, *chance)), f"task {task_id} of kind {kind}: {value}"

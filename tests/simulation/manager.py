@@ -10,11 +10,15 @@ from flame.engine import Engine, EngineSettings
 from flame.engine import effects as fx
 from flame.engine import events as ev
 from flame.engine.lifecycles import TASK
+from flame.engine.sessions import Session
 from flame.engine.validate import over_committed, validate
+from flame.model.resources import Resources
 from flame.model.specs import ApplicationSpec
 from simulation.world import Disk, Wire, World
 
-SETTINGS = EngineSettings(drain_ms=3_000, retention_s=3_600, retry_limits=1_000_000, stop_grace_ms=50)
+SETTINGS = EngineSettings(
+    drain_ms=3_000, retention_s=3_600, retry_limits=1_000_000, stop_grace_ms=50, preemption_grace_ms=100
+)
 
 REACHABLE = {(int(state), int(new)) for (state, _), new in TASK.items()}
 for _ in range(2):
@@ -125,6 +129,13 @@ class Manager:
                     f"{chunk.remaining} tasks of {session.id} are over their deadline"
                 )
 
+    def _check_quotas(self, session: Session) -> None:
+        """An executor of this session starts: no tenant above it has more than its quota."""
+        for tenant in session.tenants:
+            most = tenant.spec.quota.cpu
+            used = sum((x.resreq for x in self.engine.executors.values() if tenant in x.session.tenants), Resources())
+            assert most is None or used.cpu <= most, f"tenant {tenant.name} uses {used.cpu} of {most} cpus"
+
     def _answer(self, turn: fx.Turn) -> None:
         for record in turn.records:
             self.bodies[record.seq] = record.body
@@ -182,7 +193,9 @@ class Manager:
             wire.send(("tasks", effect.channel, tasks))
         elif isinstance(effect, fx.StartExecutor):
             session = self.engine.sessions[effect.session_id]
-            wire.send(("start", effect.channel, effect.executor_id, effect.session_id, session.resreq))
+            self._check_quotas(session)
+            start = (effect.channel, effect.executor_id, effect.session_id, session.resreq, effect.gang)
+            wire.send(("start", *start))
         elif isinstance(effect, fx.StopExecutor):
             wire.send(("stop", effect.channel, effect.grace_ms))
         elif isinstance(effect, fx.RetractTasks):

@@ -7,17 +7,21 @@ from collections import deque
 
 from flame.engine import events as ev
 from flame.model.resources import Resources
+from flame.model.specs import Gang
 from flame.model.states import ExecutorState, TaskState
 from simulation.manager import Manager
 from simulation.world import Wire, World
 
 
 class SimExecutor:
-    def __init__(self, executor_id: str, channel: int, session_id: str, resreq: Resources) -> None:
+    def __init__(
+        self, executor_id: str, channel: int, session_id: str, resreq: Resources, gang: Gang | None = None
+    ) -> None:
         self.id = executor_id
         self.channel = channel
         self.session_id = session_id
         self.resreq = resreq
+        self.gang = gang
         self.state = ExecutorState.BINDING
         self.queue: deque[tuple[int, object, int]] = deque()
         self.current: tuple[int, object, int] | None = None
@@ -79,6 +83,7 @@ class Node:
                     1,
                     [task[0] for task in tasks],
                     [task[1] for task in tasks],
+                    gang=executor.gang,
                 )
             )
         self.up.send(ev.NodeJoined(self.name, f"boot-{self.boot}", self.name, self.capacity, held=held))
@@ -146,8 +151,8 @@ class Node:
         elif what == "cancel":
             self._cancel(executor, set(rest[0]))
 
-    def _begin(self, channel: int, executor_id: str, session_id: str, resreq: Resources) -> None:
-        executor = SimExecutor(executor_id, channel, session_id, resreq)
+    def _begin(self, channel: int, executor_id: str, session_id: str, resreq: Resources, gang: Gang | None) -> None:
+        executor = SimExecutor(executor_id, channel, session_id, resreq, gang)
         self.executors[channel] = executor
         used = sum(other.resreq.cpu for other in self.executors.values())
         assert used <= self.capacity.cpu, f"{self.name} runs {used} of {self.capacity.cpu} cpus"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 
 from flame.engine.validate import validate
 from flame.model.resources import Resources
 from flame.model.specs import SessionSpec, TaskOptions
 from flame.model.states import SessionState
+from simulation.admin import Admin
 from simulation.client import Client
-from simulation.manager import Manager
+from simulation.manager import SETTINGS, Manager
 from simulation.node import Node
 from simulation.world import Disk, World
 
@@ -25,10 +27,14 @@ def simulate(seed: int) -> Manager:
     """One cluster through its troubles and back to calm; raises AssertionError when a promise is broken."""
     world = World(seed)
     rng = world.random
-    manager = Manager(world, Disk())
+    policies = rng.choice([SETTINGS.policies, SETTINGS.policies, ("priority", "drf", "gang", "spread")])
+    manager = Manager(world, Disk(), msgspec.structs.replace(SETTINGS, policies=policies))
     manager.start()
+    admin = Admin(world, manager)
+    admin.say()
+    gang = rng.random() < 0.3
     nodes = [
-        Node(world, manager, f"node-{i}", Resources(rng.randint(1, 3) + (i == 0), 8 * GIB))
+        Node(world, manager, f"node-{i}", Resources(rng.randint(1, 3) + 3 * (i == 0), 8 * GIB))
         for i in range(rng.randint(1, 3))
     ]
     for node in nodes:
@@ -38,8 +44,14 @@ def simulate(seed: int) -> Manager:
         spec = SessionSpec(
             "app",
             priority=rng.randint(0, 1),
-            min_instances=rng.randint(0, 1) if index == 0 else 0,  # what is kept for one must not starve the others
-            max_instances=rng.choice([None, 1, 2]),
+            # What is kept for one must not starve the others.
+            min_instances=(2 if gang else rng.randint(0, 1)) if index == 0 else 0,
+            max_instances=None if gang and index == 0 else rng.choice([None, 1, 2]),
+            gang=gang and index == 0,
+            topology=rng.choice(["", "", "same-node"]) if gang and index == 0 else "",
+            on_member_loss=rng.choice(["", "restart", "fail"]) if gang and index == 0 else "",
+            tenant=rng.choice(["", "team", "solo"]),
+            resreq=rng.choice([None, None, Resources(2, GIB, 0)]) if not gang else None,
             max_running_per_key=rng.choice([0, 1, 2]),
         )
         world.per_key[f"session-{index}"] = max(1, spec.max_running_per_key)
@@ -62,10 +74,13 @@ def simulate(seed: int) -> Manager:
             world.later(50, 900, client.cancel_some)
     for _ in range(rng.randint(0, 6)):
         _trouble(world, manager, nodes, clients)
+    for _ in range(rng.randint(0, 4)):
+        change = rng.choice([admin.change, admin.change, admin.guest, lambda: admin.mark(rng.choice(nodes).name)])
+        world.later(10, 1_900, change)
 
     world.run(world.now + 2_000)
     world.calm = True
-    _heal(world, manager, nodes, clients)
+    _heal(world, manager, nodes, clients, admin)
     finished = world.run(world.now + 120_000, lambda: all(client.done for client in clients))
     missing = {c.name: sorted(set(c.inputs) - set(c.results))[:10] for c in clients if not c.done}
     assert finished, f"no end after all faults ceased; missing by sequence number: {missing}"
@@ -102,7 +117,7 @@ def _restart(manager: Manager, nodes: list[Node], clients: list[Client]) -> None
         client.connect()
 
 
-def _heal(world: World, manager: Manager, nodes: list[Node], clients: list[Client]) -> None:
+def _heal(world: World, manager: Manager, nodes: list[Node], clients: list[Client], admin: Admin) -> None:
     def again() -> None:
         if not manager.alive:
             _restart(manager, nodes, clients)
@@ -112,6 +127,7 @@ def _heal(world: World, manager: Manager, nodes: list[Node], clients: list[Clien
             node.connect(node.boot)
         for client in clients:
             client.connect()
+        admin.heal()
         world.at(world.now + 500, again)
 
     again()
