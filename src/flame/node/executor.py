@@ -242,7 +242,7 @@ class Executor:
             self._look()
 
     async def _enter(self, instance: Instance, dialect: Dialect) -> None:
-        entering = dialect.enter(self._start.context)
+        entering = self._loop.create_task(dialect.enter(self._start.context))
         try:
             await asyncio.wait({entering, instance.ended}, return_when=asyncio.FIRST_COMPLETED)
             if not entering.done():

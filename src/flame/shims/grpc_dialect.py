@@ -73,7 +73,7 @@ class GrpcDialect:
         self._work = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._call_enter = self._method("OnSessionEnter", types_pb2.Result)
+        self._enter = self._method("OnSessionEnter", types_pb2.Result)
         self._invoke = self._method("OnTaskInvoke", types_pb2.TaskResult)
         self._leave = self._method("OnSessionLeave", types_pb2.Result)
 
@@ -84,14 +84,11 @@ class GrpcDialect:
             response_deserializer=reply.FromString,
         )
 
-    def enter(self, context: shim_pb2.SessionContext) -> asyncio.Future[types_pb2.Result]:
-        return asyncio.get_running_loop().create_task(self._enter(context))
-
-    async def _enter(self, context: shim_pb2.SessionContext) -> types_pb2.Result:
+    async def enter(self, context: shim_pb2.SessionContext) -> types_pb2.Result:
         import grpc.aio
 
         try:
-            result: types_pb2.Result = await self._call_enter(context)
+            result: types_pb2.Result = await self._enter(context)
         except grpc.aio.AioRpcError as error:
             return types_pb2.Result(return_code=_FAILED, message=_describe(error))
         self._session = context.session_id

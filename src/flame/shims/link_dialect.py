@@ -23,10 +23,8 @@ class LinkDialect:
         link.on_frames = self._on_frames
         link.on_closed = self._on_closed
 
-    def enter(self, context: shim_pb2.SessionContext) -> asyncio.Future[types_pb2.Result]:
-        entered = self._ask(Kind.ENTER, Kind.ENTERED, context.SerializeToString())
-        self._link.flush()
-        return entered
+    async def enter(self, context: shim_pb2.SessionContext) -> types_pb2.Result:
+        return await self._ask(Kind.ENTER, Kind.ENTERED, context.SerializeToString())
 
     async def leave(self) -> None:
         await self._ask(Kind.LEAVE, Kind.LEFT)
@@ -50,11 +48,11 @@ class LinkDialect:
         self._link.on_frames = _drop
         self._link.abort()
 
-    def _ask(self, question: Kind, answer: Kind, body: bytes = b"") -> asyncio.Future[types_pb2.Result]:
+    async def _ask(self, question: Kind, answer: Kind, body: bytes = b"") -> types_pb2.Result:
         waiter: asyncio.Future[types_pb2.Result] = asyncio.get_running_loop().create_future()
         self._answers[answer] = waiter
         self._link.send(question, 0, body)
-        return waiter
+        return await waiter
 
     def _on_frames(self, link: Link, frames: list[Frame]) -> None:
         owner = self.owner

@@ -88,9 +88,8 @@ class Dialect(Protocol):
     concurrency: int
     ends_by_itself: bool  # whether the instance ends after it left its session
 
-    def enter(self, context: shim_pb2.SessionContext) -> asyncio.Future[types_pb2.Result]:
-        """Enter the session: once, first. The instance is told before this returns, so that of many it is at work
-        while the next one is told."""
+    async def enter(self, context: shim_pb2.SessionContext) -> types_pb2.Result:
+        """Enter the session: once, first."""
         ...
 
     def tasks(self, body: bytes) -> None:
