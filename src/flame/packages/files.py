@@ -24,12 +24,13 @@ def appending(log: Path) -> Generator[Say]:
 
 
 def end_of(log: Path) -> str:
-    """The end of a log, as a clause to append to a message."""
+    """The end of what the last command (`$ ...`) in a log printed, as a clause to append to a message."""
     with contextlib.suppress(OSError), log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - _END_BYTES))
         text = stream.read().decode(errors="replace").strip()
-        if text:
-            return "; the end of its output:\n" + "\n".join(text.splitlines()[-_END_LINES:])
+        lines = text[text.rfind("\n$ ") + 1 :].splitlines()
+        if lines:
+            return "; the end of its output:\n" + "\n".join(lines[-_END_LINES:])
     return ""
 
 

@@ -212,7 +212,8 @@ def _environment(tools: Tools) -> dict[str, str]:
 
 
 async def _run(job: Job, tools: Tools, argv: list[str], env: dict[str, str]) -> None:
-    os.write(job.log, f"$ {' '.join(argv)}\n".encode())
+    shown = " ".join([Path(argv[0]).name, *argv[1:]]).replace(f"{job.release}/", "")
+    os.write(job.log, f"$ {shown}\n".encode())
     cwd = job.source if job.source.is_dir() else job.release
     became = await tools.run(Command(argv, env, cwd), job.log)
     if became:
