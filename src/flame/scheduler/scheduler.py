@@ -24,7 +24,7 @@ from flame.scheduler.reclaim import IDLE_MS, Load, Reclaim
 from flame.scheduler.rooms import Rooms, Shape
 from flame.scheduler.sweep import FRUITLESS, Sweep
 
-MOVES = 32  # executors that a pass takes back at most; the next one, a moment later, goes on
+MOVES = 32  # sessions for which a pass takes something back at most; the next one, a moment later, goes on
 
 
 class Start(msgspec.Struct, gc=False):
@@ -381,8 +381,8 @@ class Scheduler:
         roomy = self._roomy(dict.fromkeys(queue.shape for queue in queues))
         untried = hopeful.copy()
         turns = Turns(self.waiting, [q for q in queues if q.shape in roomy or q in untried], self.tree.root, passed)
-        fruitless = 0
-        while (roomy or untried) and fruitless < FRUITLESS and len(plan.stops) < MOVES:
+        fruitless = claims = 0
+        while (roomy or untried) and fruitless < FRUITLESS and claims < MOVES:
             queue = turns.next()
             if queue is None:
                 break
@@ -393,6 +393,7 @@ class Scheduler:
                 self._start(plan, ask, seats, new_channel)
                 turns.served(queue)
             elif queue in untried and self._take_back(plan, ask, reclaim):
+                claims += 1
                 turns.served(queue)
             else:
                 if queue in untried:
@@ -410,7 +411,7 @@ class Scheduler:
                         turns = Turns(self.waiting, [q for q in queues if q in untried], self.tree.root, passed)
         for session in passed:
             self.waiting.update(self.books.asks[session])
-        plan.more = plan.more or len(plan.stops) >= MOVES
+        plan.more = plan.more or claims == MOVES
         return fruitless < FRUITLESS
 
     def _roomy(self, shapes: Iterable[Shape]) -> dict[Shape, None]:
