@@ -78,11 +78,16 @@ class Session(SessionSnapshot):
         self._stream = self._run(find())
         return self._stream
 
-    def submit(self, input: bytes | None = None, **options: Unpack[TaskArguments]) -> TaskFuture:  # noqa: A002
-        """Submit one task; never waits for the cluster. Raises TooLargeError, InvalidArgumentError."""
+    def task_stream(self) -> TaskStream:
+        """What carries this session's tasks, for who makes futures of a type of his own."""
         stream = self._stream
         if stream is None or stream.error is not None:
             stream = self._open_stream()
+        return stream
+
+    def submit(self, input: bytes | None = None, **options: Unpack[TaskArguments]) -> TaskFuture:  # noqa: A002
+        """Submit one task; never waits for the cluster. Raises TooLargeError, InvalidArgumentError."""
+        stream = self.task_stream()
         future = TaskFuture(stream)
         if not options:
             stream.submit(payload_of(input), future, None)
@@ -129,9 +134,7 @@ class Session(SessionSnapshot):
         its error, or with `return_exceptions` it is given in place of the output. When the iteration ends early, the
         tasks that have not ended are cancelled.
         """
-        stream = self._stream
-        if stream is None or stream.error is not None:
-            stream = self._open_stream()
+        stream = self.task_stream()
         progress = threading.Event()
         gather = Gather(progress.set, check_window(window))
         feeder = Feeder(stream, gather, iter(inputs), self.options(**options))

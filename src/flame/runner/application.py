@@ -1,0 +1,140 @@
+"""The application that a Runner or an Executor makes for itself, and what becomes of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from flame.client.values import Application, ApplicationAttributes
+from flame.config import load_context
+from flame.config.context import DEFAULT_RUNNER_TEMPLATE
+from flame.model.errors import AlreadyExistsError, FlameError, InvalidStateError, NotFoundError
+from flame.runner.code import local_attributes, project_folder, with_environments
+from flame.runner.storage import Storage
+
+if TYPE_CHECKING:
+    from flame.client.synchronous import Connection
+
+logger = logging.getLogger("flame.runner")
+
+LABEL = "flame.runner"  # of applications that a Runner registered, and may unregister
+
+
+class RunnerApplication:
+    """See above. It exists from `open` to `close`."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dependencies: Sequence[str] = (),
+        python_version: str | None = None,
+        package: str | os.PathLike[str] | None = None,
+        environments: Mapping[str, str] | None = None,
+        connection: Connection | None = None,
+    ) -> None:
+        self.name = name
+        self._context = load_context()
+        self._dependencies = dependencies
+        self._python_version = python_version
+        self._package = package
+        self._environments = environments or {}
+        self.connection = connection or connection_of_user()
+        self.has_cache = self._context.cache is not None
+        self.shared = Storage(f"{name}/shared", configured=self.has_cache)
+
+    def open(self, *, fail_if_exists: bool = False) -> None:
+        """Register it, or use the one that is there. Raises AlreadyExistsError, InvalidStateError, FlameError."""
+        known = self.connection.get_application(self.name)
+        if known is not None and fail_if_exists:
+            raise AlreadyExistsError(
+                f"the application {self.name!r} exists already", remedy="choose another name, or close its Runner"
+            )
+        if known is not None and (
+            LABEL not in (known.labels or ()) or self.name == os.environ.get("FLAME_APPLICATION")
+        ):
+            return  # somebody prepared it, or it is our own
+        attributes = replace(self._attributes(), labels=[LABEL], description=f"Runner application: {self.name}")
+        if known is None:
+            self.connection.register_application(self.name, attributes)
+        elif not _same(known, attributes):
+            try:
+                self.connection.update_application(self.name, attributes)
+            except InvalidStateError as error:
+                raise InvalidStateError(
+                    f"the application {self.name!r} is in use with other code",
+                    remedy=f"choose another name, or close its sessions (flmctl list session); {error.message}",
+                ) from error
+
+    def _attributes(self) -> ApplicationAttributes:
+        own = os.environ.get("FLAME_APPLICATION") if os.environ.get("FLAME_INSTANCE_ID") else None
+        if own:
+            return with_environments(self._copy_of(own), self._environments)
+        template = self._context.runner.template
+        installed = self._dependencies or self._python_version or self._package
+        if self.connection.addr.startswith("unix:") and template == DEFAULT_RUNNER_TEMPLATE and not installed:
+            return local_attributes(self._environments)
+        attributes = with_environments(self._copy_of(template), self._environments)
+        folder = project_folder(self._package)
+        del folder
+        return attributes
+
+    def _copy_of(self, name: str) -> ApplicationAttributes:
+        known = self.connection.get_application(name)
+        if known is None:
+            raise NotFoundError(
+                f"there is no application {name!r} to make {self.name!r} from",
+                remedy="register it, or set runner.template in ~/.flame/flame.yaml",
+            )
+        return _attributes_of(known)
+
+    def close(self) -> None:
+        """Forget the application unless others use it, and its objects. What fails is logged."""
+        try:
+            known = self.connection.get_application(self.name)
+            if known is None or LABEL not in (known.labels or ()):
+                return
+            try:
+                self.connection.unregister_application(self.name)
+            except InvalidStateError:
+                return  # others have sessions of it: it goes with the last of them
+            self.shared.clear()
+        except FlameError as error:
+            logger.warning("the application %s can't be cleaned up: %s", self.name, error)
+
+
+def connection_of_user() -> Connection:
+    """The connection of this process. Inside of an instance it is one that may do more than serve its own session."""
+    if not os.environ.get("FLAME_INSTANCE_ID"):
+        from flame.client.default import ConnectionInstance
+
+        return ConnectionInstance.instance()
+    global _nested
+    with _lock:
+        if _nested is None:
+            from flame.client.synchronous import connect
+
+            # As the user, not as the instance: that may touch its own session only.
+            _nested = connect(instance_token=False)
+        return _nested
+
+
+_nested: Connection | None = None
+_lock = threading.Lock()
+
+
+def _attributes_of(application: Application) -> ApplicationAttributes:
+    values = {name: getattr(application, name) for name in ApplicationAttributes.__dataclass_fields__}
+    return ApplicationAttributes(**values)
+
+
+def _same(known: Application, wanted: ApplicationAttributes) -> bool:
+    """Whether the registered application is the one that is wanted; what was left out has its default."""
+    for name, value in asdict(wanted).items():
+        if value not in (None, [], {}) and value != asdict(known)[name]:
+            return False
+    return True

@@ -1,0 +1,207 @@
+"""The calls of one session: submitted at once, or held until the futures among their arguments are done.
+
+A held call is submitted by the thread of the connection when the last of its arguments has ended, with their results
+as they came: whoever made the call never waits, and no executor is taken by a call that can't run yet.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from flame.client.futures import CancelledTaskError, settle
+from flame.model.errors import FlameError, TooLargeError
+from flame.runner.failures import StateLostError
+from flame.runner.futures import ObjectFuture
+from flame.runner.payloads import (
+    PICKLE,
+    STATE,
+    STATE_ID,
+    TAG,
+    bare,
+    encode_call,
+    with_values,
+)
+from flame.runner.storage import Storage, StoredArgument, background
+
+if TYPE_CHECKING:
+    from flame.client.stream import TaskStream
+    from flame.client.synchronous_session import Session
+    from flame.objects.keys import ObjectRef
+    from flame.proto import types_pb2 as ty
+
+_UNKNOWN = bytes(STATE_ID)
+
+
+class Lane:
+    """See above. `stateful`: its instance has a state that calls change, so it must stay the same one."""
+
+    def __init__(self, session: Session, storage: Storage, *, stateful: bool = False) -> None:
+        self.session = session
+        self._storage = storage
+        self._wake = session.connection.thread.loop.call_soon_threadsafe
+        self._lock = threading.Lock()
+        self._stateful = stateful
+        self._state = _UNKNOWN
+
+    # --- calling ---------------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        method: str | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: ty.TaskOptions | None = None,
+    ) -> ObjectFuture:
+        """Make a call. Raises InvalidArgumentError, TooLargeError, or what ended the session's stream."""
+        kept: list[bytes] = []
+        if self._storage.configured:
+            args = tuple(self._argument(value, kept) for value in args)
+            kwargs = {name: self._argument(value, kept) for name, value in kwargs.items()}
+        call, needs = encode_call(method, args, kwargs)
+        future = ObjectFuture(self.session.task_stream(), self)
+        if self._stateful:
+            future.add_done_callback(self._learn)
+        if kept:
+            self._free_after(future, *kept)
+        if needs:
+            self._hold(future, call, tuple(needs), options)
+        else:
+            self._submit(future, call, options)
+        return future
+
+    def _argument(self, value: Any, kept: list[bytes]) -> Any:
+        stored = self._storage.keep_value(value)
+        if stored is None:
+            return value
+        kept.append(stored)
+        return StoredArgument(stored)
+
+    def _free_after(self, future: ObjectFuture, *kept: bytes) -> None:
+        def free(_: object) -> None:
+            for stored in kept:
+                self._storage.free(stored)
+
+        future.add_done_callback(free)
+
+    def _submit(self, future: ObjectFuture, call: bytes, options: ty.TaskOptions | None) -> None:
+        if len(call) > self._storage.threshold:
+            call = self._storage.keep(call)
+            self._free_after(future, call)
+        if self._stateful:
+            call = STATE + self._state + call
+        stream: TaskStream = future._stream  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
+        try:
+            stream.submit(call, future, options)
+        except TooLargeError as error:
+            raise self._storage.too_large(error) from error
+
+    def _hold(
+        self, future: ObjectFuture, call: bytes, needs: tuple[ObjectFuture, ...], options: ty.TaskOptions | None
+    ) -> None:
+        future._held, future._needs = True, needs  # pyright: ignore[reportPrivateUsage]
+        left = len(needs)
+
+        def one_ended(_: object) -> None:
+            nonlocal left
+            with self._lock:
+                left -= 1
+                last = not left
+            if last:
+                self._wake(partial(self._release, future, call, options))
+
+        for need in needs:
+            need.add_done_callback(one_ended)
+
+    def _release(self, future: ObjectFuture, call: bytes, options: ty.TaskOptions | None) -> None:
+        """All arguments of a held call have ended. In the thread of the connection."""
+        if future.done():
+            return
+        values = [need._value for need in future._needs]  # pyright: ignore[reportPrivateUsage]
+        future._held = False  # pyright: ignore[reportPrivateUsage]
+        error = next((value for value in values if isinstance(value, FlameError)), None)
+        if error is None:
+            results = [bare(value) for value in values if isinstance(value, bytes)]
+            future.add_done_callback(_let_go)
+            whole = with_values(call, results)
+            if len(whole) > self._storage.threshold:
+                background.do(partial(self._submit_held, future, whole, options))
+            else:
+                self._submit_held(future, whole, options)
+            return
+        self._settle(future, error)
+
+    def _submit_held(self, future: ObjectFuture, call: bytes, options: ty.TaskOptions | None) -> None:
+        try:
+            self._submit(future, call, options)
+        except FlameError as error:
+            self._wake(partial(self._settle, future, error))
+
+    def cancel_held(self, future: ObjectFuture) -> None:
+        """It was cancelled before it was submitted."""
+        self._wake(partial(self._settle, future, CancelledTaskError("cancelled before its arguments were there")))
+
+    def _settle(self, future: ObjectFuture, error: FlameError) -> None:
+        if not future.done():
+            settle(future._stream.lock, (future,), (error,), plain=False)  # pyright: ignore[reportPrivateUsage]
+
+    # --- results ---------------------------------------------------------------------------------------------------
+
+    def decode(self, result: bytes | None) -> Any:
+        """The value of a result. Raises what unpickling or fetching it raises, StateLostError."""
+        if result is None:
+            return None
+        if result[:1] == PICKLE:
+            return pickle.loads(result)
+        if result[:TAG] == STATE:
+            self._check(result[TAG : TAG + STATE_ID])
+            return self.decode(result[TAG + STATE_ID :])
+        return self._storage.value(result)
+
+    def reference(self, result: bytes | None) -> ObjectRef:
+        """Where a result is in the object cache; put there if it is not."""
+        return self._storage.reference(bare(result or b""))
+
+    def free(self, result: bytes) -> None:
+        """Nobody can ask for this result any more."""
+        self._storage.free(bare(result))
+
+    def _learn(self, future: ObjectFuture) -> None:
+        value = future._value  # pyright: ignore[reportPrivateUsage]
+        if isinstance(value, bytes):
+            try:
+                self._check(value[TAG : TAG + STATE_ID])
+            except StateLostError:
+                pass  # for who asks for the result
+
+    def _check(self, state: bytes) -> None:
+        """The first state that answered is the one that all others must be."""
+        with self._lock:
+            if self._state == _UNKNOWN:
+                self._state = state
+        if state != self._state:
+            raise lost_state(self.session.application)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the session, what has not ended is cancelled, and delete its objects."""
+        try:
+            self.session.close(force=True)
+        finally:
+            self._storage.clear()
+
+
+def lost_state(name: str) -> StateLostError:
+    """What calls get when the instance that they meant is gone."""
+    return StateLostError(
+        f"the instance that held the state of this service ({name}) has ended, and the state with it",
+        remedy="make the service again, or make it with durable=True",
+    )
+
+
+def _let_go(future: ObjectFuture) -> None:
+    """It has ended, so its arguments may go."""
+    future._needs = ()  # pyright: ignore[reportPrivateUsage]

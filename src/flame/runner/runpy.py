@@ -1,0 +1,200 @@
+"""The service behind Runner, Executor and remote functions: `python -m flame.runner.runpy`, or `flmrun-service`.
+
+The common data of its session says what it serves; tasks are calls of that. It also serves sessions of the Runner of
+`flamepy`, whose pickles name that package: it must be installed beside Flame then.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from typing import Any
+
+from flame.model.errors import FlameError, InvalidArgumentError, TooLargeError
+from flame.runner import payloads
+from flame.runner.payloads import PICKLE, SERVED, STATE, STATE_ID, STORED, TAG, VALUES, Served
+from flame.runner.storage import here
+from flame.service.api import FlameService, SessionContext, TaskContext
+from flame.service.runtime import run
+
+TYPE_CHECKING = False  # like typing's, without its import
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+_KNOWN_FUNCTIONS = 256  # of an Executor; each submission brings its function's pickle
+
+
+class FlameRunpyService(FlameService):
+    """Serves one function, class or object; or, for an Executor, whatever functions its calls bring."""
+
+    def __init__(self) -> None:
+        self._target: Any = None
+        self._fault: Exception | None = None  # why nothing can be served
+        self._calls = False
+        self._state = b""  # the name of the state of a stateful service
+        self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._max_payload = int(os.environ.get("FLAME_MAX_PAYLOAD") or sys.maxsize)
+
+    def on_session_enter(self, context: SessionContext) -> None:
+        """Load what is to be served. When that fails, each call fails with the reason."""
+        data = context.common_data() or b""
+        try:
+            if data[:TAG] == SERVED:
+                self._serve(Served.decode(data))
+            else:
+                raise InvalidArgumentError(
+                    "the session's common data says nothing that a Runner could serve",
+                    remedy="make sessions of this application with flame.Runner",
+                )
+        except Exception as error:
+            self._fault = error
+
+    def _serve(self, served: Served) -> None:
+        check_versions(served)
+        self._calls = served.calls
+        if served.stateful:
+            self._state = os.urandom(STATE_ID)
+        body = load(served.body, "what this session serves")
+        if served.calls:
+            initializer, args = body
+            if initializer is not None:
+                initializer(*args)
+        elif isinstance(body.execution_object, type):
+            self._target = body.execution_object(*body.args, **body.kwargs)
+        else:
+            self._target = body.execution_object
+
+    def on_task_invoke(self, context: TaskContext) -> bytes:
+        """Make the call. Raises TaskFailure with the exception that it raised."""
+        try:
+            if self._fault is not None:
+                raise self._fault
+            return self._invoke(context.input or b"")
+        except Exception as error:
+            from flame.runner.failures import failure_of
+
+            raise failure_of(error, hidden=3) from None
+
+    def _invoke(self, data: bytes) -> bytes:
+        if data[:1] == PICKLE and not self._state:
+            return self._encode(self._call(*pickle.loads(data)))
+        if data[:TAG] == STATE:
+            known = data[TAG : TAG + STATE_ID]
+            if known not in (self._state, bytes(STATE_ID)):
+                from flame.runner.lane import lost_state
+
+                raise lost_state(os.environ.get("FLAME_APPLICATION", ""))
+            return STATE + self._state + self._encode(self._call(*self._load(data[TAG + STATE_ID :])))
+        return self._encode(self._call(*self._load(data)))
+
+    def _load(self, data: bytes) -> Any:
+        """The call in a task's input."""
+        if data[:TAG] == VALUES:
+            call, results = payloads.parts_of(data)
+            return payloads.load_call(call, [here().value(result) for result in results])
+        if data[:1] == PICKLE:
+            return pickle.loads(data)
+        if data[:TAG] == STORED:
+            return self._load(here().payload(data))
+        raise InvalidArgumentError("the input of this task is no call of a Runner")
+
+    def _call(self, method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._calls:
+            function, *args = args  # pyright: ignore[reportAssignmentType]
+            made = self._function(function)(*args, **kwargs)
+        elif method is None:
+            made = self._target(*args, **kwargs)
+        else:
+            made = getattr(self._target, method)(*args, **kwargs)
+        if hasattr(made, "__await__"):
+            return self._wait_for(made)
+        return made
+
+    def _function(self, pickled: Any) -> Callable[..., Any]:
+        function = self._functions.get(pickled)
+        if function is None:
+            if len(self._functions) >= _KNOWN_FUNCTIONS:
+                self._functions.clear()
+            function = self._functions[pickled] = pickle.loads(pickled)
+        return function
+
+    def _wait_for(self, awaitable: Any) -> Any:
+        import asyncio
+
+        async def wait() -> Any:
+            return await awaitable
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(wait())
+
+    def _encode(self, value: Any) -> bytes:
+        storage = here()
+        stored = storage.keep_value(value) if storage.configured else None
+        if stored is not None:
+            return stored
+        result = payloads.dumps(value, f"the result, a {type(value).__name__},")
+        if len(result) > storage.threshold:
+            return storage.keep(result)
+        if len(result) > self._max_payload:
+            raise TooLargeError(
+                f"the result has {len(result)} bytes, a task's output may have {self._max_payload}",
+                remedy="raise cluster.limits.max_payload, or set up an object cache (FLAME_CACHE_ENDPOINT)",
+            )
+        return result
+
+    def on_session_leave(self) -> None:
+        """Close what this service itself opened."""
+        if self._loop is not None:
+            self._loop.close()
+
+
+def check_versions(served: Served) -> None:
+    """Pickles of functions are only good for the Python that made them. Raises InvalidArgumentError with the fix."""
+    from importlib.metadata import version
+
+    here_python = sys.version_info[:2]
+    if served.python != here_python:
+        ours, theirs = (".".join(map(str, numbers)) for numbers in (here_python, served.python))
+        raise InvalidArgumentError(
+            f"the client runs Python {theirs}, this executor Python {ours}, and functions travel between equal ones",
+            remedy=f"run the client with Python {ours}, or give the Runner python_version={theirs!r}",
+        )
+    ours = version("cloudpickle")
+    if served.cloudpickle != ours:
+        raise InvalidArgumentError(
+            f"the client has cloudpickle {served.cloudpickle}, this executor has {ours}",
+            remedy=f"pip install cloudpickle=={ours} where the client runs",
+        )
+
+
+def load(data: bytes, what: str) -> Any:
+    """Unpickle. Raises InvalidArgumentError that says what is missing here."""
+    try:
+        return pickle.loads(data)
+    except ImportError as error:
+        raise InvalidArgumentError(
+            f"{what} can't be loaded by the executor: {error}",
+            remedy="install that there, or give the Runner dependencies=[...] or package=FOLDER",
+        ) from error
+    except FlameError:
+        raise
+    except Exception as error:
+        raise InvalidArgumentError(
+            f"{what} can't be loaded by the executor: {type(error).__name__}: {error}"
+        ) from error
+
+
+def main() -> None:
+    """The console script `flmrun-service`."""
+    run(FlameRunpyService())
+
+
+if __name__ == "__main__":
+    # Pickles name this module as it is imported, not as it is run.
+    from flame.runner.runpy import main as imported_main
+
+    imported_main()

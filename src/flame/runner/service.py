@@ -1,0 +1,201 @@
+"""A function, a class or an object of this process, served by instances of a cluster."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
+from flame.client.snapshot import TaskArguments
+from flame.client.values import ResourceRequirement, SessionAttributes, short_name
+from flame.model.errors import AlreadyExistsError, InvalidArgumentError
+from flame.runner.futures import ObjectFuture
+from flame.runner.lane import Lane
+from flame.runner.payloads import served
+from flame.runner.storage import Storage
+from flame.runner.types import RunnerContext, SessionContext
+
+if TYPE_CHECKING:
+    from flame.client.synchronous import Connection
+
+logger = logging.getLogger("flame.runner")
+
+
+class RemoteCall:
+    """Something to call there. `options` are those of its tasks, such as run_timeout or max_retries."""
+
+    def __init__(self, service: RunnerService, method: str | None, options: TaskArguments) -> None:
+        self._service = service
+        self._method = method
+        self._options = options
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ObjectFuture:
+        """Make the call."""
+        lane = self._service._lane()  # pyright: ignore[reportPrivateUsage]
+        return lane.call(self._method, args, kwargs, lane.session.options(**self._options))
+
+    def map(self, *iterables: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
+        """The results of calls with one item of each iterable, in their order. All calls are made at once."""
+        futures = [self(*args) for args in zip(*iterables, strict=False)]
+        return (future.result(timeout) for future in futures)
+
+    def options(self, **options: Unpack[TaskArguments]) -> RemoteCall:
+        """The same with other options."""
+        return RemoteCall(self._service, self._method, {**self._options, **options})
+
+
+class RunnerService:
+    """What `Runner.service` gives. It is called like what it serves, and answers futures.
+
+    Of classes and objects, methods are called: `service.method(...)`. A service with several instances that have a
+    state of their own (`instances=N`) is called through `service.at(index)` or `service.keyed(key)`; without, its
+    instances take turns.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        application: str,
+        execution_object: Any,
+        autoscale: bool | None = None,
+        warmup: int = 0,
+        resreq: ResourceRequirement | str | None = None,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        instances: int | None = None,
+        configured: bool = False,
+        **session: Any,
+    ) -> None:
+        context = RunnerContext(execution_object, None, autoscale, warmup, args, kwargs or {})
+        self._stateful = bool(context.stateful) or instances is not None
+        if instances is not None:
+            if instances < 1:
+                raise ValueError(f"instances must be at least 1, not {instances}")
+            if autoscale or warmup:
+                raise ValueError("give either instances, or autoscale and warmup")
+            context.min_instances = context.max_instances = 1
+        self._target = execution_object
+        self._methods = _methods_of(execution_object)
+        self._turns = itertools.count()
+        self.application = application
+        chosen = _session_id_of(execution_object)
+        name = chosen or short_name(application)
+        what = getattr(execution_object, "__qualname__", type(execution_object).__qualname__)
+        common_data = served(context, stateful=self._stateful, name=str(what)).encode()
+        self._lanes: list[Lane] = []
+        for index in range(instances or 1):
+            attributes = SessionAttributes(
+                application,
+                id=name if not index else f"{name}-{index}",
+                common_data=common_data,
+                min_instances=context.min_instances,
+                max_instances=context.max_instances,
+                resreq=resreq,
+                **session,
+            )
+            opened = _open(connection, attributes, shared=chosen is not None)
+            storage = Storage(f"{application}/{opened.id}", configured=configured)
+            self._lanes.append(Lane(opened, storage, stateful=self._stateful))
+
+    # --- calling ---------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ObjectFuture:
+        """Call the function, or the object that can be called."""
+        if not callable(self._target) or isinstance(self._target, type):
+            kind = self._target.__name__ if isinstance(self._target, type) else type(self._target).__name__
+            raise TypeError(
+                f"a service of {kind} is called by its methods: {', '.join(sorted(self._methods)) or 'none'}"
+            )
+        return self._lane().call(None, args, kwargs)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_") or name not in self._methods:
+            raise AttributeError(f"this service has no method {name!r}")
+        call = RemoteCall(self, name, {})
+        if self._stateful is False:
+            self.__dict__[name] = call
+        return call
+
+    def method(self, name: str) -> RemoteCall:
+        """A method of what is served, also one that has the name of something of this object."""
+        return RemoteCall(self, name, {})
+
+    def map(self, *iterables: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
+        """The results of calls with one item of each iterable, in their order. All calls are made at once."""
+        return RemoteCall(self, None, {}).map(*iterables, timeout=timeout)
+
+    def options(self, **options: Unpack[TaskArguments]) -> RemoteCall:
+        """The same function with options for its tasks: run_timeout, max_retries, priority, ..."""
+        return RemoteCall(self, None, options)
+
+    # --- instances -------------------------------------------------------------------------------------------------
+
+    @property
+    def instances(self) -> int:
+        """How many instances with a state of their own there are; 1 for others."""
+        return len(self._lanes)
+
+    def at(self, index: int) -> RunnerService:
+        """This service with calls going to the instance of that index. Raises InvalidArgumentError."""
+        if not 0 <= index < len(self._lanes):
+            raise InvalidArgumentError(f"this service has instances 0 to {len(self._lanes) - 1}, not {index}")
+        return self._of([self._lanes[index]])
+
+    def keyed(self, key: str | bytes | int) -> RunnerService:
+        """This service with calls going to the instance that the key always means."""
+        data = key if isinstance(key, bytes) else str(key).encode()
+        return self.at(zlib.crc32(data) % len(self._lanes))
+
+    def _of(self, lanes: list[Lane]) -> RunnerService:
+        view = object.__new__(RunnerService)
+        view.__dict__.update(self.__dict__)
+        view._lanes = lanes
+        return view
+
+    def _lane(self) -> Lane:
+        lanes = self._lanes
+        return lanes[0] if len(lanes) == 1 else lanes[next(self._turns) % len(lanes)]
+
+    @property
+    def session_ids(self) -> list[str]:
+        """The sessions that serve it, one per instance with a state of its own."""
+        return [lane.session.id for lane in self._lanes]
+
+    def close(self) -> None:
+        """Close it: calls that have not ended are cancelled, its objects are deleted."""
+        for lane in self._lanes:
+            lane.close()
+
+    def __repr__(self) -> str:
+        return f"<RunnerService {', '.join(self.session_ids)}>"
+
+
+def _open(connection: Connection, attributes: SessionAttributes, *, shared: bool) -> Any:
+    if not shared:
+        return connection.create_session(attributes)
+    assert attributes.id is not None
+    try:
+        return connection.create_session(attributes)
+    except AlreadyExistsError:
+        return connection.open_session(attributes.id)
+
+
+def _session_id_of(target: Any) -> str | None:
+    context = getattr(target, "_session_context", None)
+    if context is None:
+        return None
+    if not isinstance(context, SessionContext):
+        logger.warning("_session_context is a %s and no SessionContext: it is ignored", type(context).__name__)
+        return None
+    return context.session_id
+
+
+def _methods_of(target: Any) -> frozenset[str]:
+    names = [name for name in dir(target) if not name.startswith("_") and callable(getattr(target, name, None))]
+    taken = [name for name in names if name in vars(RunnerService)]
+    if taken:
+        logger.warning("methods %s are called as service.method(NAME)(...)", ", ".join(taken))
+    return frozenset(names)

@@ -1,0 +1,181 @@
+"""Where large arguments and results go: into the object cache if there is one, else with the task itself."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flame.model.errors import FlameError, InvalidConfigError, TooLargeError
+from flame.runner.payloads import PICKLE, PLAIN, STORED, STORED_VALUE, TAG, is_stored
+
+if TYPE_CHECKING:
+    from flame.objects.client import ObjectClient
+    from flame.objects.keys import ObjectRef
+
+# Below, a task carries it as quickly as the cache would, and keeps it as safe as itself.
+THRESHOLD = 1 << 20  # bytes
+_NATIVE = frozenset({"numpy", "torch", "pyarrow", "pandas", "polars"})  # whose objects the cache keeps without a pickle
+
+
+class Storage:
+    """The objects of one session. `configured`: the user or the cluster names an object cache."""
+
+    def __init__(self, prefix: str, *, configured: bool) -> None:
+        self._prefix = prefix
+        self.configured = configured
+        self.threshold = THRESHOLD if configured else sys.maxsize
+        self._client: ObjectClient | None = None
+        self._used = False
+
+    def _cache(self, ref: ObjectRef | None = None) -> ObjectClient:
+        """The client of the configured cache; where none is, that of the cache which a reference names."""
+        if self._client is None:
+            from flame.objects.client import ObjectClient
+
+            if not self.configured and ref is None:
+                raise InvalidConfigError(
+                    "this needs the object cache, and none is configured here",
+                    remedy="set FLAME_CACHE_ENDPOINT, or cache.endpoint in ~/.flame/flame.yaml",
+                )
+            self._client = ObjectClient() if self.configured else ObjectClient(ref.endpoint if ref else None)
+        return self._client
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def keep(self, payload: bytes) -> bytes:
+        """Put a payload into the cache; what stands for it."""
+        return STORED + self.put(payload).encode()
+
+    def put(self, value: Any) -> ObjectRef:
+        """Put a value into the cache."""
+        self._used = True
+        return self._cache().put(self._prefix, value)
+
+    def keep_value(self, value: Any) -> bytes | None:
+        """Put a value into the cache as it is, if it is large and needs no pickle there; what stands for it."""
+        if type(value) in PLAIN or not self.configured or _native_size(value) <= self.threshold:
+            return None
+        return STORED_VALUE + self.put(value).encode()
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def payload(self, stored: bytes) -> bytes:
+        """The payload that `keep` put away; others as they are."""
+        if stored[:TAG] != STORED:
+            return stored
+        ref = _ref_of(stored)
+        return self._cache(ref).get(ref)
+
+    def value(self, result: bytes) -> Any:
+        """The value of a result."""
+        if result[:TAG] == STORED_VALUE:
+            ref = _ref_of(result)
+            return self._cache(ref).get(ref)
+        payload = self.payload(result)
+        if payload[:1] != PICKLE:
+            raise pickle.UnpicklingError("what the task returned is no result of a Runner")
+        return pickle.loads(payload)
+
+    def reference(self, result: bytes) -> ObjectRef:
+        """A reference to the value of a result, which is put into the cache if only its pickle or nothing is there."""
+        if result[:TAG] == STORED_VALUE:
+            return _ref_of(result)
+        return self.put(self.value(result))
+
+    # --- deleting --------------------------------------------------------------------------------------------------
+
+    def free(self, stored: bytes) -> None:
+        """Delete what stands for something in the cache, soon and in the background."""
+        if is_stored(stored):
+            background.do(lambda: self._delete(_ref_of(stored)))
+
+    def clear(self) -> None:
+        """Delete all that is left of the session's objects."""
+        if self.configured:
+            self._delete(self._prefix)
+
+    def _delete(self, what: ObjectRef | str) -> None:
+        try:
+            self._cache(None if isinstance(what, str) else what).delete(what)
+        except FlameError:
+            pass  # it goes when the cache is told that the session is over, or with the cache
+
+    def too_large(self, error: TooLargeError) -> TooLargeError:
+        """The error for a call that is over the limit of a task's input."""
+        return TooLargeError(
+            error.message, remedy="raise cluster.limits.max_payload, or set up an object cache (FLAME_CACHE_ENDPOINT)"
+        )
+
+
+class StoredArgument:
+    """Stands in a call for an argument that is in the cache."""
+
+    def __init__(self, stored: bytes) -> None:
+        self.stored = stored
+
+    def __reduce__(self) -> Any:
+        return fetched, (self.stored,)
+
+
+def fetched(stored: bytes) -> Any:
+    """Stands in pickles, under this name, where a large argument was."""
+    return here().value(stored)
+
+
+_here: Storage | None = None
+
+
+def here() -> Storage:
+    """The storage of the session that this process serves."""
+    global _here
+    if _here is None:
+        prefix = f"{os.environ.get('FLAME_APPLICATION', 'flmrun')}/{os.environ.get('FLAME_SESSION_ID', 'shared')}"
+        _here = Storage(prefix, configured=bool(os.environ.get("FLAME_CACHE_ENDPOINT")))
+    return _here
+
+
+def _ref_of(stored: bytes) -> ObjectRef:
+    from flame.objects.keys import ObjectRef
+
+    return ObjectRef.decode(stored[TAG:])
+
+
+def _native_size(value: Any) -> int:
+    """Bytes of an array, a tensor or a table; 0 for everything else."""
+    if type(value).__module__.partition(".")[0] not in _NATIVE:
+        return 0
+    size: Any = getattr(value, "nbytes", None)
+    if size is not None:
+        return int(size)
+    if hasattr(value, "estimated_size"):  # polars
+        return int(value.estimated_size())
+    return int(value.memory_usage(index=True).sum()) if hasattr(value, "memory_usage") else 0
+
+
+class _Background:
+    """A thread that does small things one after another, as long as there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._process = 0
+
+    def do(self, what: Callable[[], object]) -> None:
+        """Do it soon."""
+        with self._lock:
+            if self._process != os.getpid():
+                self._process, self._work = os.getpid(), queue.SimpleQueue()
+                threading.Thread(target=self._run, name="flame-objects", daemon=True).start()
+        self._work.put(what)
+
+    def _run(self) -> None:
+        while True:
+            self._work.get()()
+
+
+background = _Background()

@@ -1,0 +1,113 @@
+"""What tests of the Runner serve: importable by instances, as the modules of a project are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def add(a: Any, b: Any = 0) -> Any:
+    return a + b
+
+
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+def deep(value: dict[str, Any]) -> Any:
+    return value["list"][0] + value["tuple"][0]
+
+
+async def add_later(a: int, b: int) -> int:
+    return a + b
+
+
+class RefusedError(Exception):
+    """Takes two arguments, of which its text shows one."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text, number)
+        self.number = number
+
+
+class StrangeError(Exception):
+    """A pickle of it does not load: its arguments are not what made it."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__("strange")
+
+
+def refuse(number: int) -> None:
+    raise RefusedError("no", number)
+
+
+def fail_strangely() -> None:
+    raise StrangeError(1, 2)
+
+
+def fail_with_a_class_of_here() -> None:
+    made: type[Exception] = type("OnlyThereError", (Exception,), {"__module__": "only_there"})
+    sys.modules["only_there"] = module = ModuleType("only_there")
+    module.OnlyThereError = made  # type: ignore[attr-defined]
+    raise made("you can't have it")
+
+
+def give_a_lock() -> Any:
+    return threading.Lock()
+
+
+def give_bytes(count: int) -> bytes:
+    return bytes(count)
+
+
+def wait_for(path: str) -> str:
+    """Says that it runs, and waits until the file is gone."""
+    Path(path + ".runs").touch()
+    while Path(path).exists():
+        time.sleep(0.005)
+    return "done"
+
+
+def pid_of() -> int:
+    return os.getpid()
+
+
+class Unloadable:
+    """Loads nowhere."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+class Counter:
+    def __init__(self, start: int = 0) -> None:
+        self.value = start
+
+    def add(self, amount: int = 1) -> int:
+        self.value += amount
+        return self.value
+
+    def fail_after_adding(self) -> None:
+        self.value += 100
+        raise ValueError("too late")
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def nested_sum(name: str, numbers: list[int]) -> int:
+    """Opens a Runner inside of a call of one."""
+    from flame.runner import Runner
+
+    with Runner(name) as runner:
+        service = runner.service(add)
+        return sum(runner.get([service(number, 1) for number in numbers]))
