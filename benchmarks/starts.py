@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -226,8 +227,8 @@ def with_a_session(stage: Stage, rounds: int) -> dict[str, list[float]]:
     return {"warm, from the client": found}
 
 
-def table(found: dict[str, list[float]]) -> str:
-    """The figures in Markdown."""
+def table(found: dict[str, list[float]], load: float) -> str:
+    """The figures in Markdown; `load` is what the machine did besides."""
     middle = {name: statistics.median(values) for name, values in found.items()}
     rows = [
         ("the interpreter's own start", middle["interpreter"], "", "interpreter"),
@@ -242,7 +243,10 @@ def table(found: dict[str, list[float]]) -> str:
         must, aim = BUDGETS_MS.get(budget, ("", ""))
         slowest, runs = (f"{max(found[name]):.1f}", len(found[name])) if name else ("", "")
         lines.append(f"| {title} | {value:.1f} | {slowest} | {runs} | {must} | {aim} |")
-    return "\n".join(lines) + "\n"
+    cores = len(os.sched_getaffinity(0))
+    machine = f"{cores} cores, Python {platform.python_version()}"
+    note = f"{machine}, loopback, no TLS, durable journal; load average before: {load:.1f}."
+    return "\n".join([*lines, "", note]) + "\n"
 
 
 def main() -> int:
@@ -252,6 +256,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="starts of many at once")
     parser.add_argument("--port", type=int, default=19_300, help="the first of four free ports")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     found: dict[str, list[float]] = {}
     parts: list[Callable[[Stage], dict[str, list[float]]]] = [
         lambda stage: asyncio.run(at_the_node(stage, options.singles, options.rounds)),
@@ -260,7 +265,7 @@ def main() -> int:
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="fl") as folder:
             found |= part(Stage(Path(folder), options.port))
-    text = table(found)
+    text = table(found, load)
     print(text)
     into = Path(__file__).resolve().parent / "results"
     (into / "starts.md").write_text(text)
