@@ -53,14 +53,14 @@ class World:
 
     def __init__(self, budget: int = 8) -> None:
         self.started: list[Hand] = []
-        self.fails = False
+        self.fails: Exception | None = None
         self.pool: Pool[Hand] = Pool(
             self._spawn, WarmLimits(budget=budget, idle=3600, start_timeout=3600, terminate_grace=1)
         )
 
     async def _spawn(self, launch: Launch, owner: Owner) -> Hand:
-        if self.fails:
-            raise BindError(BindCode.START, "no such command")
+        if self.fails is not None:
+            raise self.fails
         self.started.append(Hand(launch, owner))
         return self.started[-1]
 
@@ -176,12 +176,15 @@ async def test_one_that_is_not_wanted_any_more_when_it_runs_is_ended() -> None:
     assert await world.use("e-2") is None
 
 
-async def test_a_program_that_can_not_be_started_any_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [BindError(BindCode.START, "no such command"), RuntimeError("a fault of ours")])
+async def test_a_program_that_can_not_be_started_any_more_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
     monkeypatch.setattr("flame.shims.warm._PAUSES", ())
     world = World()
-    world.fails = True
+    world.fails = failure
     await world.use("e-1")
-    world.fails = False
+    world.fails = None
     world.pool.starting(launch("e-2"))
     world.pool.over("e-2")
     await settle()

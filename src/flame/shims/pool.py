@@ -189,6 +189,9 @@ class Pool(Generic[I]):
             waiting.lose(f"it did not become ready within {allowed:g} s")
         except BindError as error:
             waiting.lose(error.message)
+        except Exception as error:
+            logger.exception("starting an instance of %s ahead failed", stock.name)
+            waiting.lose(f"{type(error).__name__}: {error}")
         else:
             waiting.ready = stock.proven = True
             logger.debug("process %d waits for a session of %s", instance.pid, stock.name)
