@@ -77,7 +77,7 @@ class Copies:
             offset = self._memory.take(lead + payload.size)
         if offset is None:
             return None
-        self._memory.arena.view(offset + lead, payload.size)[:] = memoryview(payload)
+        self._memory.arena.view(offset + lead, payload.size)[:] = memoryview(payload).cast("B")
         blob = Blob(payload.size, lead, offset, None, copy=True)
         with self._lock:
             self._memory.hold(blob)

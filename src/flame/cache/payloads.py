@@ -131,18 +131,22 @@ class Payloads:
         if disk is None or far is None:
             return
         files = [(blob.file.used, index) for index, blob in enumerate(blobs) if blob.file and not blob.file.remote]
+        sent = 0
         for _, index in sorted(files):
             blob, file = blobs[index], blobs[index].file
             if disk.used <= limit or file is None:
-                return
+                break
             try:
                 with self._loading[id(blob) % _STRIPES]:
                     self._exchange(blob, file, far.send(file))
+                sent += 1
             except (GoneError, FileNotFoundError):
                 continue  # deleted meanwhile
             except UnavailableError as error:
                 _log.error("object_store_fails why=%r", error.message)
-                return
+                break
+        if sent:
+            _log.info("files_sent_away count=%d", sent)
 
     def remove(self, file: StoredFile) -> None:
         """A file is not needed, wherever it is."""
