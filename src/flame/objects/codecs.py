@@ -110,7 +110,9 @@ def _pickle(value: Any) -> Payload:
 
 
 def _array(value: Any, note: bytes = b"") -> Payload | None:
-    """A numpy array as an Arrow tensor; None for types that Arrow does not have."""
+    """A numpy array as an Arrow tensor; None for types that Arrow does not have, or would take for others."""
+    if not value.dtype.isnative:
+        return None
     if value.dtype == bool:
         note = note or b"numpy.bool"
     if not (value.flags.c_contiguous or value.flags.f_contiguous):

@@ -1,0 +1,181 @@
+"""How objects become payloads and come back."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from flame.model.errors import InvalidArgumentError
+from flame.objects import codecs
+
+
+def there_and_back(value: Any, *, patch: bool = False) -> Any:
+    payload = codecs.encode_patch(value) if patch else codecs.encode(value)
+    data = payload.to_bytes()
+    assert len(data) == payload.size
+    return codecs.decode(pa.py_buffer(data), table=payload.table)
+
+
+ARRAYS = [
+    np.arange(10),
+    np.arange(12, dtype="f4").reshape(3, 4),
+    np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+    np.arange(100)[::3],
+    np.zeros(()),
+    np.zeros((0, 3)),
+    np.array([True, False]),
+    np.array([[True], [False]]),
+    np.array([1 + 2j]),
+    np.array(["a", "bc"]),
+    np.array(["2026-01-01"], "M8[D]"),
+    np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
+    np.array([{"any": "object"}, None]),
+    np.arange(5, dtype=">i4"),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
+def test_arrays(array: np.ndarray) -> None:
+    got = there_and_back(array)
+    assert got.dtype == array.dtype
+    assert got.shape == array.shape
+    assert np.array_equal(got, array)
+
+
+def test_arrays_are_views_that_nobody_can_write_to() -> None:
+    data = codecs.encode(np.arange(10)).to_bytes()
+    got = codecs.decode(pa.py_buffer(bytearray(data)), table=False)
+    assert not got.flags.writeable
+    assert not got.flags.owndata
+
+
+def test_a_subclass_of_an_array_stays_what_it_is() -> None:
+    masked = np.ma.masked_array([1, 2], [True, False])
+    assert type(there_and_back(masked)) is np.ma.MaskedArray
+
+
+@pytest.mark.parametrize("value", [None, 1, "text", b"", b"bytes", {"a": [1]}, (1,), {1, 2}, dt.date(2026, 1, 1)])
+def test_everything_else_is_pickled(value: Any) -> None:
+    assert codecs.encode(value).to_bytes()[:4] == codecs.PICKLE
+    assert there_and_back(value) == value
+
+
+def test_functions_and_classes_of_the_moment() -> None:
+    factor = 3
+    assert there_and_back(lambda x: x * factor)(2) == 6
+
+
+def test_what_can_not_be_pickled_says_so() -> None:
+    with pytest.raises(InvalidArgumentError, match="type generator can't be pickled"):
+        codecs.encode(number for number in (1, 2))
+
+
+def test_payloads_without_a_tag_are_pickles() -> None:
+    import pickle
+
+    assert codecs.decode(pa.py_buffer(pickle.dumps([1])), table=False) == [1]
+
+
+TABLE = pa.table({"a": [1, 2], "b": ["x", None]}).replace_schema_metadata({"mine": "kept"})
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        TABLE,
+        TABLE.slice(0, 0),
+        pa.table({}),
+        pa.table({"c": pa.array(["u", "v", "u"]).dictionary_encode()}),
+        pa.concat_tables([TABLE, TABLE]),
+        pa.table({"nested": [[1, 2], None], "struct": [{"x": 1}, {"x": None}]}),
+    ],
+)
+def test_tables(table: pa.Table) -> None:
+    assert codecs.encode(table).table
+    got = there_and_back(table)
+    assert got.equals(table)
+    assert got.schema.metadata == table.schema.metadata
+    got.validate(full=True)
+
+
+def test_record_batches() -> None:
+    batch = TABLE.to_batches()[0]
+    assert there_and_back(batch).equals(batch)
+    empty = batch.slice(0, 0)
+    assert there_and_back(empty).schema == empty.schema
+
+
+def test_arrow_arrays() -> None:
+    array = pa.array(["x", None])
+    assert codecs.encode(array).to_bytes()[:4] == codecs.ARRAY
+    assert there_and_back(array).equals(array)
+
+
+def test_pandas() -> None:
+    frame = pd.DataFrame({"n": [1.5, None], "s": ["x", "y"], "c": pd.Categorical(["u", "v"])}, index=[3, 4])
+    assert codecs.encode(frame).table
+    pd.testing.assert_frame_equal(there_and_back(frame), frame)
+
+
+def test_frames_that_arrow_does_not_know_are_pickled() -> None:
+    frame = pd.DataFrame({"mixed": [1, "x", {2}]})
+    assert not codecs.encode(frame).table
+    pd.testing.assert_frame_equal(there_and_back(frame), frame)
+
+
+def test_polars() -> None:
+    frame = pl.DataFrame({"n": [1, None], "s": ["x", "y"]})
+    assert there_and_back(frame).equals(frame)
+    assert there_and_back(frame.lazy().filter(pl.col("n") == 1)).height == 1
+
+
+class Holder:
+    def to_arrow(self) -> pa.Table:
+        return TABLE
+
+
+def test_what_becomes_arrow_is_a_table() -> None:
+    assert there_and_back(Holder()).equals(TABLE)
+
+
+def test_patches_have_a_tag() -> None:
+    for value, tag in ((TABLE, codecs.TABLE), (TABLE.to_batches()[0], codecs.BATCH), ([1], codecs.PICKLE)):
+        payload = codecs.encode_patch(value)
+        assert not payload.table
+        assert payload.to_bytes()[:4] == tag
+        got = there_and_back(value, patch=True)
+        assert got == value if isinstance(value, list) else got.equals(value)
+
+
+def test_torch() -> None:
+    torch = pytest.importorskip("torch")
+    for tensor in (
+        torch.arange(6).reshape(2, 3),
+        torch.arange(6).reshape(2, 3).t(),
+        torch.ones(3, dtype=torch.bfloat16),
+        torch.tensor([True, False]),
+        torch.zeros(0),
+        torch.tensor(1.5),
+    ):
+        assert codecs.encode(tensor).to_bytes()[:4] == codecs.TENSOR
+        got = there_and_back(tensor)
+        assert got.dtype == tensor.dtype
+        assert torch.equal(got, tensor)
+        got.zero_()  # the caller's own
+    grown = torch.ones(2, requires_grad=True)
+    assert there_and_back(grown).requires_grad
+
+
+def test_importing_flame_does_not_import_arrow() -> None:
+    import subprocess
+
+    code = "import sys, flame, flame.objects; print('pyarrow' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
