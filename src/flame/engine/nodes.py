@@ -201,4 +201,7 @@ def _mark(engine: Engine, draft: Draft, node: Node) -> None:
     publish(engine, node)
     if meta is not None and node.draining:
         for executor in list(node.executors.values()):
-            placement.drain(engine, draft, executor, meta.grace_ms, f"node {node.name} is being drained")
+            # A gang moves as a whole: its other members are of no use without this one.
+            unit = [executor] if executor.gang is None else list(executor.session.executors.values())
+            for member in unit:
+                placement.drain(engine, draft, member, meta.grace_ms, f"node {node.name} is being drained")

@@ -107,11 +107,14 @@ class Cluster:
         self.scheduler.drop_node(name)
 
     def cordon(self, name: str, *, drain: bool = False, lift: bool = False) -> None:
-        """It takes nothing new; `drain`: what runs there is told to leave; `lift`: it takes executors again."""
+        """It takes nothing new; `drain`: what runs there is told to leave, of a gang all members wherever they are;
+        `lift`: it takes executors again."""
         self.nodes[name].cordoned = not lift
         self._publish(name)
-        for executor in [x for x in self.executors.values() if x.node == name and drain and not x.told]:
-            self._told(executor)
+        for executor in [x for x in self.executors.values() if x.node == name and drain]:
+            for member in self.of(executor.session) if executor.world > 1 else [executor]:
+                if not member.told:
+                    self._told(member)
         self._leave()
 
     def _publish(self, name: str) -> None:
