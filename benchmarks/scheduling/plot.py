@@ -74,7 +74,7 @@ axis.set_yticks([number + 0.28 for number in range(len(kinds))], kinds)
 axis.invert_yaxis()
 axis.axvline(10, color="#868e96", linestyle="--", linewidth=1)
 axis.set(xscale="log", xlabel="ms, median; | is the 99th percentile",
-         title=f"one pass, {ladder[-1]:,} sessions on {ladder[-1]:,} nodes")
+         title=f"one pass, {ladder[-1]:,} sessions on {ladder[-1]:,} nodes", xlim=(None, 200))
 axis.legend()
 
 held, error = axes[1]
