@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = f"{machine()}\n\n{report.text(found)}"
     options.into.mkdir(parents=True, exist_ok=True)
     (options.into / "scheduler.md").write_text(text)
-    (options.into / "scheduler.json").write_text(json.dumps(found, indent=1))
+    (options.into / "scheduler.json").write_text(json.dumps(found))
     print(text)
     plot.draw(options.into / "scheduler.json", options.into / "scheduler.png", install=not options.quick)
     say(f"took {time.perf_counter() - began:.0f} s")
