@@ -307,18 +307,29 @@ def says(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+def tell(process: subprocess.Popen[str]) -> None:
+    """Let its installer go on."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def rest(process: subprocess.Popen[str]) -> list[str]:
+    """What else it says until its end."""
+    assert process.stdout is not None
+    return process.stdout.read().split()
+
+
 def test_two_processes_share_a_folder_and_one_of_them_installs(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.tgz", {"x.py": ""})
     with a_process(tmp_path, archive, 1) as first, a_process(tmp_path, archive, 2) as second:
         assert [says(first), says(second)] == ["begun", "begun"]
         # Whoever is first waits for a line; the other one waits for it.
-        for process in (first, second):
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        lines = [process.communicate(timeout=60)[0].split() for process in (first, second)]
-        assert lines[0][-1] == lines[1][-1]
-        assert sorted(lines, key=len) == [[lines[0][-1]], ["installing", lines[0][-1]]]
+        tell(first)
+        tell(second)
+        lines = sorted((rest(first), rest(second)), key=len)
+        (identity,) = lines[0]
+        assert lines[1] == ["installing", identity]
 
 
 def test_an_installation_that_was_killed_is_made_anew(tmp_path: Path) -> None:
@@ -332,8 +343,8 @@ def test_an_installation_that_was_killed_is_made_anew(tmp_path: Path) -> None:
     with a_process(tmp_path, archive, 2) as second:
         assert says(second) == "begun"
         assert not download.exists()
-        out, _ = second.communicate("\n", timeout=60)
-        assert out.split() == ["installing", left.name]
+        tell(second)
+        assert rest(second) == ["installing", left.name]
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

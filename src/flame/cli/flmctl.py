@@ -20,6 +20,9 @@ COMMANDS = {
     "delete": Lazy(f"{_HERE}.delete:delete", "Delete a closed session and its tasks."),
     "register": Lazy(f"{_HERE}.register:register", "Register the applications of a file."),
     "update": Lazy(f"{_HERE}.update:update", "Replace the specification of an application."),
+    "deploy": Lazy(
+        f"{_HERE}.deploy:deploy", "Package an application, send it to the cluster's nodes, and register it."
+    ),
     "unregister": Lazy(f"{_HERE}.unregister:unregister", "Remove an application."),
     "cancel": Lazy(f"{_HERE}.cancel:cancel", "Cancel tasks of a session."),
     "logs": Lazy(f"{_HERE}.logs:logs", "Print what instances wrote to stdout and stderr."),

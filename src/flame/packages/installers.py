@@ -173,14 +173,22 @@ def _make_environment(job: Job, tools: Tools, uv: str | None) -> list[str]:
 
 
 def _wanted(job: Job) -> list[str]:
-    """What to install: a wheel, a project, requirements, or (plain modules) nothing."""
+    """What to install: a wheel, a project, requirements, wheels, or (plain modules) nothing.
+
+    Wheels in the folder `wheels` of a package are found before those of a registry.
+    """
     if job.wheel is not None:
         return [str(job.wheel)]
+    wheels = sorted(file.name for file in job.source.glob("*.whl"))
     if is_project(job.source):
-        return ["."]
-    if (job.source / "requirements.txt").is_file():
-        return ["--requirement", "requirements.txt"]
-    return []
+        what = ["."]
+    elif (job.source / "requirements.txt").is_file():
+        what = ["--requirement", "requirements.txt"]
+    elif wheels:
+        what = [f"./{name}" for name in wheels]
+    else:
+        return []
+    return [*what, "--find-links", "wheels"] if (job.source / "wheels").is_dir() else what
 
 
 def is_project(folder: Path) -> bool:

@@ -1,0 +1,193 @@
+"""Making packages: the same bytes for the same content, what is left out, what is refused, what the files tell."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from flame.model.errors import InvalidArgumentError
+from flame.packages.building import pack_folder
+from flame.packages.detection import Detected, detect
+from flame.packages.sources import open_source
+from package_builder import pack, sha256
+
+
+def files(folder: Path, contents: Mapping[str, str]) -> Path:
+    """A folder with these files; those in bin/ and those whose name ends with ! are executable."""
+    for name, text in contents.items():
+        file = folder / name.rstrip("!")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755 if name.startswith("bin/") or name.endswith("!") else 0o644)
+    return folder
+
+
+def test_the_same_content_is_the_same_package(tmp_path: Path) -> None:
+    one = files(tmp_path / "one", {"b/x.py": "1", "a.py": "2", "run!": "3"})
+    two = files(tmp_path / "two", {"run!": "3", "a.py": "2", "b/x.py": "1", "__pycache__/a.pyc": "no"})
+    (two / "empty").mkdir()
+    os.utime(two / "a.py", (1, 1))
+    (two / "a.py").chmod(0o666)
+    first, second = (pack_folder(folder, tmp_path / f"{folder.name}.tgz") for folder in (one, two))
+    assert first.digest == second.digest == sha256(first.file)
+    assert (first.names, first.size) == (("a.py", "b/x.py", "run"), first.file.stat().st_size)
+    with tarfile.open(first.file) as archive:
+        entries = [(entry.name, entry.mode, entry.mtime, entry.uid, entry.uname) for entry in archive]
+    assert entries == [("a.py", 0o644, 0, 0, ""), ("b/x.py", 0o644, 0, 0, ""), ("run", 0o755, 0, 0, "")]
+    files(two, {"a.py": "changed"})
+    assert pack_folder(two, tmp_path / "two.tgz").digest != first.digest
+
+
+def test_what_is_left_out(tmp_path: Path) -> None:
+    folder = files(
+        tmp_path / "app",
+        {
+            "keep.py": "",
+            "sub/keep.log.py": "",
+            "sub/x.log": "",
+            "data/big.bin": "",
+            "docs/a.md": "",
+            "docs/deep/b.md": "",
+            "notes.txt": "",
+            ".git/config": "",
+            ".venv/lib/x.py": "",
+            "x.egg-info/PKG": "",
+            ".flameignore": "# what nodes do not need\n*.log\n\ndata/\ndocs/*.md\n",
+        },
+    )
+    (folder / ".venv/link").symlink_to("/nowhere")
+    built = pack_folder(folder, tmp_path / "a.tgz", excludes=["notes.*"])
+    assert built.names == ("keep.py", "sub/keep.log.py")
+
+
+def test_more_files_are_added_but_replace_none(tmp_path: Path) -> None:
+    folder = files(tmp_path / "app", {"a": "mine"})
+    built = pack_folder(folder, tmp_path / "a.tgz", more={"a": b"other", "made/b": b"new"})
+    assert built.names == ("a", "made/b")
+    with tarfile.open(built.file) as archive:
+        contents = [archive.extractfile(name) for name in built.names]
+        assert [content.read() for content in contents if content is not None] == [b"mine", b"new"]
+
+
+def test_links_to_files_in_the_folder_are_packed_as_files(tmp_path: Path) -> None:
+    folder = files(tmp_path / "app", {"a/real": "text"})
+    (folder / "link").symlink_to("a/real")
+    built = pack_folder(folder, tmp_path / "a.tgz")
+    with tarfile.open(built.file) as archive:
+        assert [(entry.name, entry.isreg()) for entry in archive] == [("a/real", True), ("link", True)]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("/etc/passwd", "link is a link that leads out of the folder"),
+        ("../other", "link is a link that leads out of the folder"),
+        ("sub", "link is a link to a folder or to nothing"),
+        ("nothing", "link is a link to a folder or to nothing"),
+    ],
+)
+def test_other_links_are_refused(tmp_path: Path, target: str, message: str) -> None:
+    folder = files(tmp_path / "app", {"sub/x": ""})
+    files(tmp_path, {"other": ""})
+    (folder / "link").symlink_to(target)
+    with pytest.raises(InvalidArgumentError) as raised:
+        pack_folder(folder, tmp_path / "a.tgz")
+    assert message in raised.value.message
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    folder = files(tmp_path / "app", {"x": ""})
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(InvalidArgumentError, match="pipe is a device, a pipe or a socket"):
+        pack_folder(folder, tmp_path / "a.tgz")
+
+
+# --- what the files tell ----------------------------------------------------------------------------------------------
+
+SCRIPTS = "[project]\nname = 'x'\nversion = '1'\n[project.scripts]\n"
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ({"pyproject.toml": SCRIPTS + "my-app = 'a:b'\nother = 'a:c'"}, Detected("python", "my-app")),
+        ({"pyproject.toml": SCRIPTS + "serve = 'a:b'"}, Detected("python", "serve")),
+        ({"setup.py": "", "my_app/__main__.py": ""}, Detected("python", "python", ("-m", "my_app"))),
+        ({"setup.cfg": "", "src/my_app/__main__.py": ""}, Detected("python", "python", ("-m", "my_app"))),
+        ({"my_app.py": ""}, Detected("python", "python", ("-m", "my_app"))),
+        ({"my_app.py": "", "bin/my-app": ""}, Detected("python", "python", ("-m", "my_app"))),
+        ({"bin/my-app": "", "bin/zzz": ""}, Detected("binary", "my-app")),
+        ({"bin/tool": "", "run!": ""}, Detected("binary", "tool")),
+        ({"run!": "", "readme": ""}, Detected("binary", "run")),
+        ({"pyproject.toml": "[tool.x]\n", "run!": ""}, Detected("binary", "run")),
+        ({"readme": ""}, Detected("binary", why="it holds no executable")),
+        ({"a!": "", "b!": ""}, Detected("binary", why="it holds the executables a, b, none of them named my-app")),
+        (
+            {"pyproject.toml": SCRIPTS + "a = 'x:y'\nb = 'x:z'"},
+            Detected("python", why="its scripts are a, b and no my_app.py or my_app/__main__.py"),
+        ),
+        (
+            {"requirements.txt": ""},
+            Detected("python", why="it has no script and no my_app.py or my_app/__main__.py"),
+        ),
+    ],
+)
+def test_installer_and_command(tmp_path: Path, contents: dict[str, str], expected: Detected) -> None:
+    assert detect(files(tmp_path / "x", contents), "my-app") == expected
+
+
+def test_the_scripts_of_a_wheel(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("x-1.dist-info/entry_points.txt", "[console_scripts]\nServe = x:main\n[other]\na = b:c\n")
+    assert detect(tmp_path, "my-app") == Detected("python", "Serve")
+    (tmp_path / "x-1-py3-none-any.whl").write_bytes(b"no wheel")
+    assert detect(tmp_path, "my-app").command == ""
+
+
+# --- what is deployed -------------------------------------------------------------------------------------------------
+
+
+def packed(path: Path, tmp_path: Path) -> tuple[str, tuple[str, ...]]:
+    work = tmp_path / "work"
+    work.mkdir()
+    source = open_source(path, work, ["*.md"])
+    return source.kind, source.pack(tmp_path / "out.tgz").names
+
+
+@pytest.mark.parametrize(
+    ("contents", "names"),
+    [
+        ({"repo-1.0/setup.py": "", "repo-1.0/x.py": ""}, ("setup.py", "x.py")),
+        ({"mymodule/__init__.py": ""}, ("mymodule/__init__.py",)),
+        ({"bin/run": ""}, ("bin/run",)),
+        ({"a/x": "", "b/y": ""}, ("a/x", "b/y")),
+    ],
+)
+def test_an_archive_that_holds_one_folder_is_that_folder(
+    tmp_path: Path, contents: dict[str, str], names: tuple[str, ...]
+) -> None:
+    assert packed(pack(tmp_path / "a.tar.gz", contents), tmp_path) == ("archive", names)
+
+
+def test_folders_wheels_and_programs(tmp_path: Path) -> None:
+    folder = files(tmp_path / "in", {"app/x": "", "app/y.md": "", "x-1-py3-none-any.whl": "", "tool!": ""})
+    for name, expected in (
+        ("app", ("directory", ("x",))),
+        ("x-1-py3-none-any.whl", ("wheel", ("x-1-py3-none-any.whl",))),
+        ("tool", ("executable-file", ("bin/tool",))),
+    ):
+        inner = tmp_path / f"for-{name}"
+        inner.mkdir()
+        assert packed(folder / name, inner) == expected
+
+
+@pytest.mark.parametrize(("name", "message"), [("no", "does not exist"), ("plain", "is neither a folder")])
+def test_what_can_not_be_deployed(tmp_path: Path, name: str, message: str) -> None:
+    files(tmp_path, {"plain": ""})
+    with pytest.raises(InvalidArgumentError, match=message):
+        open_source(tmp_path / name, tmp_path, [])
