@@ -111,3 +111,23 @@ def nested_sum(name: str, numbers: list[int]) -> int:
     with Runner(name) as runner:
         service = runner.service(add)
         return sum(runner.get([service(number, 1) for number in numbers]))
+
+
+def nested_map(count: int) -> list[int]:
+    """Uses an Executor inside of a call of one."""
+    import flame
+
+    with flame.Executor() as executor:
+        futures = [executor.submit(add, number, 1) for number in range(count)]
+        return [future.result() for future in futures]
+
+
+_remembered: list[str] = []
+
+
+def remember(text: str) -> None:
+    _remembered.append(text)
+
+
+def remembered() -> list[str]:
+    return _remembered

@@ -62,7 +62,6 @@ if TYPE_CHECKING:
         ClusterInfo,
         CommonData,
         Event,
-        Executor,
         Explanation,
         FlameClientTls,
         LogChunk,
@@ -104,6 +103,17 @@ if TYPE_CHECKING:
     )
     from flame.model.specs import Gang, TaskOptions
     from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
+    from flame.runner import (
+        Executor,
+        ObjectFuture,
+        RemoteFunction,
+        Runner,
+        RunnerService,
+        StateLostError,
+        function,
+        progress,
+        register_joblib,
+    )
     from flame.service import (
         ApplicationContext,
         FlameService,
@@ -156,11 +166,15 @@ __all__ = [
     "Node",
     "NodeState",
     "NotFoundError",
+    "ObjectFuture",
     "PermissionDeniedError",
     "ProtocolError",
     "ReadOnlyError",
     "Reason",
+    "RemoteFunction",
     "ResourceRequirement",
+    "Runner",
+    "RunnerService",
     "Session",
     "SessionAttributes",
     "SessionContext",
@@ -168,6 +182,7 @@ __all__ = [
     "SessionState",
     "SessionUpdate",
     "Shim",
+    "StateLostError",
     "Task",
     "TaskCancelled",
     "TaskCancelledError",
@@ -199,6 +214,7 @@ __all__ = [
     "delete_session",
     "delete_tenant",
     "drain_node",
+    "function",
     "get_application",
     "get_cluster",
     "get_executor",
@@ -211,7 +227,9 @@ __all__ = [
     "list_sessions",
     "list_tenants",
     "open_session",
+    "progress",
     "register_application",
+    "register_joblib",
     "run",
     "short_name",
     "uncordon_node",
@@ -235,7 +253,7 @@ _SOURCES = {
     "flame.client.values": (
         "DEFAULT_FLAME_CACHE_ENDPOINT DEFAULT_FLAME_CONF DEFAULT_FLAME_ENDPOINT DEFAULT_FLAME_RUNNER_TEMPLATE "
         "FLAME_INSTANCE_ENDPOINT Application ApplicationAttributes ApplicationID ApplicationSchema ClusterInfo "
-        "CommonData Event Executor Explanation FlameClientTls LogChunk Message Node Reason "
+        "CommonData Event Explanation FlameClientTls LogChunk Message Node Reason "
         "ResourceRequirement SessionAttributes SessionID SessionUpdate Task TaskID TaskInformer TaskInput "
         "TaskOutput Tenant TenantQuota short_name"
     ),
@@ -246,6 +264,9 @@ _SOURCES = {
     ),
     "flame.model.specs": "Gang TaskOptions",
     "flame.model.states": "ApplicationState ExecutorState NodeState SessionState Shim TaskState",
+    "flame.runner": (
+        "Executor ObjectFuture RemoteFunction Runner RunnerService StateLostError function progress register_joblib"
+    ),
     "flame.service": "ApplicationContext FlameService GangContext SessionContext TaskCancelled TaskContext run",
 }
 _SOURCE_OF = {name: module for module, names in _SOURCES.items() for name in names.split()}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flame.client.futures import CancelledTaskError, settle
-from flame.model.errors import FlameError, TooLargeError
-from flame.runner.failures import StateLostError
+from flame.model.errors import FlameError, InvalidArgumentError, TaskFailedError, TooLargeError
+from flame.model.states import TaskState
+from flame.runner.failures import StateLostError, error_of
 from flame.runner.futures import ObjectFuture
 from flame.runner.payloads import (
     PICKLE,
@@ -22,6 +24,7 @@ from flame.runner.payloads import (
     TAG,
     bare,
     encode_call,
+    is_stored,
     with_values,
 )
 from flame.runner.storage import Storage, StoredArgument, background
@@ -43,6 +46,8 @@ class Lane:
         self._storage = storage
         self._wake = session.connection.thread.loop.call_soon_threadsafe
         self._lock = threading.Lock()
+        self._held: set[ObjectFuture] = set()
+        self._ended = threading.Condition(self._lock)  # that of the last held call
         self._stateful = stateful
         self._state = _UNKNOWN
 
@@ -56,11 +61,7 @@ class Lane:
         options: ty.TaskOptions | None = None,
     ) -> ObjectFuture:
         """Make a call. Raises InvalidArgumentError, TooLargeError, or what ended the session's stream."""
-        kept: list[bytes] = []
-        if self._storage.configured:
-            args = tuple(self._argument(value, kept) for value in args)
-            kwargs = {name: self._argument(value, kept) for name, value in kwargs.items()}
-        call, needs = encode_call(method, args, kwargs)
+        call, needs, kept = self._encode(method, args, kwargs)
         future = ObjectFuture(self.session.task_stream(), self)
         if self._stateful:
             future.add_done_callback(self._learn)
@@ -71,6 +72,39 @@ class Lane:
         else:
             self._submit(future, call, options)
         return future
+
+    def _encode(
+        self, method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes, list[ObjectFuture], list[bytes]]:
+        """A call, the futures in it, and what was put into the cache for it."""
+        kept: list[bytes] = []
+        if self._storage.configured:
+            args = tuple(self._argument(value, kept) for value in args)
+            kwargs = {name: self._argument(value, kept) for name, value in kwargs.items()}
+        call, needs = encode_call(method, args, kwargs)
+        return call, needs, kept
+
+    def map(self, calls: Iterable[tuple[Any, ...]], timeout: float | None, window: int | None) -> Iterator[Any]:
+        """The values of calls with these arguments, in their order, as they come; the first are made at once.
+
+        Raises InvalidArgumentError, also for futures among the arguments.
+        """
+        results = self.session.map(map(self._bulk, calls), timeout=timeout, window=window, return_exceptions=True)
+        return self._values(results)
+
+    def _bulk(self, args: tuple[Any, ...]) -> bytes:
+        call, needs, _ = self._encode(None, args, {})
+        if needs:
+            raise InvalidArgumentError("the arguments of map can't be futures", remedy="give them to submit")
+        return self._storage.keep(call) if len(call) > self._storage.threshold else call
+
+    def _values(self, results: Iterator[Any]) -> Iterator[Any]:
+        for result in results:
+            if isinstance(result, FlameError):
+                raise error_of(result) if isinstance(result, TaskFailedError) else result
+            yield self.decode(result)
+            if is_stored(result):
+                self.free(result)
 
     def _argument(self, value: Any, kept: list[bytes]) -> Any:
         stored = self._storage.keep_value(value)
@@ -103,6 +137,8 @@ class Lane:
     ) -> None:
         future._held, future._needs = True, needs  # pyright: ignore[reportPrivateUsage]
         left = len(needs)
+        with self._lock:
+            self._held.add(future)
 
         def one_ended(_: object) -> None:
             nonlocal left
@@ -119,8 +155,8 @@ class Lane:
         """All arguments of a held call have ended. In the thread of the connection."""
         if future.done():
             return
+        self._no_longer_held(future)
         values = [need._value for need in future._needs]  # pyright: ignore[reportPrivateUsage]
-        future._held = False  # pyright: ignore[reportPrivateUsage]
         error = next((value for value in values if isinstance(value, FlameError)), None)
         if error is None:
             results = [bare(value) for value in values if isinstance(value, bytes)]
@@ -143,8 +179,16 @@ class Lane:
         """It was cancelled before it was submitted."""
         self._wake(partial(self._settle, future, CancelledTaskError("cancelled before its arguments were there")))
 
+    def _no_longer_held(self, future: ObjectFuture) -> None:
+        future._held = False  # pyright: ignore[reportPrivateUsage]
+        with self._lock:
+            self._held.discard(future)
+            if not self._held:
+                self._ended.notify_all()
+
     def _settle(self, future: ObjectFuture, error: FlameError) -> None:
         if not future.done():
+            self._no_longer_held(future)
             settle(future._stream.lock, (future,), (error,), plain=False)  # pyright: ignore[reportPrivateUsage]
 
     # --- results ---------------------------------------------------------------------------------------------------
@@ -183,6 +227,23 @@ class Lane:
                 self._state = state
         if state != self._state:
             raise lost_state(self.session.application)
+
+    # --- waiting ---------------------------------------------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Wait until all calls have ended."""
+        with self._ended:
+            self._ended.wait_for(lambda: not self._held)
+        self.session.wait()
+
+    def cancel_pending(self) -> None:
+        """Cancel the calls that no instance has begun with."""
+        with self._lock:
+            held = list(self._held)
+        for future in held:
+            future.cancel()
+        pending = self.session.list_tasks([TaskState.PENDING], without_payloads=True)
+        self.session.cancel([task.id for task in pending], reason="the executor was shut down")
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class RunnerService:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         instances: int | None = None,
+        max_instances: int | None = None,
         configured: bool = False,
         **session: Any,
     ) -> None:
@@ -77,6 +78,8 @@ class RunnerService:
             if autoscale or warmup:
                 raise ValueError("give either instances, or autoscale and warmup")
             context.min_instances = context.max_instances = 1
+        elif max_instances is not None:
+            context.max_instances = min(max_instances, context.max_instances or max_instances)
         self._target = execution_object
         self._methods = _methods_of(execution_object)
         self._turns = itertools.count()

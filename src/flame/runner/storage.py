@@ -81,6 +81,10 @@ class Storage:
             raise pickle.UnpicklingError("what the task returned is no result of a Runner")
         return pickle.loads(payload)
 
+    def get(self, ref: ObjectRef) -> Any:
+        """The object of a reference."""
+        return self._cache(ref).get(ref)
+
     def reference(self, result: bytes) -> ObjectRef:
         """A reference to the value of a result, which is put into the cache if only its pickle or nothing is there."""
         if result[:TAG] == STORED_VALUE:

@@ -1,0 +1,248 @@
+"""The plain ways in: Executor, remote functions, joblib, asyncio, a progress bar."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import operator
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flame
+from flame.local import Cluster
+from flame.runner.bars import PlainBar
+from runner_samples import RefusedError, add, nested_map, pid_of, refuse, remember, remembered, wait_for
+
+SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(executors=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def connection(cluster: Cluster) -> Iterator[flame.Connection]:
+    with flame.connect(cluster.endpoint) as connection:
+        yield connection
+
+
+@pytest.fixture
+def executor(connection: flame.Connection) -> Iterator[flame.Executor]:
+    with flame.Executor(connection=connection) as executor:
+        yield executor
+
+
+# --- Executor --------------------------------------------------------------------------------------------------------
+
+
+def test_submit_calls_a_function_there(executor: flame.Executor) -> None:
+    assert executor.submit(operator.add, 1, 2).result(SECONDS) == 3
+    assert executor.submit(add, 1, b=2).result(SECONDS) == 3
+    assert executor.submit(lambda value: value * 2, 4).result(SECONDS) == 8
+    assert executor.submit(pid_of).result(SECONDS) != os.getpid()
+
+
+def test_what_was_submitted_is_the_function_as_it_was_then(executor: flame.Executor) -> None:
+    futures = []
+    for offset in range(3):
+
+        def function(value: int, offset: int = offset) -> int:
+            return value + offset
+
+        futures.append(executor.submit(function, 10))
+    assert [future.result(SECONDS) for future in futures] == [10, 11, 12]
+
+
+def test_map_gives_results_in_order(executor: flame.Executor) -> None:
+    assert list(executor.map(add, range(1000), range(1000))) == [2 * n for n in range(1000)]
+    assert list(executor.map(add, range(1000), range(1000), chunksize=64)) == [2 * n for n in range(1000)]
+    assert list(itertools.islice(executor.map(add, itertools.count(), buffersize=100), 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="chunksize"):
+        executor.map(add, [1], chunksize=0)
+
+
+def test_map_raises_what_a_call_raised(executor: flame.Executor) -> None:
+    results = executor.map(refuse, [1, 2], chunksize=1)
+    with pytest.raises(RefusedError) as caught:
+        next(results)
+    assert caught.value.number == 1
+    with pytest.raises(RefusedError):
+        list(executor.map(refuse, range(10), chunksize=4))
+
+
+def test_after_shutdown_nothing_is_taken(connection: flame.Connection) -> None:
+    executor = flame.Executor(connection=connection)
+    future = executor.submit(add, 1)
+    executor.shutdown()
+    assert future.result(0) == 1
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(add, 1)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.map(add, [1])
+    assert not connection.list_sessions(application=executor.submit.__self__._application.name)  # type: ignore[attr-defined]
+
+
+def test_shutdown_cancels_what_has_not_begun_if_asked(connection: flame.Connection, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    executor = flame.Executor(1, connection=connection)
+    running = executor.submit(wait_for, str(gate))
+    waiting = [executor.submit(add, n) for n in range(600)]
+    dependent = executor.submit(add, running, "!")
+    while not Path(f"{gate}.runs").exists():
+        pass
+    executor.shutdown(wait=False, cancel_futures=True)
+    for future in (*waiting, dependent):
+        with pytest.raises(CancelledError):
+            future.result(SECONDS)
+    assert not running.done()
+    gate.unlink()
+    assert running.result(SECONDS) == "done"
+
+
+def test_the_initializer_runs_once_per_instance(connection: flame.Connection) -> None:
+    with flame.Executor(1, remember, ("this",), connection=connection) as executor:
+        assert [executor.submit(remembered).result(SECONDS) for _ in range(3)] == [["this"]] * 3
+    with flame.Executor(1, refuse, (5,), connection=connection) as executor:
+        for _ in range(2):
+            with pytest.raises(RefusedError):
+                executor.submit(add, 1).result(SECONDS)
+
+
+def test_futures_are_arguments_too(executor: flame.Executor) -> None:
+    first = executor.submit(add, 1, 2)
+    assert executor.submit(sum, [first, first, 4]).result(SECONDS) == 10
+    with pytest.raises(flame.InvalidArgumentError, match="can't be futures"):
+        list(executor.map(add, [first]))
+
+
+def test_run_in_executor_of_asyncio(executor: flame.Executor) -> None:
+    async def main() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        results = [await loop.run_in_executor(executor, add, 1, 2)]
+        results += await asyncio.gather(*(loop.run_in_executor(executor, add, n) for n in range(3)))
+        with pytest.raises(RefusedError):
+            await loop.run_in_executor(executor, refuse, 1)
+        return results
+
+    assert asyncio.run(main()) == [3, 0, 1, 2]
+
+
+def test_an_executor_inside_of_its_calls(executor: flame.Executor) -> None:
+    assert executor.submit(nested_map, 5).result(SECONDS) == [1, 2, 3, 4, 5]
+
+
+def test_calls_that_wait_for_calls_end_when_the_cluster_is_full(executor: flame.Executor) -> None:
+    outer = [executor.submit(nested_map, 3) for _ in range(3)]  # as many as there are executors
+    wait(outer, SECONDS)
+    assert [future.result(SECONDS) for future in outer] == [[1, 2, 3]] * 3
+
+
+# --- functions -------------------------------------------------------------------------------------------------------
+
+
+def script(cluster: Cluster, folder: Path, text: str) -> str:
+    """What a program prints that is no module of a project."""
+    file = folder / "program.py"
+    file.write_text(textwrap.dedent(text))
+    environment = {**os.environ, "FLAME_ENDPOINT": cluster.endpoint}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(file)],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_function_is_called_here_and_there(cluster: Cluster, connection: flame.Connection, tmp_path: Path) -> None:
+    printed = script(
+        cluster,
+        tmp_path,
+        """
+        import asyncio, os
+        import flame
+
+        @flame.function
+        def where(value=0):
+            "Where it runs."
+            return os.getpid() == HOME, value
+
+        @flame.function(max_retries=1, max_instances=1, run_timeout=20)
+        def factorial(number):
+            return 1 if number < 2 else number * factorial(number - 1)
+
+        HOME = os.getpid()
+        print(where(1), where.remote(2).get(), where.__name__, where.__doc__)
+        print(list(where.map(range(3))))
+        print(asyncio.run(where.aio(4)))
+        print(factorial.options(priority=3).remote(factorial.remote(3)).get())
+        """,
+    )
+    assert printed.splitlines() == [
+        "(True, 1) (False, 2) where Where it runs.",
+        "[(False, 0), (False, 1), (False, 2)]",
+        "(False, 4)",
+        "720",
+    ]
+    assert not [one.name for one in connection.list_applications() if one.name.startswith("functions-")]
+
+
+def test_a_progress_bar_that_needs_nothing(executor: flame.Executor) -> None:
+    stream = io.StringIO()
+    futures = [executor.submit(add, n) for n in range(4)]
+    bar = PlainBar(4, "adding", stream)
+    assert {future.result() for future in flame.progress(futures, bar=bar)} == {0, 1, 2, 3}
+    assert stream.getvalue() == f"adding: {'#' * 30} 4/4\n"
+
+
+def test_the_progress_bar_of_tqdm(executor: flame.Executor, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
+    assert len(list(flame.progress([executor.submit(add, n) for n in range(4)], "adding"))) == 4
+    assert "adding: 100%" in capsys.readouterr().err
+
+
+def test_joblib(cluster: Cluster, tmp_path: Path) -> None:
+    pytest.importorskip("joblib")
+    printed = script(
+        cluster,
+        tmp_path,
+        """
+        import os
+        import flame, joblib
+
+        flame.register_joblib()
+
+        def square(value):
+            return value * value, os.getpid()
+
+        def refuse(value):
+            raise KeyError(value)
+
+        with joblib.parallel_backend("flame", n_jobs=2):
+            results = joblib.Parallel()(joblib.delayed(square)(n) for n in range(50))
+            print([value for value, _ in results] == [n * n for n in range(50)])
+            print(os.getpid() in {pid for _, pid in results})
+            try:
+                joblib.Parallel()(joblib.delayed(refuse)(n) for n in range(3))
+            except KeyError as error:
+                print("KeyError", error)
+        print(joblib.parallel.BACKENDS["flame"]().effective_n_jobs(-1))
+        """,
+    )
+    assert printed.splitlines() == ["True", "False", "KeyError 0", "3"]
