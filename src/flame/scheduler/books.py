@@ -197,11 +197,13 @@ class Books:
         self.leaving: dict[int, Holding] = {}  # on their way out, and nobody was promised their room
         self.total = NOTHING  # capacity of the nodes that are ready
         self.touched: list[Place] = []
+        self._version = 0  # of all places: one that comes back under its name must not look like the old one
 
     def touch(self, place: Place) -> None:
         """The room on this place changed."""
         place.refresh()
-        place.version += 1
+        self._version += 1
+        place.version = self._version
         self.touched.append(place)
 
     # --- executors -----------------------------------------------------------------------------------------------
