@@ -111,7 +111,7 @@ def on_close(engine: Engine, draft: Draft, event: CloseSession) -> None:
     """Pending tasks are cancelled. Running ones forbid it unless `force`, which cancels them too."""
     session = engine.sessions.get(event.session_id)
     if session is None:
-        draft.refuse(event.ticket, NotFoundError(f"session <{event.session_id}>"))
+        draft.refuse(event.ticket, NotFoundError(f"session <{event.session_id}> not found"))
         return
     if session.state is SessionState.CLOSED:
         draft.reply(event.ticket, session_view(engine, session))
@@ -147,7 +147,7 @@ def on_close(engine: Engine, draft: Draft, event: CloseSession) -> None:
 def on_delete(engine: Engine, draft: Draft, event: DeleteSession) -> None:
     session = engine.sessions.get(event.session_id)
     if session is None:
-        draft.refuse(event.ticket, NotFoundError(f"session <{event.session_id}>"))
+        draft.refuse(event.ticket, NotFoundError(f"session <{event.session_id}> not found"))
     elif session.state is SessionState.OPEN:
         draft.refuse(event.ticket, InternalError("Cannot delete open session", remedy="close it first"))
     elif engine.read_only:

@@ -96,7 +96,7 @@ def _refusal(engine: Engine, session: Session | None, event: Submitted) -> Flame
             f"the journal can't be written: {engine.read_only}", remedy="free the disk; sent again, it is accepted then"
         )
     if session is None:
-        return NotFoundError(event.session_id)
+        return NotFoundError(f"session <{event.session_id}> not found")
     if session.state is not SessionState.OPEN:
         return InvalidStateError(f"session <{session.id}> is not open", remedy="create a new session")
     if event.count < 1:

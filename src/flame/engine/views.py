@@ -87,7 +87,7 @@ class ExplainView(msgspec.Struct, gc=False):
 def _find(engine: Engine, session_id: str) -> Session:
     session = engine.sessions.get(session_id)
     if session is None:
-        raise NotFoundError(session_id)
+        raise NotFoundError(f"session <{session_id}> not found")
     return session
 
 
@@ -172,7 +172,7 @@ def _pending_reason(engine: Engine, found: Session) -> str:
 def task(engine: Engine, session_id: str, task_id: int) -> TaskView:
     found = _find(engine, session_id)
     if not 1 <= task_id <= found.total:
-        raise NotFoundError(str(task_id))
+        raise NotFoundError(f"task <{task_id}> not found")
     return _task_view(found, task_id)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("flame.manager")
 
 _BEARER = "Bearer "
+# What is not found, as clients of the contract expect it: the id alone, or without a verb.
+_NOT_FOUND = re.compile(r"((?:session|task) <(.*)>) not found", re.DOTALL)
+_ID_ALONE = frozenset({"GetSession", "GetTask", "ListTask", "CreateTask"})
+_WITHOUT_VERB = frozenset({"CloseSession", "DeleteSession"})
 
 
 def grpc_address(text: str) -> Address:
@@ -165,7 +170,14 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], name: str, error: 
         error = InternalError(f"{type(error).__name__} in {name}")
     status = grpc.StatusCode[MEANING[error.code].grpc]
     details = (("flame-code", str(int(error.code))), ("flame-remedy-bin", error.remedy.encode()))
-    await context.abort(status, error.message, details)
+    await context.abort(status, _text(name, error), details)
+
+
+def _text(name: str, error: FlameError) -> str:
+    found = _NOT_FOUND.fullmatch(error.message)
+    if found is None or name not in _ID_ALONE | _WITHOUT_VERB:
+        return error.message
+    return found[2] if name in _ID_ALONE else found[1]
 
 
 def _grpc() -> Any:
