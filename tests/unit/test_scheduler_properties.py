@@ -206,6 +206,7 @@ def test_no_plan_breaks_a_rule_and_all_comes_to_rest(order: int, ops: list[Op]) 
     assert not churned, f"started and stopped again without an event in between: {churned}"
     idle_room_is_used(cluster)
     gangs_are_whole(cluster)
+    nobody_waits_for_what_others_have_to_yield(cluster)
 
 
 def idle_room_is_used(cluster: Cluster) -> None:
@@ -222,6 +223,27 @@ def idle_room_is_used(cluster: Cluster) -> None:
             assert gangs._fill(ask, open_to_it) is None, f"gang {ask.session} fits"
         else:
             assert not open_to_it, f"{ask.session} lacks one, {open_to_it[0].name} has {open_to_it[0].free}"
+
+
+def nobody_waits_for_what_others_have_to_yield(cluster: Cluster) -> None:
+    """No session lacks an executor that would have room if those of its tenant that have to yield to it left."""
+    scheduler = cluster.scheduler
+    for ask in scheduler.books.asks.values():
+        if not ask.lacking or ask.gang or ask.application.coming >= ask.application.most:
+            continue
+        if any(group.over_quota(group.coming, ask.resreq) for group in ask.group.path()):
+            continue
+        shape = ask.shape
+        assert isinstance(shape, Shape)
+        for place in scheduler.books.places.values():
+            if not place.open or place.limit or scheduler.rooms.why_not(shape, place):
+                continue
+            room = place.free
+            for holding in place.holdings.values():
+                victim = holding.ask
+                if victim is not None and victim.group is ask.group and scheduler.policies.yields(victim, ask):
+                    room += holding.resreq
+            assert not ask.resreq.fits(room), f"{ask.session} waits though others on {place.name} have to yield to it"
 
 
 def gangs_are_whole(cluster: Cluster) -> None:
