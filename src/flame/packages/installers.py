@@ -175,7 +175,7 @@ def _make_environment(job: Job, tools: Tools, uv: str | None) -> list[str]:
 def _wanted(job: Job) -> list[str]:
     """What to install: a wheel, a project, requirements, wheels, or (plain modules) nothing.
 
-    Wheels in the folder `wheels` of a package are found before those of a registry.
+    Wheels in the folder `wheels` of a package count beside those of a registry.
     """
     if job.wheel is not None:
         return [str(job.wheel)]
