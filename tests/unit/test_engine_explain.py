@@ -88,8 +88,9 @@ def test_room_that_is_being_made() -> None:
     waiting(bench, "low")
     bench.bound(*bench.started())
     waiting(bench, priority=5)
-    _, thing, text, remedy, _ = reason(bench, "preemption")
+    _, thing, text, remedy, since = reason(bench, "preemption")
     assert thing == "n1"
+    assert since == views.session(bench.engine, "s").pending_since > 0
     assert text.startswith("room is being made on n1: 1 executor")
     assert "grace time" in remedy
 

@@ -99,8 +99,8 @@ class Scheduler:
     def usage(self, name: str) -> TenantUsage:
         """What the tenant has, deserves and wants."""
         group = self.tree.groups[name]
-        wanted = sum(ask.lacking for queue in self.waiting.queues.values() for ask in queue.members.values()
-                     if group in ask.group.path())  # fmt: skip
+        mine = (queue for queue in self.waiting.queues.values() if group in queue.group.path())
+        wanted = sum(ask.lacking for queue in mine for ask in queue.members.values())
         return TenantUsage(
             group.used, dominant(group.used, self.books.total), self._fair(group), group.executors, wanted
         )
@@ -274,12 +274,12 @@ class Scheduler:
         self._moves += 1
         waited = ask.lane is not None
         self.waiting.update(ask)
-        if ask.lane is None:
-            ask.since = 0
-        elif not waited:
+        if ask.lane is not None and not waited:
             self.dirty = True
             self._sweep.renew(ask.lane)
-        if ask.lane is not None and not ask.since:
+        if ask.lane is None and not ask.claims:
+            ask.since = 0
+        elif not ask.since:  # also while it only waits for what it was promised
             ask.since = self._now
         ask.group.givers.changed(ask)
 
@@ -346,7 +346,7 @@ class Scheduler:
             plan.again = self._sweep.resume(self._changes(), now)
         for start in plan.starts:
             ask = self.books.asks[start.session]
-            ask.since = now if ask.lane is not None else 0
+            ask.since = now if ask.lane is not None or ask.claims else 0
         self.dirty = plan.more
         if self.waiting.queues and self.books.idle:
             youngest = next(reversed(self.books.idle.values())).idle_since + IDLE_MS
