@@ -37,13 +37,10 @@ class Memory:
         if room > self.arena.size:
             return None
         offset = self.arena.take(room)
-        if offset is None and self._evict:
-            for blob in list(self._order):
-                if self._may_leave(blob):
-                    self.forget(blob)
-                    offset = self.arena.take(room)
-                    if offset is not None:
-                        break
+        while offset is None and self._evict and (victims := self._victims(room)):
+            for blob in victims:
+                self.forget(blob)
+            offset = self.arena.take(room)
         if offset is not None:
             self.used += rounded(room)
         return offset
@@ -109,6 +106,17 @@ class Memory:
             f"and nothing may leave",
             remedy="delete objects, raise cache.eviction.max_memory, or set cache.storage",
         )
+
+    def _victims(self, room: int) -> list[Blob]:
+        """Those that leave first, as many as have so many bytes together."""
+        victims: list[Blob] = []
+        for blob in self._order:
+            if room <= 0:
+                break
+            if self._may_leave(blob):
+                victims.append(blob)
+                room -= rounded(blob.room)
+        return victims
 
     def _may_leave(self, blob: Blob) -> bool:
         return not blob.pins and (blob.file is not None or blob.copy)

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from flame.objects.keys import ObjectKey
 from flame.objects.messages import GetTicket, LocalDoor
 
 _log = logging.getLogger("flame.cache")
+_FOLDER = "flame-cache-"
 QUIET = 30.0  # seconds without a request until unused memory goes back to the system
 
 
@@ -47,7 +49,7 @@ class Running:
         )
         self._dropped = Dropped(settings.storage, self.cache) if settings.storage is not None else None
         self._replicas = Replicas(self.cache, settings.peers, settings.tls)
-        self._folder = Path(tempfile.mkdtemp(prefix="flame-cache-", dir=settings.door))
+        self._folder = door_folder(settings.door)
         self._flight: CacheServer | None = None
         self._local: LocalServer | None = None
         self._seen = 0
@@ -105,6 +107,20 @@ class Running:
             self._flight.shutdown()
         self.cache.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def door_folder(parent: Path | None) -> Path:
+    """A new private folder for the unix socket; those of caches that were killed are removed."""
+    base = parent or Path(tempfile.gettempdir())
+    for door in base.glob(f"{_FOLDER}*/door"):
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(door))
+        except ConnectionRefusedError:
+            shutil.rmtree(door.parent, ignore_errors=True)
+        except OSError:
+            continue  # somebody else's
+    return Path(tempfile.mkdtemp(prefix=_FOLDER, dir=base))
 
 
 def _tls(settings: CacheSettings) -> dict[str, Any]:

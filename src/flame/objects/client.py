@@ -216,6 +216,12 @@ class ObjectClient:
             return link
 
 
+def end_session(endpoint: str, prefix: str, after: float | None = None, *, tls: TlsConfig | None = None) -> None:
+    """Let all objects of `APPLICATION/SESSION` at a cache go away; for whoever closes sessions and has no client."""
+    with ObjectClient(endpoint, tls=tls) as client:
+        client.end_session(prefix, after)
+
+
 def _writable(key_or_prefix: str) -> ObjectKey:
     key = ObjectKey.from_path(key_or_prefix)
     if key.is_all_sessions():
