@@ -38,12 +38,12 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml src/flame/_version.py | $(BIN)/python
 	@echo "installing flame-engine into $(VENV)"
-	@$(PIP) --editable ".[certs,speed,cache]"
+	@$(PIP) --editable ".[certs,speed,cache,packages]"
 	@touch $@
 
 $(DEVELOPED): pyproject.toml $(INSTALLED)
 	@echo "installing the development tools into $(VENV)"
-	@$(PIP) --editable ".[certs,speed,cache,dev]"
+	@$(PIP) --editable ".[certs,speed,cache,packages,dev]"
 	@touch $@
 
 # The unmodified client of the reference system, in an environment of its own: conformance tests run it as a process.
