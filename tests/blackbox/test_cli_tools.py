@@ -353,6 +353,17 @@ def test_status_says_what_runs(running: Shell) -> None:
     assert running.good("flmadm", "status").split()[:2] == ["Name", "State"]
 
 
+def test_a_cluster_of_another_name_is_used_when_it_is_named(shell: Shell) -> None:
+    out = shell.good("flmadm", "up", "--detach", "--name", "mine")
+    assert "FLAME_CLUSTER=mine" in out
+    other = shell.run("flmctl", "list", "-s")
+    assert "under other names run: mine" in other.stderr
+    shell.good("flmctl", "create", "-a", "flmping", "--id", "here", FLAME_CLUSTER="mine")
+    assert shell.good("flmctl", "list", "-s", "-o", "name", FLAME_CLUSTER="mine") == "here\n"
+    assert "FLAME_CLUSTER" not in shell.good("flmadm", "status", FLAME_CLUSTER="mine")
+    shell.good("flmadm", "down", "--name", "mine")
+
+
 def test_a_second_cluster_of_the_same_name_is_refused(running: Shell) -> None:
     done = running.run("flmadm", "up", "--detach")
     assert done.returncode == 5

@@ -84,6 +84,7 @@ def find_cluster(settings: Settings, *, announce: bool = True) -> Where:
     if not settings.start:
         return Where(None, None, _running())
     from flame.local import Cluster, find_or_start
+    from flame.local.registry import running
 
     local = find_or_start()
     if announce and isinstance(local, Cluster):
@@ -91,6 +92,10 @@ def find_cluster(settings: Settings, *, announce: bool = True) -> Where:
             "note: no cluster was running; this one ends with the command (flmadm up --detach starts one that stays)",
             file=sys.stderr,
         )
+        others = [record.name for record in running() if not record.anonymous]
+        if others:
+            names = ", ".join(others)
+            print(f"note: under other names run: {names} (used with FLAME_CLUSTER=NAME)", file=sys.stderr)
     return Where(None, None, local)
 
 

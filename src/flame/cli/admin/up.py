@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -71,9 +72,12 @@ def up(
 def _introduce(name: str) -> None:
     from flame.cli.output import page
     from flame.local.launch import running_cluster
+    from flame.local.registry import DEFAULT_NAME
 
     record = running_cluster(name)
     print(f"Cluster <{name}> is running.", flush=True)
     rows = [("  endpoint", record.endpoint), ("  gRPC", record.listen), ("  storage", record.storage)]
     for line in page([*((label, value) for label, value in rows if value), ("  log", record.log)]):
         print(line, flush=True)
+    if name != (os.environ.get("FLAME_CLUSTER") or DEFAULT_NAME):
+        print(f"Programs and commands use it with FLAME_CLUSTER={name} in their environment.", flush=True)
