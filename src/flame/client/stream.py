@@ -388,6 +388,20 @@ class TaskStream:
         if message.state == SessionState.CLOSED:
             logger.info("session %s was closed", self.session_id)
 
+    def hand_over(self, old: TaskFuture, new: TaskFuture) -> None:
+        """The result of a task goes to another future, which can be cancelled then without the first one's end."""
+        for index, (payload, owner, options) in enumerate(self._buffer):
+            if owner is old:
+                self._buffer[index] = (payload, new, options)
+                return
+        waiting = (batch.owner for batch in (*self._batches, *self._renumber))
+        accepted = (chunk.owners for chunk in self._chunks if isinstance(chunk, FutureChunk))
+        for owners in (*(owner for owner in waiting if isinstance(owner, list)), *accepted):
+            if old in owners:
+                owners[owners.index(old)] = new
+                new._id = old._id  # pyright: ignore[reportPrivateUsage]
+                return
+
     # --- waiting ---------------------------------------------------------------------------------------------------
 
     @property

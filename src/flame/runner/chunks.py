@@ -13,6 +13,13 @@ def call_each(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) ->
     return [function(*each) for each in arguments]
 
 
+def call_pickled(function: bytes, *args: Any, **kwargs: Any) -> Any:
+    """The result of a function of which there is a pickle."""
+    import pickle
+
+    return pickle.loads(function)(*args, **kwargs)
+
+
 def chunked(arguments: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
     """Lists of `size` items; the last one may be shorter."""
     from itertools import islice

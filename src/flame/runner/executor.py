@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
 from flame.model.errors import FlameError
 from flame.runner.application import RunnerApplication
-from flame.runner.chunks import call_each, chunked
+from flame.runner.chunks import call_each, call_pickled, chunked
 from flame.runner.futures import ObjectFuture
 from flame.runner.lane import Lane
 from flame.runner.payloads import dumps, served
@@ -76,7 +76,7 @@ class Executor(concurrent.futures.Executor):
             self._application.close()
             raise
         storage = Storage(f"{self._application.name}/{opened.id}", configured=self._application.has_cache)
-        self._lane = Lane(opened, storage)
+        self._lane = Lane(opened, storage, target=call_pickled)
         self._lock = threading.Lock()
         self._shut_down = False
         self._closed = False

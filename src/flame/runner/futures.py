@@ -27,6 +27,7 @@ class ObjectFuture(TaskFuture):
 
     _needs: tuple[ObjectFuture, ...] = ()  # its arguments, as long as their results must not go
     _held: bool = False  # waits for those, and is not submitted
+    _submitted: bytes | None = None  # what was submitted, if this process could run it itself
 
     def __init__(self, stream: TaskStream, lane: Lane) -> None:
         super().__init__(stream)
@@ -68,6 +69,11 @@ class ObjectFuture(TaskFuture):
         self._cancel_wanted = True
         self._lane.cancel_held(self)
         return True
+
+    def _wait(self, timeout: float | None) -> None:
+        if self._submitted is not None and self._state == "PENDING":
+            timeout = self._lane.run_here_if_full(self, self._submitted, timeout)
+        super()._wait(timeout)
 
     def __await__(self) -> Generator[Any, None, Any]:
         try:

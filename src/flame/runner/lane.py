@@ -6,15 +6,17 @@ as they came: whoever made the call never waits, and no executor is taken by a c
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flame.client.futures import CancelledTaskError, settle
 from flame.model.errors import FlameError, InvalidArgumentError, TaskFailedError, TooLargeError
 from flame.model.states import TaskState
+from flame.runner import nesting
 from flame.runner.failures import StateLostError, error_of
 from flame.runner.futures import ObjectFuture
 from flame.runner.payloads import (
@@ -23,6 +25,7 @@ from flame.runner.payloads import (
     STATE_ID,
     TAG,
     bare,
+    dumps,
     encode_call,
     is_stored,
     with_values,
@@ -36,13 +39,18 @@ if TYPE_CHECKING:
     from flame.proto import types_pb2 as ty
 
 _UNKNOWN = bytes(STATE_ID)
+INSIDE = bool(os.environ.get("FLAME_INSTANCE_ID"))  # this process is an instance
 
 
 class Lane:
     """See above. `stateful`: its instance has a state that calls change, so it must stay the same one."""
 
-    def __init__(self, session: Session, storage: Storage, *, stateful: bool = False) -> None:
+    def __init__(
+        self, session: Session, storage: Storage, *, stateful: bool = False, target: Callable[..., Any] | None = None
+    ) -> None:
+        """`target`: what answers calls without a method, if it can answer them in this process just as well."""
         self.session = session
+        self._target = target if INSIDE else None
         self._storage = storage
         self._wake = session.connection.thread.loop.call_soon_threadsafe
         self._lock = threading.Lock()
@@ -124,6 +132,8 @@ class Lane:
         if len(call) > self._storage.threshold:
             call = self._storage.keep(call)
             self._free_after(future, call)
+        if self._target is not None:
+            future._submitted = call  # pyright: ignore[reportPrivateUsage]
         if self._stateful:
             call = STATE + self._state + call
         stream: TaskStream = future._stream  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
@@ -235,6 +245,18 @@ class Lane:
         with self._ended:
             self._ended.wait_for(lambda: not self._held)
         self.session.wait()
+
+    def run_here_if_full(self, future: ObjectFuture, call: bytes, timeout: float | None) -> float | None:
+        """A call of an instance waits for another call. If the cluster has no room for that one, it is run here, so
+        that calls that wait for calls end however full the cluster is. Answers what is left of `timeout`."""
+        assert self._target is not None
+        return nesting.wait_or_run(future, lambda: self._answer(call), self.session, timeout)
+
+    def _answer(self, call: bytes) -> bytes:
+        assert self._target is not None
+        method, args, kwargs = self._storage.call(call)
+        del method
+        return dumps(self._target(*args, **kwargs), "the result")
 
     def cancel_pending(self) -> None:
         """Cancel the calls that no instance has begun with."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from flame.model.errors import FlameError, InvalidArgumentError, TooLargeError
 from flame.runner import payloads
-from flame.runner.payloads import PICKLE, SERVED, STATE, STATE_ID, STORED, TAG, VALUES, Served
+from flame.runner.payloads import PICKLE, SERVED, STATE, STATE_ID, TAG, Served
 from flame.runner.storage import here
 from flame.service.api import FlameService, SessionContext, TaskContext
 from flame.service.runtime import run
@@ -87,19 +87,8 @@ class FlameRunpyService(FlameService):
                 from flame.runner.lane import lost_state
 
                 raise lost_state(os.environ.get("FLAME_APPLICATION", ""))
-            return STATE + self._state + self._encode(self._call(*self._load(data[TAG + STATE_ID :])))
-        return self._encode(self._call(*self._load(data)))
-
-    def _load(self, data: bytes) -> Any:
-        """The call in a task's input."""
-        if data[:TAG] == VALUES:
-            call, results = payloads.parts_of(data)
-            return payloads.load_call(call, [here().value(result) for result in results])
-        if data[:1] == PICKLE:
-            return pickle.loads(data)
-        if data[:TAG] == STORED:
-            return self._load(here().payload(data))
-        raise InvalidArgumentError("the input of this task is no call of a Runner")
+            return STATE + self._state + self._encode(self._call(*here().call(data[TAG + STATE_ID :])))
+        return self._encode(self._call(*here().call(data)))
 
     def _call(self, method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._calls:

@@ -88,6 +88,8 @@ class RunnerService:
         name = chosen or short_name(application)
         what = getattr(execution_object, "__qualname__", type(execution_object).__qualname__)
         common_data = served(context, stateful=self._stateful, name=str(what)).encode()
+        plain = not self._stateful and not isinstance(execution_object, type)
+        here: Callable[..., Any] | None = execution_object if plain else None
         self._lanes: list[Lane] = []
         for index in range(instances or 1):
             attributes = SessionAttributes(
@@ -101,7 +103,7 @@ class RunnerService:
             )
             opened = _open(connection, attributes, shared=chosen is not None)
             storage = Storage(f"{application}/{opened.id}", configured=configured)
-            self._lanes.append(Lane(opened, storage, stateful=self._stateful))
+            self._lanes.append(Lane(opened, storage, stateful=self._stateful, target=here))
 
     # --- calling ---------------------------------------------------------------------------------------------------
 

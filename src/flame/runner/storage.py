@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flame.model.errors import FlameError, InvalidConfigError, TooLargeError
-from flame.runner.payloads import PICKLE, PLAIN, STORED, STORED_VALUE, TAG, is_stored
+from flame.model.errors import FlameError, InvalidArgumentError, InvalidConfigError, TooLargeError
+from flame.runner.payloads import PICKLE, PLAIN, STORED, STORED_VALUE, TAG, VALUES, Call, is_stored, load_call, parts_of
 
 if TYPE_CHECKING:
     from flame.objects.client import ObjectClient
@@ -70,6 +70,16 @@ class Storage:
             return stored
         ref = _ref_of(stored)
         return self._cache(ref).get(ref)
+
+    def call(self, data: bytes) -> Call:
+        """The call in a task's input. Raises whatever loading its arguments raises."""
+        data = self.payload(data)
+        if data[:TAG] == VALUES:
+            call, results = parts_of(data)
+            return load_call(self.payload(call), [self.value(result) for result in results])
+        if data[:1] == PICKLE:
+            return pickle.loads(data)
+        raise InvalidArgumentError("the input of this task is no call of a Runner")
 
     def value(self, result: bytes) -> Any:
         """The value of a result."""
