@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,24 @@ def pack(file: Path, files: Mapping[str, str]) -> Path:
             info.size = len(text.encode())
             info.mode = 0o755 if name.startswith("bin/") else 0o644
             archive.addfile(info, io.BytesIO(text.encode()))
+    return file
+
+
+def make_wheel(folder: Path, name: str, version: str, modules: Mapping[str, str], scripts: Mapping[str, str]) -> Path:
+    """A wheel without dependencies; `scripts` are commands and the functions that they call."""
+    info = f"{name}-{version}.dist-info"
+    commands = "".join(f"{command} = {function}\n" for command, function in scripts.items())
+    contents = {
+        **modules,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[console_scripts]\n{commands}",
+    }
+    contents[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*contents, f"{info}/RECORD"])
+    file = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as wheel:
+        for path, text in contents.items():
+            wheel.writestr(path, text)
     return file
 
 

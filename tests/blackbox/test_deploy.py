@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 import flame
 from cache_daemon import CacheDaemon
 from cluster import Cluster
-from package_builder import WebServer, pack
+from package_builder import WebServer, make_wheel, pack
 
 TOOL = str(Path(sys.executable).parent / "flmctl")
 SERVICE = """
@@ -250,17 +249,9 @@ def test_programs_archives_and_wheels(deployer: Deployer, connection: flame.Conn
     program.write_text(f"#!{sys.executable}\n{SERVICE.format(answer='program')}")
     program.chmod(0o755)
     archive = pack(tmp_path / "a.tar.gz", {f"top/{deployer.name}.py": SERVICE.format(answer="archive")})
-    wheel = tmp_path / f"{deployer.name}-1-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as out:
-        out.writestr(
-            f"{deployer.name}.py",
-            SERVICE.format(answer="wheel").partition("if __name__")[0] + "def main():\n    flame.run(Answer())\n",
-        )
-        info = f"{deployer.name}-1.dist-info"
-        out.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {deployer.name}\nVersion: 1\n")
-        out.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        out.writestr(f"{info}/entry_points.txt", f"[console_scripts]\nserve-answer = {deployer.name}:main\n")
-        out.writestr(f"{info}/RECORD", "")
+    module = SERVICE.format(answer="wheel").partition("if __name__")[0] + "def main():\n    flame.run(Answer())\n"
+    scripts = {"serve-answer": f"{deployer.name}:main"}
+    wheel = make_wheel(tmp_path, deployer.name, "1", {f"{deployer.name}.py": module}, scripts)
     for path, kind, answer in (
         (program, "executable-file", "program"),
         (archive, "archive", "archive"),

@@ -164,6 +164,40 @@ async def test_a_size_that_is_announced_is_refused_at_once(web: WebServer) -> No
     assert error.message == f"{web.url}/app.tgz has 3,000,000 bytes; a package may have 1,000"
 
 
+# --- S3 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The part of an address that names the store."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        client.create_bucket(Bucket="packages")
+        client.put_object(Bucket="packages", Key="deep/app.tgz", Body=CONTENT)
+        client.close()
+        yield f"?scheme=http&region=us-east-1&endpoint_override={host}:{port}"
+    finally:
+        server.stop()
+
+
+async def test_an_object_of_s3(bucket: str) -> None:
+    found, content, _ = await get(f"s3://packages/deep/app.tgz{bucket}")
+    assert (found.digest, content) == (DIGEST, CONTENT)
+    again, nothing, _ = await get(f"s3://packages/deep/app.tgz{bucket}", validator=found.validator)
+    assert (again.unchanged, nothing) == (True, b"")
+    error = await refused(NotFoundError, f"s3://packages/other.tgz{bucket}")
+    assert error.message.startswith("s3://packages/other.tgz")
+
+
 # --- the object cache -------------------------------------------------------------------------------------------------
 
 

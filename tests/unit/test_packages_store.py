@@ -27,7 +27,7 @@ from flame.packages.installers import OWN_VERSION, Command, Run, Tools
 from flame.packages.limits import StoreLimits
 from flame.packages.store import Package, Store
 from flame.proto import types_pb2
-from package_builder import WebServer, pack, sha256
+from package_builder import WebServer, make_wheel, pack, sha256
 
 
 @pytest.fixture
@@ -195,6 +195,32 @@ async def test_without_uv_pip_installs_and_a_python_that_is_not_there_is_named(t
     error = await refused(store, spec(archive, "python", FLAME_PYTHON_VERSION="3.99"))
     assert error.message.startswith("this node has no Python 3.99")
     assert len(releases(tmp_path)) == 1
+
+
+async def run_for_real(command: Command, output: int) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command.argv, env=command.env, cwd=command.cwd, stdout=output, stderr=output
+    )
+    status = await process.wait()
+    return f"exited with status {status}" if status else ""
+
+
+async def test_pip_installs_from_a_folder_of_wheels_without_a_network(tmp_path: Path) -> None:
+    """As on a node without uv and without a registry."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    make_wheel(wheels, "colours", "3", {"colours.py": "RED = 1"}, {})
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    environ = {"PATH": str(bin_dir), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "HOME": str(tmp_path)}
+    tools = Tools(environ=environ, bin_dir=bin_dir, cache=tmp_path / "cache", run=run_for_real)
+    store = Store(tmp_path / "packages", tools, StoreLimits())
+    package = await provided(store, spec(pack(tmp_path / "a.tgz", {"requirements.txt": "colours==3"}), "python"))
+    python = f"{package.variables['VIRTUAL_ENV']}/bin/python"
+    process = await asyncio.create_subprocess_exec(python, "-c", "import colours; print(colours.RED)", stdout=-1)
+    assert (await process.communicate())[0] == b"1\n"
+    error = await refused(store, spec(pack(tmp_path / "b.tgz", {"requirements.txt": "colours==4"}), "python"))
+    assert "No matching distribution found for colours==4" in error.message
 
 
 # --- once -------------------------------------------------------------------------------------------------------------
