@@ -193,16 +193,19 @@ class Store:
         async with self._exclusive(identity):
             if self._complete(identity):
                 return  # another process was quicker
+            logger.info("installing package=%s identity=%s installer=%s", url.shown, identity[:16], wish.installer)
             kept = log.with_name(f"{identity}.log")
             await asyncio.to_thread(log.replace, kept)
             try:
                 await self._install(wish, url, identity, found.digest, file, kept)
             except InstallerFailedError as failed:
+                logger.warning("package %s can't be installed: the installer %s; see %s", url.shown, failed, kept)
                 text = f"installing package {url.shown} failed: the installer {failed}{end_of(kept)}"
                 raise InvalidArgumentError(text) from None
             except TimeoutError:
                 seconds = self._limits.install_timeout
                 text = f"installing package {url.shown} took more than {seconds:g} s and was ended{end_of(kept)}"
+                logger.warning("package %s can't be installed within %g s; see %s", url.shown, seconds, kept)
                 hung = TimedOutError(text)
                 # Who asks again at once would only wait as long again.
                 self._hopeless[identity] = (time.monotonic() + seconds, hung)

@@ -87,8 +87,9 @@ def environment(launch: Launch, around: Surroundings, endpoint: Path, tmp: Path)
     merged = {**defaults, **found, **fixed}
     package: Mapping[str, str] = launch.package.variables if launch.package is not None else {}
     for name, value in package.items():
-        if name in _LISTS and merged.get(name):
-            merged[name] = f"{value}:{merged[name]}"
+        if name in _LISTS:
+            own = merged.get(name)
+            merged[name] = f"{value}:{own}" if own else value
         else:
             merged.setdefault(name, value)
     return merged
