@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from flame.model.errors import (
     UnavailableError,
 )
 from flame.objects import AsyncObjectClient, InvalidKeyError, ObjectClient, ObjectRef
+from flame.objects.messages import Options
 from flame.objects.remote import RemoteClient
 
 MB = 1024 * 1024
@@ -173,7 +175,7 @@ def test_keys_that_could_be_paths_are_refused(tmp_path: Path) -> None:
             with pytest.raises(FlameError):
                 remote.get(key)
             with pytest.raises(FlameError):
-                remote.upload(key, [b"x"], _options())
+                remote.upload(key, [b"x"], Options())
         for key in (".hidden/.hidden/.hidden", "a%2F/b@1/c.flame", "ü/日本/…", "a:b/c:1/d:2"):
             assert client.get(client.put(key, key)) == key
         assert not (tmp_path / "x").exists()
@@ -182,12 +184,6 @@ def test_keys_that_could_be_paths_are_refused(tmp_path: Path) -> None:
         assert sorted(info.key for info in client.list("a%2F/b@1")) == ["a%2F/b@1/c.flame"]
         assert client.get(ObjectRef(cache.endpoint, ".hidden/.hidden/.hidden")) == ".hidden/.hidden/.hidden"
         remote.close()
-
-
-def _options():
-    from flame.objects.messages import Options
-
-    return Options()
 
 
 async def test_the_client_for_asyncio(tmp_path: Path) -> None:
@@ -546,6 +542,21 @@ def test_a_writer_that_vanishes_leaves_nothing(tmp_path: Path, storage: bool, co
         assert client.exists("app/session/half") is None
         assert client.status().memory == 0
         assert files(cache.storage) == []
+
+
+def test_a_writer_that_fails_leaves_nothing_and_says_why(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"x" * MB
+        raise RuntimeError("the source is gone")
+
+    with CacheDaemon(tmp_path, storage=True) as cache:
+        client, remote = cache.client(), RemoteClient(cache.endpoint)
+        with pytest.raises(RuntimeError, match="the source is gone"):
+            remote.upload("app/session/half", pieces(), Options(size=2 * MB))
+        cache.daemon.wait_for("put_abandoned key=app/session/half bytes=1048576")
+        assert client.exists("app/session/half") is None
+        assert client.status().memory == 0
+        remote.close()
 
 
 def test_a_reader_that_vanishes_gives_its_memory_back(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def translated(method: Callable[P, T]) -> Callable[P, T]:
         try:
             return method(*arguments, **keywords)
         except FlameError as error:
-            raise as_flight_error(error) from error
+            raise as_flight_error(error) from None
         except (pa.ArrowException, flight.FlightError):
             raise
         except Exception:

@@ -21,7 +21,7 @@ ANSWER_KEY = b"flame.answer"
 MAX_CELL = 2**31 - 1  # bytes of one value in a binary column
 
 
-def cell(data: pa.Buffer | memoryview | bytes) -> Any:
+def cell(data: pa.Buffer | bytes) -> Any:
     """A binary array with one value."""
     buffer = data if isinstance(data, pa.Buffer) else pa.py_buffer(data)
     return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(struct.pack("<ii", 0, buffer.size)), buffer])
@@ -34,7 +34,7 @@ def batch(columns: Sequence[Any], schema: pa.Schema) -> pa.RecordBatch:
     return made
 
 
-def row(version: int, data: pa.Buffer | memoryview | bytes, schema: pa.Schema, kind: str = "") -> pa.RecordBatch:
+def row(version: int, data: pa.Buffer | bytes, schema: pa.Schema, kind: str = "") -> pa.RecordBatch:
     """One row of the contract: `version`, `data`, and between them the `kind` if the schema has it."""
     columns: list[Any] = [pa.array([version], pa.uint64()), cell(data)]
     if kind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,6 +22,7 @@ from flame.model.errors import (
     error_of,
 )
 from flame.objects import messages as m
+from flame.objects.blocks import block
 from flame.objects.cells import ANSWER_KEY, OPAQUE_SCHEMA, row
 from flame.objects.codecs import Payload
 from flame.objects.fetched import Fetched, FetchedPart
@@ -75,22 +77,28 @@ class RemoteClient:
 
     def put(self, key: str, payload: Payload, options: m.Options) -> ObjectRef:
         """Store a payload. Raises FlameError."""
-        buffer = memoryview(bytearray(payload.size))
+        buffer, keeper = block(payload.size)
         payload.write(buffer)
         options = msgspec.structs.replace(options, table=payload.table, size=payload.size)
-        return self.upload(key, (buffer[start : start + m.CHUNK] for start in range(0, len(buffer), m.CHUNK)), options)
+        pieces = (keeper.slice(start, min(m.CHUNK, payload.size - start)) for start in range(0, payload.size, m.CHUNK))
+        return self.upload(key, pieces, options)
 
-    def upload(self, key: str, pieces: Iterable[memoryview | bytes], options: m.Options) -> ObjectRef:
+    def upload(self, key: str, pieces: Iterable[pa.Buffer | bytes], options: m.Options) -> ObjectRef:
         """Store a payload that comes in pieces. Raises FlameError."""
         command = m.TICKET + msgspec.json.encode(m.PutCommand(key, options))
 
         def send() -> ObjectRef:
             writer, reader = self._client.do_put(flight.FlightDescriptor.for_command(command), OPAQUE_SCHEMA)
-            with writer:
+            try:
                 for piece in pieces:
                     writer.write_batch(row(0, piece, OPAQUE_SCHEMA))
                 writer.done_writing()
                 answer: pa.Buffer | None = cast("Any", reader).read()
+            except BaseException:
+                with contextlib.suppress(pa.ArrowException, KeyError, OSError):
+                    writer.close()  # what is said here about the end of the stream is not the cause
+                raise
+            writer.close()
             if answer is None:
                 raise UnavailableError("the cache stored the object and did not say where")
             return ObjectRef.decode(answer.to_pybytes())
@@ -187,11 +195,10 @@ def _join(pieces: Iterator[pa.Buffer], size: int) -> pa.Buffer:
     piece = next(pieces, None)
     if piece is not None and piece.size == size:
         return piece
-    whole = pa.allocate_buffer(size)
-    view = memoryview(whole)
+    view, whole = block(size)
     place = 0
     while piece is not None:
-        view[place : place + piece.size] = piece
+        view[place : place + piece.size] = memoryview(piece).cast("B")
         place += piece.size
         if place == size:
             return whole

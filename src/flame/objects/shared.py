@@ -25,6 +25,7 @@ from flame.objects.wire import Channel
 
 _REPLIES = msgspec.msgpack.Decoder(m.Reply)
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE
+_REGION = 4 * 1024 * 1024  # bytes whose pages are mapped at once
 R = TypeVar("R")
 
 
@@ -80,7 +81,7 @@ class SharedClient:
             for descriptor in descriptors:
                 os.close(descriptor)
         self._address = pa.py_buffer(self._read).address
-        self._populated: set[int] = set()  # numbers of regions of CHUNK bytes
+        self._populated: set[int] = set()  # numbers of regions
 
     @property
     def usable(self) -> bool:
@@ -114,15 +115,15 @@ class SharedClient:
 
     def _populate(self, offset: int, size: int) -> None:
         """Pages that this process has not seen are mapped at once instead of one fault each."""
-        if size < m.CHUNK:
+        if size < _REGION:
             return
         writable = self._write.obj
         assert isinstance(writable, mmap.mmap)
-        for region in range(offset // m.CHUNK, (offset + size) // m.CHUNK):
+        for region in range(offset // _REGION, (offset + size) // _REGION):
             if region not in self._populated:
                 self._populated.add(region)
                 with contextlib.suppress(OSError):  # older kernels can't; then it costs the faults
-                    writable.madvise(_POPULATE_WRITE, region * m.CHUNK, m.CHUNK)
+                    writable.madvise(_POPULATE_WRITE, region * _REGION, _REGION)
 
     def get(self, key: str, version: int = 0, born: int = 0, origin: str = "") -> Fetched | None:
         """What the cache answers; None when the object has to be streamed. Raises FlameError."""
