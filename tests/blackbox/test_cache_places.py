@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -17,7 +21,10 @@ from cluster import Daemon, free_ports
 from flame.config import TlsConfig
 from flame.model.errors import FlameError, NotFoundError, PermissionDeniedError
 from flame.objects import ObjectClient, ObjectRef
+from flame.objects import messages as m
+from flame.objects.messages import LocalDoor
 from flame.objects.remote import RemoteClient
+from flame.objects.shared import SharedClient
 from flame.security import Certificates, make_certificates
 
 MB = 1024 * 1024
@@ -223,3 +230,101 @@ def test_a_store_that_is_away_loses_nothing(tmp_path: Path) -> None:
         cache.daemon.wait_for("object_store_fails")
         assert np.array_equal(client.get(ref), noise(2 * MB))
         assert client.exists(ObjectRef(ref.endpoint, ref.key)) is not None
+
+
+# --- who may come in -------------------------------------------------------------------------------------------------
+
+STRANGER = """
+import os, sys
+from flame.objects import ObjectClient, ObjectRef
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+client = ObjectClient(sys.argv[1])
+array = client.get(ObjectRef(sys.argv[1], sys.argv[2]))
+link = client._link(client.endpoint)
+try:
+    open(link._door.path)
+except OSError as error:
+    print(int(array.sum()), link._shared is None, type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_other_users_of_the_node_stream(tmp_path: Path) -> None:
+    with CacheDaemon(tmp_path) as cache:
+        ref = cache.client().put("app/session", noise(MB))
+        done = subprocess.run(
+            [sys.executable, "-c", STRANGER, cache.endpoint, ref.key],
+            env=cache.environ(HOME="/"),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stdout.split() == [str(int(noise(MB).sum())), "True", "PermissionError"], done.stderr
+
+
+def test_strangers_and_nonsense_at_the_door(tmp_path: Path) -> None:
+    with CacheDaemon(tmp_path) as cache:
+        client = cache.client()
+        ref = client.put("app/session", noise(MB))
+        door = client._link(client.endpoint)._door
+        assert door is not None
+        assert stat.S_IMODE(Path(door.path).stat().st_mode) == 0o600
+        assert stat.S_IMODE(Path(door.path).parent.stat().st_mode) == 0o700
+        with pytest.raises(PermissionDeniedError):
+            SharedClient(LocalDoor(door.path, "another token", door.uid))
+        for nonsense in (
+            b"",
+            b"\x00",
+            b"\x04\x00\x00\x00none",
+            b"\xff\xff\xff\xff",
+            b"GET / HTTP/1.1\r\n",
+            bytes(10_000),
+        ):
+            with socket.socket(socket.AF_UNIX) as visitor:
+                visitor.connect(door.path)
+                visitor.sendall(nonsense)
+                visitor.shutdown(socket.SHUT_WR)
+                while visitor.recv(4096):
+                    pass
+        shared = SharedClient(door)
+        commit = m.Commit(77, "app/session", m.Options())
+        for request in (m.Reserve(-1), commit, m.Hello(door.token), m.Call("NONE", b"")):
+            with pytest.raises(FlameError):
+                shared._ask(request, m.Stored)
+        assert np.array_equal(client.get(ref), noise(MB))
+
+
+def test_a_program_may_end_with_arrays_in_its_hands(tmp_path: Path) -> None:
+    code = """
+import sys
+import numpy as np
+from flame.objects import ObjectClient
+client = ObjectClient(sys.argv[1])
+array = client.get(client.put("app/session", np.arange(100_000)))
+table = [client.get(client.put("app/session", np.arange(100_000)))]
+table.append(table)
+"""
+    with CacheDaemon(tmp_path) as cache:
+        command = [sys.executable, "-W", "error", "-c", code, cache.endpoint]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_frames_in_shared_memory_can_not_be_changed_for_others(tmp_path: Path) -> None:
+    with CacheDaemon(tmp_path) as cache:
+        client = cache.client()
+        for frame, change in (
+            (pd.DataFrame({"a": np.arange(200_000.0)}), lambda got: got.iloc.__setitem__((0, 0), 99)),
+            (pl.DataFrame({"a": np.arange(200_000.0)}), lambda got: got.__setitem__((0, "a"), 99)),
+        ):
+            ref = client.put("app/session", frame)
+            got = client.get(ref)
+            change(got)
+            assert not got.equals(frame)
+            assert client.get(ref).equals(frame)
+            with pytest.raises(ValueError, match="read-only"):
+                client.get(ref)["a"].to_numpy()[0] = 99
