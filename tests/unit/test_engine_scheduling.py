@@ -377,3 +377,31 @@ def test_a_policy_that_raises_is_named_and_stops_nothing() -> None:
     assert complaints == ["policy broken failed and was skipped: rank: RuntimeError: no idea about s"]
     waiting = next(name for name in ("s", "t") if not engine.sessions[name].executors)
     assert ("policy", "broken") in [reason[:2] for reason in views.explain(engine, waiting).reasons]
+
+
+# --- nodes by other names -------------------------------------------------------------------------------------------
+
+
+def node_of(bench: Bench, session: str = "s") -> list[str]:
+    return [executor.node.name for executor in bench.engine.sessions[session].executors.values()]
+
+
+def test_a_node_is_preferred_by_its_name_its_host_or_an_address() -> None:
+    bench = Bench()
+    for name, address in (("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.3")):
+        bench.turn(ev.NodeJoined(name, "boot", f"host-{name}", UNIT, addresses=[("InternalIP", address)]))
+    for session, wish, expected in (("s1", "10.0.0.3", "c"), ("s2", "host-b", "b"), ("s3", "a", "a")):
+        bench.session(session, prefer_nodes=(wish,))
+        bench.submit(session)
+        assert node_of(bench, session) == [expected]
+
+
+def test_an_address_that_moved_means_the_node_that_has_it_now() -> None:
+    bench = Bench()
+    bench.turn(ev.NodeJoined("a", "boot", "host-a", UNIT, addresses=[("InternalIP", "10.0.0.1")]))
+    bench.turn(ev.NodeJoined("b", "boot", "host-b", UNIT, addresses=[("InternalIP", "10.0.0.2")]))
+    bench.turn(ev.NodeJoined("a", "boot2", "host-a", UNIT, addresses=[("InternalIP", "10.0.0.9")]))
+    bench.turn(ev.NodeJoined("b", "boot2", "host-b", UNIT, addresses=[("InternalIP", "10.0.0.1")]))
+    bench.session(prefer_nodes=("10.0.0.1",))
+    bench.submit()
+    assert node_of(bench) == ["b"]

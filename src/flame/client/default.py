@@ -14,6 +14,7 @@ from flame.client.values import (
     ApplicationAttributes,
     ClusterInfo,
     Executor,
+    Located,
     Node,
     ResourceRequirement,
     SessionAttributes,
@@ -69,7 +70,7 @@ def create_session(
     on_member_loss: str = "",
     selector: dict[str, str] | None = None,
     tolerations: Sequence[str] = (),
-    prefer_nodes: Sequence[str] = (),
+    prefer_nodes: Sequence[str | Located] = (),
 ) -> Session:
     """A new session of an application; see SessionAttributes for what the arguments mean."""
     attrs = SessionAttributes(

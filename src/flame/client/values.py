@@ -7,7 +7,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from flame.model.errors import FlameError, InvalidArgumentError
 from flame.model.resources import parse_resources, parse_size
@@ -34,6 +34,15 @@ _ALPHABET = string.ascii_letters + string.digits
 def short_name(prefix: str, length: int = 6) -> str:
     """`<prefix>-<length random letters and digits>`."""
     return f"{prefix}-{''.join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(length))}"
+
+
+class Located(Protocol):
+    """What lies in an object cache, such as an ObjectRef; `endpoint` is the cache's address."""
+
+    @property
+    def endpoint(self) -> str:
+        """A URL."""
+        ...
 
 
 @dataclass
@@ -82,7 +91,8 @@ class SessionAttributes:
     `topology`: "" (anywhere), "same-node", "spread" (all on different nodes) or "same:LABEL"; when one of them is lost,
     `on_member_loss` says whether all start again ("restart", the default) or the running tasks "fail". `selector` are
     the labels that a node must have, `tolerations` the taints that it may have ("key=value", or "key" for every value),
-    `prefer_nodes` the nodes to try first.
+    `prefer_nodes` the nodes to try first, by name, host or address, or as references to objects (`flame.put`): then the
+    nodes beside the caches that hold them.
     """
 
     application: str
@@ -103,7 +113,7 @@ class SessionAttributes:
     on_member_loss: str = ""
     selector: dict[str, str] = field(default_factory=dict[str, str])
     tolerations: Sequence[str] = ()
-    prefer_nodes: Sequence[str] = ()
+    prefer_nodes: Sequence[str | Located] = ()
 
 
 @dataclass

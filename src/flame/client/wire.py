@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from google.protobuf.message import Message
 
@@ -17,6 +18,7 @@ from flame.client.values import (
     Event,
     Executor,
     Explanation,
+    Located,
     LogChunk,
     Node,
     Reason,
@@ -163,6 +165,16 @@ def application_from(message: ty.Application) -> Application:
 # --- sessions --------------------------------------------------------------------------------------------------------
 
 
+def _place_of(item: str | Located) -> str:
+    """A node's name, host or address; of a reference to an object, the host of the cache that holds it."""
+    if isinstance(item, str):
+        return item
+    host = urlsplit(item.endpoint).hostname
+    if not host:
+        raise ValueError(f"prefer_nodes: {item!r} names no host")
+    return host
+
+
 def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
     """Raises InvalidArgumentError."""
     data: Any = attrs.common_data
@@ -189,7 +201,7 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
             on_member_loss=attrs.on_member_loss,
             selector=attrs.selector,
             tolerations=attrs.tolerations,
-            prefer_nodes=attrs.prefer_nodes,
+            prefer_nodes=[_place_of(item) for item in attrs.prefer_nodes],
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"invalid attributes of a session: {error}") from error

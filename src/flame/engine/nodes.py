@@ -159,6 +159,7 @@ def publish(engine: Engine, node: Node) -> None:
         labels=node.labels,
         taints=node.taints,
         limit=node.max_executors,
+        also=[node.hostname, *(address for _, address in node.addresses)],
     )
 
 

@@ -18,6 +18,7 @@ class Place:
     """A node. Invariant: used <= capacity, unless that shrank; free = capacity - used - what claims keep free."""
 
     __slots__ = (
+        "also",
         "capacity",
         "free",
         "holdings",
@@ -42,6 +43,7 @@ class Place:
         self.promised = NOTHING  # what executors hold that leave for these claims
         self.seats = 0  # executors that claims will start here
         self.free = NOTHING
+        self.also: tuple[str, ...] = ()  # other names: its host, its addresses
         self.labels: Mapping[str, str] = {}
         self.taints: tuple[str, ...] = ()
         self.limit = 0  # executors, 0 = as many as fit
@@ -190,6 +192,7 @@ class Books:
 
     def __init__(self) -> None:
         self.places: dict[str, Place] = {}
+        self._also: dict[str, dict[str, Place]] = {}  # by another name of theirs
         self.asks: dict[str, Ask] = {}
         self.holdings: dict[int, Holding] = {}
         self.claims: dict[Claim, None] = {}
@@ -205,6 +208,22 @@ class Books:
         self._version += 1
         place.version = self._version
         self.touched.append(place)
+
+    def named(self, name: str) -> list[Place]:
+        """The places that this is the name, the host or an address of."""
+        place = self.places.get(name)
+        return [place] if place is not None else list(self._also.get(name, {}).values())
+
+    def rename(self, place: Place, also: Sequence[str]) -> None:
+        """From now on these are its other names."""
+        for name in place.also:
+            known = self._also[name]
+            del known[place.name]
+            if not known:
+                del self._also[name]
+        place.also = tuple(dict.fromkeys(name for name in also if name and name != place.name))
+        for name in place.also:
+            self._also.setdefault(name, {})[place.name] = place
 
     # --- executors -----------------------------------------------------------------------------------------------
 

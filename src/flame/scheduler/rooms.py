@@ -106,9 +106,9 @@ class Rooms:
     def best_for(self, ask: Ask, shape: Shape) -> Place | None:
         """As `best`, but the nodes that the policies prefer for this session come first."""
         for name in self.policies.prefer(ask):
-            place = self.books.places.get(name)
-            if place is not None and self.takes(shape, place):
-                return place
+            for place in self.books.named(name):
+                if self.takes(shape, place):
+                    return place
         return self.best(shape)
 
     def walk(self, shape: Shape) -> Iterator[Place]:

@@ -126,8 +126,10 @@ class Scheduler:
         labels: Mapping[str, str] | None = None,
         taints: Sequence[str] = (),
         limit: int = 0,
+        also: Sequence[str] = (),
     ) -> None:
-        """A node is there, or changed. `ready`: its link is up; `takes`: it is not cordoned; `limit` of executors."""
+        """A node is there, or changed. `ready`: its link is up; `takes`: it is not cordoned; `limit` of executors;
+        `also`: its host and addresses, under which sessions may prefer it."""
         place = self.books.places.get(name)
         if place is None:
             place = self.books.places[name] = Place(name)
@@ -137,6 +139,7 @@ class Scheduler:
             self.books.total -= place.capacity
         if ready:
             self.books.total += capacity
+        self.books.rename(place, also)
         labels = dict(labels or {})
         if (place.labels, place.taints) != (labels, tuple(taints)):
             place.labels, place.taints = labels, tuple(taints)
@@ -160,6 +163,7 @@ class Scheduler:
             if place.ready:
                 self.books.total -= place.capacity
             place.ready = place.open = False
+            self.books.rename(place, ())
             self._void(place)
             self.books.touch(place)
             self.rooms.relabelled(name)

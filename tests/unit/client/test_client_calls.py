@@ -25,6 +25,7 @@ from flame.model.errors import (
     TimedOutError,
     UnavailableError,
 )
+from flame.objects.keys import ObjectRef
 from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
 
@@ -443,3 +444,11 @@ def test_connections_live_side_by_side(cluster: Any, connection: flame.Connectio
         sessions = [connection.create_session("app"), other.create_session("app")]
         outputs = pool.map(lambda session: list(session.map([session.id.encode()] * 100)), sessions)
         assert list(outputs) == [[session.id.encode()] * 100 for session in sessions]
+
+
+def test_nodes_beside_the_cache_of_an_object_may_be_preferred() -> None:
+    ref = ObjectRef("grpc://10.0.0.7:9090", "app/shared/one", 1)
+    spec = wire.session_to(flame.SessionAttributes("app", prefer_nodes=["node-1", ref]))
+    assert list(spec.prefer_nodes) == ["node-1", "10.0.0.7"]
+    with pytest.raises(InvalidArgumentError, match="names no host"):
+        wire.session_to(flame.SessionAttributes("app", prefer_nodes=[ObjectRef("nowhere", "app/shared/one")]))
