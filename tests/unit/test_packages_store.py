@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -388,6 +389,39 @@ async def test_a_failed_installation_shows_the_end_of_its_output_and_may_be_trie
     assert not releases(tmp_path)
     commands.outcome = ""
     assert (await provided(store, spec(archive, "python"))).identity
+
+
+async def test_logs_of_failed_installations_are_kept_for_a_week(tmp_path: Path) -> None:
+    commands = Commands("exited with status 1")
+    archive = pack(tmp_path / "a.tgz", {"x.py": ""})
+    store = a_store(tmp_path, commands.run)
+    await refused(store, spec(archive, "python"))
+    (log,) = logs = list((tmp_path / "packages" / "logs").iterdir())
+    a_store(tmp_path)
+    assert list((tmp_path / "packages" / "logs").iterdir()) == logs
+    os.utime(log, (1, 1))
+    a_store(tmp_path)
+    assert not list((tmp_path / "packages" / "logs").iterdir())
+    commands.outcome = ""
+    package = await provided(store, spec(archive, "python"))
+    os.utime(log, (1, 1))
+    a_store(tmp_path)
+    assert [path.stem for path in (tmp_path / "packages" / "logs").iterdir()] == [package.identity]
+
+
+async def test_a_full_disk_is_named_as_what_it_is(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.tgz", {"x": "y" * 100_000})
+    store = a_store(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        error = await refused(store, spec(archive))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.message == f"installing package file://{archive} failed: File too large"
+    assert error.remedy == "look after the disk of this node"
+    assert not releases(tmp_path)
+    assert (await provided(store, spec(archive))).identity
 
 
 async def test_an_installer_that_hangs_is_ended_and_not_asked_again_at_once(tmp_path: Path) -> None:

@@ -141,7 +141,9 @@ def test_python_is_our_own_unless_the_script_needs_more(tmp_path: Path) -> None:
     assert chosen("python", PATH=str(tmp_path)) == [sys.executable]
     assert chosen("python", f"python{own}") == [sys.executable]
     assert chosen("python", FLAME_PYTHON_VERSION=own) == [sys.executable]
-    assert chosen("python", "3.9", PATH=str(tmp_path)) == [str(uv), "run", "--no-project", "--python", "3.9"]
+    assert chosen("python", "3.9", PATH=str(tmp_path)) == [
+        *(str(uv), "run", "--quiet", "--no-project", "--python", "3.9")
+    ]
     assert chosen("python", code=metadata, PATH=str(tmp_path))[:2] == [str(uv), "run"]
     with pytest.raises(ValueError, match="has no uv"):
         chosen("python", code=metadata, PATH="/nowhere")

@@ -44,6 +44,7 @@ logger = logging.getLogger("flame.node")
 
 _READY = "ready"
 _POLL_S = 0.1
+_KEEP_LOGS_S = 7 * 86_400.0
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -314,6 +315,11 @@ class Store:
         for release in (self._folder / "releases").iterdir():
             if not self._complete(release.name):
                 self._drop(release.name)
+        oldest = time.time() - _KEEP_LOGS_S
+        for log in (self._folder / "logs").iterdir():  # of installations that failed
+            with contextlib.suppress(OSError):
+                if log.stat().st_mtime < oldest and not self._release(log.stem).exists():
+                    log.unlink()
 
     async def _collect(self) -> None:
         """Remove what was not used for the longest time, until what is kept is within the limits."""

@@ -38,7 +38,8 @@ _INLINE_METADATA = re.compile(r"^# /// script\s*$", re.MULTILINE)  # of PEP 723:
 # Of the instance's environment, what scripts get. FLAME_INSTANCE_ID lets the node find what they leave behind.
 _PASSED = re.compile(
     r"PYTHONPATH|FLAME_(HOME|PYTHON_VERSION|ENDPOINT|CACHE_ENDPOINT|CA_FILE|SESSION_ID|APPLICATION|INSTANCE_ID)"
-    r"|UV_\w+|XDG_CACHE_HOME|PATH|HOME|USER|TMPDIR|TEMP|TMP|LANG|LC_\w+|TZ|\w+_proxy|\w+_PROXY|CUDA_VISIBLE_DEVICES"
+    r"|UV_\w+|SSL_CERT_\w+|XDG_CACHE_HOME|PATH|HOME|USER|TMPDIR|TEMP|TMP|LANG|LC_\w+|TZ|\w+_proxy|\w+_PROXY"
+    r"|CUDA_VISIBLE_DEVICES"
 )
 _NUMBER_CHARS = 5  # that one byte of output takes in the answer, at most: "255, "
 
@@ -212,7 +213,7 @@ def _python(request: Request, environ: Mapping[str, str]) -> list[str]:
         return [sys.executable]
     uv = shutil.which("uv", path=path)
     if uv is not None:
-        return [uv, "run", "--no-project", "--python", version]
+        return [uv, "run", "--quiet", "--no-project", "--python", version]
     if wants_more:
         raise ValueError("the script names its dependencies, and this node has no uv to install them")
     return [_find(f"python{version}", path)]
