@@ -96,7 +96,8 @@ class Daemon:
 
 
 class Cluster:
-    """A session manager and its nodes. `settings` are further keys of the cluster file's section `cluster`."""
+    """A session manager and its nodes. `settings` are further keys of the cluster file's section `cluster`, `cache` is
+    the address of an object cache."""
 
     def __init__(
         self,
@@ -107,7 +108,9 @@ class Cluster:
         capacity: str = "cpu=2,mem=4g",
         settings: Mapping[str, object] | None = None,
         scheme: str = "http",
+        cache: str = "",
     ) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.port = free_ports(4)
         self.endpoint = f"{scheme}://127.0.0.1:{self.port}"
@@ -123,7 +126,9 @@ class Cluster:
             "executors": {"capacity": capacity},
             **(settings or {}),
         }
-        self.config.write_text(yaml.safe_dump({"cluster": cluster}))
+        self.config.write_text(
+            yaml.safe_dump({"cluster": cluster, **({"cache": {"endpoint": cache}} if cache else {})})
+        )
         self.manager: Daemon
         self.nodes: dict[str, Daemon] = {}
         self._names = [f"node-{number}" for number in range(1, nodes + 1)]

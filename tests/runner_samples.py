@@ -131,3 +131,19 @@ def remember(text: str) -> None:
 
 def remembered() -> list[str]:
     return _remembered
+
+
+def array_of(count: int) -> Any:
+    import numpy as np
+
+    return np.arange(count)
+
+
+def sizes(*values: Any) -> list[int]:
+    """Bytes of arrays and bytes; of a list, those of its first item."""
+    found = [value[0] if isinstance(value, list) else value for value in values]
+    return [value.nbytes if hasattr(value, "nbytes") else len(value) for value in found]
+
+
+def is_writable(array: Any) -> bool:
+    return bool(array.flags.writeable)

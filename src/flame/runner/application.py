@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,7 +14,9 @@ from flame.client.values import Application, ApplicationAttributes
 from flame.config import load_context
 from flame.config.context import DEFAULT_RUNNER_TEMPLATE
 from flame.model.errors import AlreadyExistsError, FlameError, InvalidStateError, NotFoundError
-from flame.runner.code import local_attributes, project_folder, with_environments
+from flame.packages.installers import PYTHON_VERSION
+from flame.runner.code import local_attributes, ship_local_modules, with_environments
+from flame.runner.packing import project_folder, send
 from flame.runner.storage import Storage
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ class RunnerApplication:
         self._environments = environments or {}
         self.connection = connection or connection_of_user()
         self.has_cache = self._context.cache is not None
+        self.by_value = False  # modules of the working directory travel inside of pickles
+        self._seen = 0
         self.shared = Storage(f"{name}/shared", configured=self.has_cache)
 
     def open(self, *, fail_if_exists: bool = False) -> None:
@@ -79,9 +84,20 @@ class RunnerApplication:
         if self.connection.addr.startswith("unix:") and template == DEFAULT_RUNNER_TEMPLATE and not installed:
             return local_attributes(self._environments)
         attributes = with_environments(self._copy_of(template), self._environments)
+        if self._python_version:
+            attributes = with_environments(attributes, {PYTHON_VERSION: self._python_version})
         folder = project_folder(self._package)
-        del folder
+        if folder is not None or self._dependencies:
+            local = self.connection.addr.startswith("unix:")
+            attributes = replace(attributes, url=send(folder, self._dependencies, self._context, local=local))
+        self.by_value = folder is None
         return attributes
+
+    def look_around(self) -> None:
+        """Note modules that were loaded since and shall travel inside of pickles."""
+        if self.by_value and len(sys.modules) != self._seen:
+            self._seen = len(sys.modules)
+            ship_local_modules()
 
     def _copy_of(self, name: str) -> ApplicationAttributes:
         known = self.connection.get_application(name)

@@ -20,8 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from flame.client.values import ApplicationAttributes
+from flame.runner.payloads import cloudpickle
 
-PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
+_FLAME = str(Path(__file__).parents[1])
 
 
 def local_attributes(environments: Mapping[str, str]) -> ApplicationAttributes:
@@ -43,12 +44,24 @@ def import_path() -> list[str]:
     return [place for place in dict.fromkeys(found) if place not in known and not place.endswith(".zip")]
 
 
-def project_folder(package: str | os.PathLike[str] | None) -> Path | None:
-    """The folder to pack: the one that is named, or the working directory if it is a project."""
-    folder = Path(package).absolute() if package is not None else Path.cwd()
-    if package is not None or any((folder / name).is_file() for name in PROJECT_FILES):
-        return folder
-    return None
+def ship_local_modules() -> None:
+    """Let functions and classes of modules that lie in the working directory travel inside of pickles.
+
+    That counts for all pickles that cloudpickle makes in this process from now on.
+    """
+    registered = cloudpickle()
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file is not None and _is_local(file) and module.__name__ not in registered.list_registry_pickle_by_value():
+            registered.register_pickle_by_value(module)
+
+
+def _is_local(file: str) -> bool:
+    path = Path(file).absolute()
+    own = Path.cwd()
+    return path.is_relative_to(own) and not any(
+        path.is_relative_to(place) for place in (sys.prefix, sys.base_prefix, _FLAME) if place != str(own)
+    )
 
 
 def with_environments(attributes: ApplicationAttributes, environments: Mapping[str, str]) -> ApplicationAttributes:

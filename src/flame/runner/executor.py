@@ -121,6 +121,7 @@ class Executor(concurrent.futures.Executor):
     def _check(self) -> None:
         if self._shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        self._application.look_around()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no further calls; end when those that were made have ended, and wait for that unless told not to.

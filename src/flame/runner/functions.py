@@ -86,6 +86,7 @@ class _Shared:
         with self._lock:
             if self._service is None or self._process != os.getpid():
                 application = _application()
+                application.look_around()
                 self._service = RunnerService(
                     application.connection,
                     application.name,

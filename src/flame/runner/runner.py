@@ -67,6 +67,7 @@ class Runner:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         instances: int | None = None,
+        durable: bool = False,
         **session: Any,
     ) -> RunnerService:
         """Serve a function, a class or an object.
@@ -74,9 +75,12 @@ class Runner:
         Functions and classes get as many instances as there is work and room for; `warmup` of them from the start, and
         no others without `autoscale`. A class is called once per instance, with `args` and `kwargs`. An object has one
         instance, whose state its calls change. `instances=N` makes that N, each with a state of its own, also of a
-        class. `session` are further attributes of its sessions (SessionAttributes), such as priority or task_defaults.
+        class. When an instance is lost, so is its state, and further calls raise StateLostError; a `durable` state is
+        saved in the object cache after each call, and the next instance goes on with it. `session` are further
+        attributes of its sessions (SessionAttributes), such as priority or task_defaults.
         Raises ValueError, InvalidArgumentError (it can't be pickled).
         """
+        self._application.look_around()
         service = RunnerService(
             self._application.connection,
             self.name,
@@ -87,6 +91,7 @@ class Runner:
             args=args,
             kwargs=kwargs,
             instances=instances,
+            durable=durable,
             configured=self._application.has_cache,
             **session,
         )

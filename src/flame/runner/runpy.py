@@ -34,6 +34,8 @@ class FlameRunpyService(FlameService):
         self._fault: Exception | None = None  # why nothing can be served
         self._calls = False
         self._state = b""  # the name of the state of a stateful service
+        self._durable = False  # its state is saved after each call
+        self._body = b""
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._max_payload = int(os.environ.get("FLAME_MAX_PAYLOAD") or sys.maxsize)
@@ -55,14 +57,24 @@ class FlameRunpyService(FlameService):
     def _serve(self, served: Served) -> None:
         check_versions(served)
         self._calls = served.calls
-        if served.stateful:
-            self._state = os.urandom(STATE_ID)
-        body = load(served.body, "what this session serves")
+        self._durable, self._body = served.durable, served.body
         if served.calls:
-            initializer, args = body
+            initializer, args = load(served.body, "the initializer")
             if initializer is not None:
                 initializer(*args)
-        elif isinstance(body.execution_object, type):
+            return
+        if served.stateful and not served.durable:
+            self._state = os.urandom(STATE_ID)
+        self._restore()
+
+    def _restore(self) -> None:
+        """Make what is served: as it was saved, or anew."""
+        saved = here().load_state() if self._durable else None
+        if saved is not None:
+            self._target = load(saved, "the saved state")
+            return
+        body = load(self._body, "what this session serves")
+        if isinstance(body.execution_object, type):
             self._target = body.execution_object(*body.args, **body.kwargs)
         else:
             self._target = body.execution_object
@@ -72,8 +84,13 @@ class FlameRunpyService(FlameService):
         try:
             if self._fault is not None:
                 raise self._fault
-            return self._invoke(context.input or b"")
+            result = self._invoke(context.input or b"")
+            if self._durable:
+                here().save_state(self._target)
+            return result
         except Exception as error:
+            if self._durable and self._fault is None:
+                self._restore()
             from flame.runner.failures import failure_of
 
             raise failure_of(error, hidden=3) from None
@@ -94,6 +111,8 @@ class FlameRunpyService(FlameService):
         if self._calls:
             function, *args = args  # pyright: ignore[reportAssignmentType]
             made = self._function(function)(*args, **kwargs)
+        elif (references := sys.modules.get("flame.objects.keys")) is not None:
+            made = self._call_with_objects(method, args, kwargs, references.ObjectRef)
         elif method is None:
             made = self._target(*args, **kwargs)
         else:
@@ -101,6 +120,12 @@ class FlameRunpyService(FlameService):
         if hasattr(made, "__await__"):
             return self._wait_for(made)
         return made
+
+    def _call_with_objects(self, method: str | None, args: Any, kwargs: dict[str, Any], kind: type) -> Any:
+        """Call it with the objects of references among the arguments."""
+        args = [here().get(value) if isinstance(value, kind) else value for value in args]
+        kwargs = {name: here().get(value) if isinstance(value, kind) else value for name, value in kwargs.items()}
+        return (self._target if method is None else getattr(self._target, method))(*args, **kwargs)
 
     def _function(self, pickled: Any) -> Callable[..., Any]:
         function = self._functions.get(pickled)

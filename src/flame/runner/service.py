@@ -14,7 +14,7 @@ from flame.model.errors import AlreadyExistsError, InvalidArgumentError
 from flame.runner.futures import ObjectFuture
 from flame.runner.lane import Lane
 from flame.runner.payloads import served
-from flame.runner.storage import Storage
+from flame.runner.storage import Storage, no_cache
 from flame.runner.types import RunnerContext, SessionContext
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class RunnerService:
         kwargs: Mapping[str, Any] | None = None,
         instances: int | None = None,
         max_instances: int | None = None,
+        durable: bool = False,
         configured: bool = False,
         **session: Any,
     ) -> None:
@@ -87,7 +88,11 @@ class RunnerService:
         chosen = _session_id_of(execution_object)
         name = chosen or short_name(application)
         what = getattr(execution_object, "__qualname__", type(execution_object).__qualname__)
-        common_data = served(context, stateful=self._stateful, name=str(what)).encode()
+        if durable and not self._stateful:
+            raise ValueError("only an object, or instances=N, has a state to be durable")
+        if durable and not configured:
+            raise no_cache("a durable state")
+        common_data = served(context, stateful=self._stateful, durable=durable, name=str(what)).encode()
         plain = not self._stateful and not isinstance(execution_object, type)
         here: Callable[..., Any] | None = execution_object if plain else None
         self._lanes: list[Lane] = []
@@ -103,7 +108,7 @@ class RunnerService:
             )
             opened = _open(connection, attributes, shared=chosen is not None)
             storage = Storage(f"{application}/{opened.id}", configured=configured)
-            self._lanes.append(Lane(opened, storage, stateful=self._stateful, target=here))
+            self._lanes.append(Lane(opened, storage, stateful=self._stateful and not durable, target=here))
 
     # --- calling ---------------------------------------------------------------------------------------------------
 

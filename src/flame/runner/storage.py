@@ -11,7 +11,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flame.model.errors import FlameError, InvalidArgumentError, InvalidConfigError, TooLargeError
-from flame.runner.payloads import PICKLE, PLAIN, STORED, STORED_VALUE, TAG, VALUES, Call, is_stored, load_call, parts_of
+from flame.runner.payloads import (
+    PICKLE,
+    PLAIN,
+    STORED,
+    STORED_VALUE,
+    TAG,
+    VALUES,
+    Call,
+    dumps,
+    is_stored,
+    load_call,
+    parts_of,
+)
 
 if TYPE_CHECKING:
     from flame.objects.client import ObjectClient
@@ -19,6 +31,7 @@ if TYPE_CHECKING:
 
 # Below, a task carries it as quickly as the cache would, and keeps it as safe as itself.
 THRESHOLD = 1 << 20  # bytes
+_STATE = "state"  # the object that has a service's state
 _NATIVE = frozenset({"numpy", "torch", "pyarrow", "pandas", "polars"})  # whose objects the cache keeps without a pickle
 
 
@@ -38,10 +51,7 @@ class Storage:
             from flame.objects.client import ObjectClient
 
             if not self.configured and ref is None:
-                raise InvalidConfigError(
-                    "this needs the object cache, and none is configured here",
-                    remedy="set FLAME_CACHE_ENDPOINT, or cache.endpoint in ~/.flame/flame.yaml",
-                )
+                raise no_cache("this")
             self._client = ObjectClient() if self.configured else ObjectClient(ref.endpoint if ref else None)
         return self._client
 
@@ -101,6 +111,23 @@ class Storage:
             return _ref_of(result)
         return self.put(self.value(result))
 
+    # --- the state of a service -------------------------------------------------------------------------------------
+
+    def save_state(self, target: Any) -> None:
+        """Keep the state of what is served. Raises InvalidArgumentError when it can't be pickled."""
+        self._cache().put(f"{self._prefix}/{_STATE}", dumps(target, "the state of the service"))
+
+    def load_state(self) -> bytes | None:
+        """The pickle of the state that was kept last; None before the first."""
+        cache = self._cache()
+        key = f"{self._prefix}/{_STATE}"
+        info = cache.exists(key)
+        if info is None:
+            return None
+        from flame.objects.keys import ObjectRef
+
+        return cache.get(ObjectRef(cache.endpoint, key))
+
     # --- deleting --------------------------------------------------------------------------------------------------
 
     def free(self, stored: bytes) -> None:
@@ -151,6 +178,14 @@ def here() -> Storage:
         prefix = f"{os.environ.get('FLAME_APPLICATION', 'flmrun')}/{os.environ.get('FLAME_SESSION_ID', 'shared')}"
         _here = Storage(prefix, configured=bool(os.environ.get("FLAME_CACHE_ENDPOINT")))
     return _here
+
+
+def no_cache(what: str) -> InvalidConfigError:
+    """Something needs the object cache where none is configured."""
+    return InvalidConfigError(
+        f"{what} needs the object cache, and none is configured here",
+        remedy="set FLAME_CACHE_ENDPOINT, or cache.endpoint in ~/.flame/flame.yaml",
+    )
 
 
 def _ref_of(stored: bytes) -> ObjectRef:

@@ -1,0 +1,259 @@
+"""The Runner against real daemons: how code gets to nodes, and large data through the object cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import flame
+from blackbox.trouble import until
+from cache_daemon import CacheDaemon
+from cluster import Cluster
+from flame.objects import ObjectClient
+from flame.runner import Runner, get_data
+from flame.runner.storage import Storage
+from runner_samples import Counter, add, array_of, give_bytes, is_writable, sizes
+
+SECONDS = 40.0
+
+PROJECT = """
+[project]
+name = "shipped-project"
+version = "1.0"
+requires-python = ">=3.11"
+[build-system]
+requires = ["uv_build>=0.5"]
+build-backend = "uv_build"
+"""
+
+PROGRAM = """
+import os
+import flame
+from flame.runner import Runner
+from shipped_project import which
+
+if __name__ == "__main__":
+    with Runner("shipped") as runner:
+        print(runner.service(which)().get(60), runner.service(lambda: which() + "!")().get(60))
+"""
+
+
+class Offline(Cluster):
+    """Its nodes install without a network."""
+
+    def environ(self, **more: str) -> dict[str, str]:
+        return super().environ(UV_OFFLINE="1", UV_NO_INDEX="1", **more)
+
+
+def run(cluster: Cluster, folder: Path, program: str, **more: str) -> str:
+    """What a program in the folder prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", program],
+        env=cluster.environ(**more),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stderr}\n{cluster.manager.log}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Offline(tmp_path_factory.mktemp("cluster"), storage="none") as cluster:
+        yield cluster
+
+
+def test_what_the_user_typed_and_modules_beside_it_travel_inside_of_pickles(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("def square(value):\n    return value ** 2\n")
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+        import flame, beside
+
+        def cube(value):
+            return beside.square(value) * value
+
+        with flame.Executor() as executor:
+            print(executor.submit(cube, 3).result(60), list(executor.map(beside.square, range(3))))
+        """)
+    )
+    assert run(cluster, tmp_path, "program.py") == "27 [0, 1, 4]\n"
+
+
+def test_a_project_is_installed_there_and_sent_when_it_changed(cluster: Cluster, tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    context = {"name": "test", "package": {"storage": packages.as_uri()}}
+    settings = tmp_path / "flame.yaml"
+    settings.write_text(yaml.safe_dump({"current-context": "test", "contexts": [context]}))
+    project = tmp_path / "project"
+    module = project / "src" / "shipped_project" / "__init__.py"
+    module.parent.mkdir(parents=True)
+    (project / "pyproject.toml").write_text(PROJECT)
+    (project / "program.py").write_text(PROGRAM)
+
+    def outcome(answer: str) -> tuple[str, int]:
+        module.write_text(f"def which():\n    return {answer!r}\n")
+        path = str(project / "src")
+        printed = run(cluster, project, "program.py", FLAME_CONFIG=str(settings), PYTHONPATH=path)
+        return printed, len(list(packages.glob("*/*.tar.gz")))
+
+    assert outcome("first") == ("first first!\n", 1)
+    assert outcome("first") == ("first first!\n", 1)
+    assert outcome("second") == ("second second!\n", 2)
+
+
+def test_a_package_without_a_place_for_it_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    with flame.connect(cluster.endpoint) as connection:
+        with pytest.raises(flame.InvalidConfigError, match="no place for packages"):
+            Runner("nowhere", package=tmp_path, connection=connection)
+        assert connection.get_application("nowhere") is None
+        with pytest.raises(flame.InvalidArgumentError, match="is no folder"):
+            Runner("nowhere", package=tmp_path / "missing", connection=connection)
+
+
+def test_a_client_with_another_python_is_told_what_to_do(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+        import sys
+        import flame
+        from flame.runner import payloads
+
+        def another(python, cloudpickle):
+            made = payloads.Served(python, cloudpickle, b"")
+            return made.encode()
+
+        with flame.connect() as connection:
+            for data in (another((3, 9), "3.1.0"), another(sys.version_info[:2], "0.1")):
+                with connection.create_session("flmrun", common_data=data) as session:
+                    try:
+                        session.invoke(b"")
+                    except flame.TaskFailedError as error:
+                        print(error.message)
+        """)
+    )
+    first, second = run(cluster, tmp_path, "program.py").splitlines()
+    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert first.startswith(f"the client runs Python 3.9, this executor Python {ours}, ")
+    assert f"run the client with Python {ours}, or give the Runner python_version='3.9'" in first
+    assert second.startswith("the client has cloudpickle 0.1, this executor has ")
+    assert "pip install cloudpickle==" in second
+
+
+# --- the object cache ------------------------------------------------------------------------------------------------
+
+
+class WithCache:
+    """A cluster with an object cache, and a Runner there."""
+
+    def __init__(self, cluster: Cluster, cache: CacheDaemon, connection: flame.Connection) -> None:
+        self.cluster = cluster
+        self.cache = cache
+        self.connection = connection
+        self.objects: ObjectClient = cache.client()
+
+    def keys(self, runner: Runner) -> list[str]:
+        return [info.key for info in self.objects.list(f"{runner.name}/*")]
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithCache]:
+    folder = tmp_path_factory.mktemp("cached")
+    with CacheDaemon(folder) as cache:
+        cluster = Cluster(folder / "cluster", storage="none", capacity="cpu=4,mem=8g", cache=cache.endpoint)
+        with cluster, flame.connect(cluster.endpoint) as connection:
+            yield WithCache(cluster, cache, connection)
+
+
+@pytest.fixture
+def runner(
+    cached: WithCache, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Runner]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLAME_CACHE_ENDPOINT", cached.cache.endpoint)
+    path = os.pathsep.join((str(Path(__file__).parent.parent), *sys.path[:1]))
+    name = request.node.originalname.replace("_", "-")[:60]
+    with Runner(name, connection=cached.connection, environments={"PYTHONPATH": path}) as runner:
+        yield runner
+
+
+def test_large_results_and_arguments_go_through_the_cache(cached: WithCache, runner: Runner) -> None:
+    numpy = pytest.importorskip("numpy")
+    future = runner.service(array_of)(1 << 20)  # 8 MB
+    array = future.get(SECONDS)
+    assert array.shape == (1 << 20,)
+    assert not array.flags.writeable
+    (task,) = cached.connection.list_sessions(application=runner.name)[0].list_tasks()
+    assert task.output is not None
+    assert len(task.output) < 500
+    service = runner.service(sizes)
+    assert service(array, numpy.ones(1 << 20), [future], b"x" * (3 << 20)).get(SECONDS) == [
+        8 << 20,
+        8 << 20,
+        8 << 20,
+        3 << 20,
+    ]
+    assert len(runner.service(give_bytes)(100 << 20).get(SECONDS)) == 100 << 20  # over the limit of a task
+    assert runner.service(is_writable)(array).get(SECONDS) is False
+
+
+def test_objects_go_when_nobody_can_ask_for_them_any_more(cached: WithCache, runner: Runner) -> None:
+    numpy = pytest.importorskip("numpy")
+    service = runner.service(array_of)
+    future = service(1 << 20)
+    array = future.get(SECONDS)
+    sized = runner.service(sizes)(future, b"x" * (3 << 20))
+    kept = runner.put_object("kept")
+    assert sized.get(SECONDS) == [8 << 20, 3 << 20]
+    del future, sized
+    until(lambda: cached.keys(runner) == [kept.key], "the objects go")
+    assert numpy.array_equal(array, numpy.arange(1 << 20))  # what was got stays
+    assert runner.service(add)(kept, "!").get(SECONDS) == "kept!"
+    runner.close()
+    assert cached.keys(runner) == []
+
+
+def test_a_durable_state_outlives_its_instance(runner: Runner) -> None:
+    service = runner.service(Counter(10), durable=True)
+    assert service.add(5).get(SECONDS) == 15
+    with pytest.raises(ValueError, match="too late"):
+        service.fail_after_adding().get(SECONDS)  # what a call that fails changed is forgotten
+    assert service.add(0).get(SECONDS) == 15
+    with pytest.raises(flame.FlameError):
+        service.method("die").options(max_retries=0)().get(SECONDS)
+    assert service.add(1).get(SECONDS) == 16
+
+
+def test_references_can_be_had_and_given(runner: Runner) -> None:
+    service = runner.service(add)
+    first = service(1, 2)
+    (ref,) = runner.ref([first])
+    assert service(ref, 1).get(SECONDS) == 4
+    assert service(1, b=ref).get(SECONDS) == 4
+
+
+def test_the_data_of_tasks_can_be_looked_into(cached: WithCache, runner: Runner) -> None:
+    service = runner.service(add)
+    ref = runner.put_object([1])
+    first = service([2], [3])
+    for data, expected in (
+        (service(ref, b=[4]), ([1, 4], ([1],), {"b": [4]})),
+        (service(first, [5]), ([2, 3, 5], ([2, 3], [5]), {})),
+    ):
+        assert data.get(SECONDS) == expected[0]
+        task = cached.connection.get_session(data.session_id).get_task(str(data.task_id))
+        assert task.input is not None
+        assert task.output is not None
+        call: Mapping[str, Any] = get_data(task.input, Storage("x/y", configured=True))
+        assert (call["type"], call["method"], call["args"], call["kwargs"]) == ("input", None, *expected[1:])
+        assert get_data(task.output) == {"type": "output", "result": expected[0], "metadata": {}}
