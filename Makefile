@@ -2,6 +2,7 @@
 # make run     start an embedded cluster, run flmping in it, show its sessions, stop it
 # make test    everything CI runs
 # make bench   Flame against Ray, Dask and ProcessPoolExecutor
+# make bench-data  objects of 100 MB and of 1 KB against what the machine itself allows
 # make bench-scheduler  passes of the scheduler against the size of the cluster, and how well tenants share
 # make lint    only the static checks of `make test`
 # make format  rewrite the sources in the project's format
@@ -21,7 +22,7 @@ DEVELOPED := $(VENV)/.stamp-dev
 FOREIGN := .venv-foreign/.stamp-installed
 PYTEST_ARGS ?=
 
-.PHONY: help venv run test bench bench-scheduler lint format proto dev foreign clean
+.PHONY: help venv run test bench bench-data bench-scheduler lint format proto dev foreign clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -77,6 +78,9 @@ test: $(DEVELOPED) $(FOREIGN) lint
 bench: $(DEVELOPED)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.limits
+
+bench-data: $(DEVELOPED)
+	$(BIN)/python -m benchmarks.data
 
 bench-scheduler: $(DEVELOPED)
 	$(BIN)/python -m benchmarks.scheduler
