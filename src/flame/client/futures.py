@@ -159,7 +159,7 @@ class TaskFuture(Future["bytes | None"]):
         state = {_PENDING: "pending", _CANCELLED: "cancelled"}.get(
             self._state, "failed" if isinstance(self._value, FlameError) else "done"
         )
-        return f"<TaskFuture {self.session_id}/{self.task_id or '?'} {state}>"
+        return f"<{type(self).__name__} {self.session_id}/{self.task_id or '?'} {state}>"
 
     # --- what concurrent.futures looks at --------------------------------------------------------------------------
 

@@ -81,6 +81,12 @@ class Lane:
             self._submit(future, call, options)
         return future
 
+    def send(self, payload: bytes, options: ty.TaskOptions | None) -> ObjectFuture:
+        """Submit this input as it is; the result is unpickled. Raises TooLargeError."""
+        future = ObjectFuture(self.session.task_stream(), self)
+        self._submit(future, payload, options)
+        return future
+
     def _encode(
         self, method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[bytes, list[ObjectFuture], list[bytes]]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from flame.runner.foreign import ForeignRunner
+
 _KNOWN_FUNCTIONS = 256  # of an Executor; each submission brings its function's pickle
 
 
@@ -36,6 +38,7 @@ class FlameRunpyService(FlameService):
         self._state = b""  # the name of the state of a stateful service
         self._durable = False  # its state is saved after each call
         self._body = b""
+        self._foreign: ForeignRunner | None = None  # what is served in its place
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._max_payload = int(os.environ.get("FLAME_MAX_PAYLOAD") or sys.maxsize)
@@ -46,6 +49,10 @@ class FlameRunpyService(FlameService):
         try:
             if data[:TAG] == SERVED:
                 self._serve(Served.decode(data))
+            elif _is_foreign(data):
+                from flame.runner.foreign import ForeignRunner
+
+                self._foreign = ForeignRunner(data, context.application.name, context.session_id)
             else:
                 raise InvalidArgumentError(
                     "the session's common data says nothing that a Runner could serve",
@@ -96,6 +103,9 @@ class FlameRunpyService(FlameService):
             raise failure_of(error, hidden=3) from None
 
     def _invoke(self, data: bytes) -> bytes:
+        if self._foreign is not None:
+            made, changed = self._foreign.call(data)
+            return self._foreign.output(self._awaited(made), changed=changed)
         if data[:1] == PICKLE and not self._state:
             return self._encode(self._call(*pickle.loads(data)))
         if data[:TAG] == STATE:
@@ -117,9 +127,7 @@ class FlameRunpyService(FlameService):
             made = self._target(*args, **kwargs)
         else:
             made = getattr(self._target, method)(*args, **kwargs)
-        if hasattr(made, "__await__"):
-            return self._wait_for(made)
-        return made
+        return self._awaited(made)
 
     def _call_with_objects(self, method: str | None, args: Any, kwargs: dict[str, Any], kind: type) -> Any:
         """Call it with the objects of references among the arguments."""
@@ -134,6 +142,9 @@ class FlameRunpyService(FlameService):
                 self._functions.clear()
             function = self._functions[pickled] = pickle.loads(pickled)
         return function
+
+    def _awaited(self, made: Any) -> Any:
+        return self._wait_for(made) if hasattr(made, "__await__") else made
 
     def _wait_for(self, awaitable: Any) -> Any:
         import asyncio
@@ -162,8 +173,19 @@ class FlameRunpyService(FlameService):
 
     def on_session_leave(self) -> None:
         """Close what this service itself opened."""
+        if self._foreign is not None:
+            self._foreign.close()
         if self._loop is not None:
             self._loop.close()
+
+
+def _is_foreign(data: bytes) -> bool:
+    """Whether the session is one of the Runner of flamepy."""
+    if not data:
+        return False
+    from flame.runner.foreign import is_reference
+
+    return is_reference(data)
 
 
 def check_versions(served: Served) -> None:

@@ -21,3 +21,12 @@ __all__ = [
     "TaskFailure",
     "run",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # They stand on the client as well, which instances do not load.
+    if name in ("FlameInstance", "Session"):
+        from importlib import import_module
+
+        return getattr(import_module("flame.typed"), name)
+    raise AttributeError(f"module 'flame.service' has no attribute {name!r}")
