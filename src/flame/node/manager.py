@@ -37,7 +37,9 @@ from flame.shims.processes import Keeper
 from flame.shims.reception import Reception, default_socket_root
 from flame.shims.shim import BindError, Instance, Launch, Owner
 from flame.shims.shim import Shim as AnyShim
+from flame.shims.stdio import StdioShim
 from flame.shims.warm import WarmLimits
+from flame.shims.workplace import Workshop
 
 logger = logging.getLogger("flame.node")
 
@@ -120,7 +122,8 @@ class ExecutorManager:
         self._host = HostShim(
             self._keeper, self._reception, self._logs, self._folders.executors, surroundings, warm, self._packages
         )
-        self._shims: dict[Shim, AnyShim] = {Shim.HOST: self._host}
+        workshop = Workshop(self._keeper, self._logs, self._folders.executors, surroundings, self._host.prepare)
+        self._shims: dict[Shim, AnyShim] = {Shim.HOST: self._host, Shim.STDIO: StdioShim(workshop)}
         self._background(self._stay_connected())
         self._background(self._prune_logs())
 

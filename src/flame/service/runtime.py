@@ -6,7 +6,7 @@ import os
 import sys
 
 from flame.service.api import FlameService
-from flame.service.wire import connect
+from flame.service.wire import Frame, Wire, connect, over_stdio
 
 _CO_COROUTINE = 0x80  # of a code object; inspect.iscoroutinefunction would import half of the library for it
 
@@ -27,9 +27,11 @@ def run(service: FlameService, concurrency: int = 1) -> None:
 
         raise InvalidArgumentError(f"concurrency must be at least 1, not {concurrency}")
     link, endpoint = os.environ.get("FLAME_INSTANCE_LINK"), os.environ.get("FLAME_INSTANCE_ENDPOINT")
-    if link:
+    stdio = os.environ.get("FLAME_INSTANCE_STDIO") == "framed"
+    if link or stdio:
         try:
-            _serve_link(service, link, concurrency)
+            wire, frames = over_stdio(concurrency) if stdio else connect(link or "", concurrency)
+            _serve_link(service, wire, frames, concurrency)
         except OSError as error:  # of the link: those of handlers fail their tasks
             sys.exit(f"flame: the session ended unexpectedly: {error}")
     elif endpoint:
@@ -45,8 +47,7 @@ def run(service: FlameService, concurrency: int = 1) -> None:
         )
 
 
-def _serve_link(service: FlameService, path: str, concurrency: int) -> None:
-    wire, frames = connect(path, concurrency)
+def _serve_link(service: FlameService, wire: Wire, frames: list[Frame], concurrency: int) -> None:
     if concurrency == 1 and not _is_coroutine(service.on_task_invoke):
         from flame.service.sequential import Sequential
 

@@ -120,6 +120,21 @@ def connect(path: str, concurrency: int, environ: Mapping[str, str] = os.environ
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(path)
+    return _greeted(sock, concurrency, environ)
+
+
+def over_stdio(concurrency: int, environ: Mapping[str, str] = os.environ) -> tuple[Wire, list[Frame]]:
+    """Like `connect`, where the link is this process's stdin and stdout. What is printed goes to stderr from now on.
+    Raises OSError."""
+    sock = socket.socket(fileno=os.dup(1))
+    os.dup2(2, 1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return _greeted(sock, concurrency, environ)
+
+
+def _greeted(sock: socket.socket, concurrency: int, environ: Mapping[str, str]) -> tuple[Wire, list[Frame]]:
     wire = Wire(sock)
     wire.max_payload = int(environ.get("FLAME_MAX_PAYLOAD") or DEFAULT_MAX_PAYLOAD)
     hello = link_pb2.Hello(
