@@ -22,7 +22,7 @@ from flame.model.errors import (
     NotFoundError,
     UnavailableError,
 )
-from flame.objects import AsyncObjectClient, InvalidKeyError, ObjectClient, ObjectRef
+from flame.objects import AsyncObjectClient, InvalidKeyError, ObjectRef
 from flame.objects.messages import Options
 from flame.objects.remote import RemoteClient
 
@@ -284,7 +284,7 @@ def test_without_a_disk_nothing_is_dropped_for_others(tmp_path: Path) -> None:
     with CacheDaemon(tmp_path, settings={"eviction": {"max_memory": "10M"}}) as cache:
         client = cache.client()
         refs = [client.put("app/session", noise(2 * MB, seed)) for seed in range(4)]
-        for way in (client, _Streaming(cache.endpoint)):
+        for way in (client, cache.client(shared_memory=False)):
             with pytest.raises(ExhaustedError, match=r"cache\.eviction\.max_memory"):
                 way.put("app/session", noise(3 * MB))
             with pytest.raises(ExhaustedError, match="larger than"):
@@ -295,21 +295,6 @@ def test_without_a_disk_nothing_is_dropped_for_others(tmp_path: Path) -> None:
         client.put("app/session", noise(2 * MB))
         small = client.put("app/session", "small")
         assert client.get(small) == "small"
-
-
-class _Streaming:
-    """A client that does not use shared memory."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._client = ObjectClient(endpoint)
-        self._client._link(endpoint).get_shared = lambda *_: None  # type: ignore[method-assign]
-        self._client._link(endpoint).put_shared = lambda *_, **__: None  # type: ignore[method-assign]
-
-    def put(self, key: str, value: object) -> ObjectRef:
-        try:
-            return self._client.put(key, value)
-        finally:
-            self._client.close()
 
 
 def test_with_a_disk_memory_is_only_a_part(tmp_path: Path) -> None:
@@ -488,7 +473,7 @@ def test_a_full_disk_refuses_and_forgets_nothing(tmp_path: Path) -> None:
             with pytest.raises(ExhaustedError, match=r"disk of the cache.* is full"):
                 attempt()
         with pytest.raises(ExhaustedError, match="full"):
-            _Streaming(cache.endpoint).put("app/session/other", noise(3 * MB))
+            cache.client(shared_memory=False).put("app/session/other", noise(3 * MB))
         assert np.array_equal(client.get(ref), noise(MB))
         assert client.update(ref, "small").version == 2
         assert files(cache.storage) == ["key"]
@@ -518,6 +503,20 @@ print("written", flush=True)
 sys.stdin.read()
 """
 
+HALF_A_SEND = """
+import sys
+from flame.objects import ObjectClient
+from flame.objects import messages as m
+from flame.objects.streams import StreamClient, _ask
+link = ObjectClient(sys.argv[1])._link(sys.argv[1])
+link.peers()
+channel = StreamClient("127.0.0.1", link._door)._take()
+_ask(channel, m.Send("app/session/half", m.Options(size=5_000_000)), m.Reserved)
+channel.socket.sendall(bytes(300_000))
+print("written", flush=True)
+sys.stdin.read()
+"""
+
 READER = """
 import sys
 from flame.objects import ObjectClient, ObjectRef
@@ -530,7 +529,11 @@ sys.stdin.read()
 @pytest.mark.parametrize("storage", [False, True])
 @pytest.mark.parametrize(
     ("code", "said"),
-    [(HALF_A_STREAM, "put_abandoned key=app/session/half"), (HALF_A_COMMIT, "client_left leases=0 lent=1")],
+    [
+        (HALF_A_STREAM, "put_abandoned key=app/session/half"),
+        (HALF_A_SEND, "put_abandoned key=app/session/half"),
+        (HALF_A_COMMIT, "client_left leases=0 lent=1"),
+    ],
 )
 def test_a_writer_that_vanishes_leaves_nothing(tmp_path: Path, storage: bool, code: str, said: str) -> None:
     with CacheDaemon(tmp_path, storage=storage) as cache:

@@ -22,9 +22,11 @@ from flame.config import TlsConfig
 from flame.model.errors import FlameError, NotFoundError, PermissionDeniedError
 from flame.objects import ObjectClient, ObjectRef
 from flame.objects import messages as m
+from flame.objects.codecs import encode
 from flame.objects.messages import LocalDoor
 from flame.objects.remote import RemoteClient
 from flame.objects.shared import SharedClient
+from flame.objects.streams import StreamClient
 from flame.security import Certificates, make_certificates
 
 MB = 1024 * 1024
@@ -235,7 +237,7 @@ def test_a_store_that_is_away_loses_nothing(tmp_path: Path) -> None:
 # --- who may come in -------------------------------------------------------------------------------------------------
 
 STRANGER = """
-import os, sys
+import encodings.idna, os, sys
 from flame.objects import ObjectClient, ObjectRef
 os.setgroups([])
 os.setgid(65534)
@@ -290,6 +292,20 @@ def test_strangers_and_nonsense_at_the_door(tmp_path: Path) -> None:
                 visitor.shutdown(socket.SHUT_WR)
                 while visitor.recv(4096):
                     pass
+            with socket.create_connection(("127.0.0.1", door.port)) as visitor:
+                visitor.sendall(nonsense)
+                visitor.shutdown(socket.SHUT_WR)
+                while visitor.recv(4096):
+                    pass
+        with pytest.raises(PermissionDeniedError):
+            StreamClient("127.0.0.1", LocalDoor(token="another token", port=door.port))
+        stream = StreamClient("127.0.0.1", door)
+        with pytest.raises(FlameError):
+            stream.get("app/../key")
+        with pytest.raises(FlameError):
+            stream.put("app/*", encode(1), m.Options())
+        assert stream.get(ref.key).parts[0].payload.size > MB
+        stream.close()
         shared = SharedClient(door)
         commit = m.Commit(77, "app/session", m.Options())
         for request in (m.Reserve(-1), commit, m.Hello(door.token), m.Call("NONE", b"")):

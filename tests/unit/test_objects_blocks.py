@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from flame.objects import blocks
 from flame.objects.blocks import LARGE, block
 
 
 def test_a_block_is_used_again_when_nobody_reads_it() -> None:
+    blocks._free.clear()
     view, buffer = block(2 * LARGE)
     view[:4] = b"mine"
     address = buffer.address

@@ -99,7 +99,7 @@ class LocalServer:
             return False
         uid = struct.unpack("3i", channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
         if not isinstance(hello, m.Hello) or hello.token != self._token or uid != os.getuid():
-            channel.send(_failure(PermissionDeniedError("this is the door of the cache's own user")))
+            channel.send(as_failure(PermissionDeniedError("this is the door of the cache's own user")))
             return False
         welcome = m.Welcome(self._cache.arena.size, self._endpoint)
         socket.send_fds(channel.socket, [frame(welcome)], [self._cache.arena.fd])
@@ -131,14 +131,14 @@ class _Visitor:
         try:
             request = _REQUESTS.decode(data)
         except msgspec.MsgspecError as error:
-            return _failure(InvalidArgumentError(f"not a request: {error}"))
+            return as_failure(InvalidArgumentError(f"not a request: {error}"))
         try:
             return self._answer(request)
         except FlameError as error:
-            return _failure(error)
+            return as_failure(error)
         except Exception as error:
             _log.exception("request_failed request=%s", type(request).__name__)
-            return _failure(InternalError(f"the cache failed: {error}"))
+            return as_failure(InternalError(f"the cache failed: {error}"))
 
     def _answer(self, request: m.Request) -> m.Reply | None:
         match request:
@@ -146,7 +146,9 @@ class _Visitor:
                 ticket = m.GetTicket(request.key, request.version, request.born, request.origin)
                 return self._give(self._read(ticket))
             case m.Put():
-                stored = self._cache.put_bytes(_key(request.key, request.options), request.data, request.options)
+                stored = self._cache.put_bytes(
+                    writable_key(request.key, request.options), request.data, request.options
+                )
                 return m.Stored(*stored)
             case m.Reserve():
                 return self._lend(request)
@@ -163,8 +165,8 @@ class _Visitor:
                 return None
             case m.Call():
                 return m.Result(self._actions.run(request.action, request.body))
-            case m.Hello():
-                raise InvalidArgumentError("a second hello")
+            case m.Hello() | m.Send():
+                raise InvalidArgumentError(f"{type(request).__name__} is not for here")
 
     def _lend(self, request: m.Reserve) -> m.Reserved:
         if request.size < 0:
@@ -181,7 +183,7 @@ class _Visitor:
         if room is None:
             raise NotFoundError(f"no memory of number {request.number} was lent here")
         try:
-            key = _key(request.key, request.options)
+            key = writable_key(request.key, request.options)
         except FlameError:
             self._cache.give_back(room)
             raise
@@ -201,12 +203,12 @@ class _Visitor:
         return m.Part(part.version, size, offset=part.offset or 0, lease=self._last)
 
 
-def _key(text: str, options: m.Options) -> ObjectKey:
+def writable_key(text: str, options: m.Options) -> ObjectKey:
     key = ObjectKey.from_key(text) if options.patch else ObjectKey.from_path(text)
     if key.is_all_sessions():
         raise InvalidArgumentError(f"can't store under {key}", remedy="'*' is for deleting and listing")
     return key
 
 
-def _failure(error: FlameError) -> m.Failure:
+def as_failure(error: FlameError) -> m.Failure:
     return m.Failure(int(error.code), error.message, error.remedy, error.retryable)

@@ -17,8 +17,9 @@ from flame.config import TlsConfig
 from flame.model.errors import NotFoundError, PermissionDeniedError
 from flame.objects.fetched import Fetched
 from flame.objects.keys import ObjectKey
+from flame.objects.links import Link
 from flame.objects.messages import GetTicket
-from flame.objects.remote import RemoteClient, location
+from flame.objects.remote import location
 
 _STRIPES = 16
 _nobody: deque[Blob] = deque(maxlen=0)  # takes note of pins that keep nothing
@@ -30,7 +31,7 @@ class Replicas:
     def __init__(self, cache: ObjectCache, peers: tuple[str, ...], tls: TlsConfig | None) -> None:
         self._cache = cache
         self._tls = tls
-        self._clients: dict[str, RemoteClient | None] = {location(peer): None for peer in peers}
+        self._clients: dict[str, Link | None] = {location(peer): None for peer in peers}
         self._lock = threading.Lock()
         self._copying = [threading.Lock() for _ in range(_STRIPES)]
 
@@ -51,7 +52,7 @@ class Replicas:
                 except GoneError:
                     pass  # evicted just now: fetch it anew
 
-    def _refresh(self, client: RemoteClient, origin: str, key: str) -> Fetched | None:
+    def _refresh(self, client: Link, origin: str, key: str) -> Fetched | None:
         """Make the copy current; what came, if there is no room for a copy."""
         copy = self._cache.copies.find(origin, key)
         try:
@@ -66,7 +67,7 @@ class Replicas:
         self._cache.copies.drop(origin, key)
         return fetched if fetched.full else client.get(key)
 
-    def _client(self, origin: str) -> RemoteClient:
+    def _client(self, origin: str) -> Link:
         with self._lock:
             if origin not in self._clients:
                 raise PermissionDeniedError(
@@ -74,7 +75,7 @@ class Replicas:
                 )
             client = self._clients[origin]
             if client is None:
-                client = self._clients[origin] = RemoteClient(origin, self._tls)
+                client = self._clients[origin] = Link(origin, self._tls)
             return client
 
 

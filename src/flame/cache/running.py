@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flame.cache.actions import Actions
 from flame.cache.cache import ObjectCache
@@ -22,6 +23,7 @@ from flame.cache.payloads import Content
 from flame.cache.replication import Replicas
 from flame.cache.server import CacheServer
 from flame.cache.settings import CacheSettings
+from flame.cache.stream_server import StreamServer
 from flame.model.errors import InvalidConfigError, NotFoundError, UnavailableError
 from flame.objects.keys import ObjectKey
 from flame.objects.messages import GetTicket, LocalDoor
@@ -52,6 +54,7 @@ class Running:
         self._folder = door_folder(settings.door)
         self._flight: CacheServer | None = None
         self._local: LocalServer | None = None
+        self._stream: StreamServer | None = None
         self._seen = 0
         self._quiet_since = time.monotonic()
 
@@ -63,7 +66,11 @@ class Running:
             self._dropped.take_all()
         token = secrets.token_hex(16)
         path = self._folder / "door"
-        door = LocalDoor(str(path), token, os.getuid(), settings.peers)
+        if settings.tls is None:
+            host = urlsplit(settings.location).hostname or "127.0.0.1"
+            self._stream = StreamServer(host, token, settings.endpoint, self.cache, self.read)
+        port = self._stream.port if self._stream is not None else 0
+        door = LocalDoor(str(path), token, os.getuid(), port, settings.peers)
         actions = Actions(self.cache, settings.endpoint, door, self._dropped)
         self._local = LocalServer(path, token, settings.endpoint, self.cache, actions, self.read)
         self._local.start()
@@ -103,6 +110,8 @@ class Running:
         """Close the doors."""
         if self._local is not None:
             self._local.stop()
+        if self._stream is not None:
+            self._stream.stop()
         if self._flight is not None:
             self._flight.shutdown()
         self.cache.close()

@@ -35,12 +35,18 @@ class ObjectClient:
 
     `endpoint` (`grpc://` or `grpcs://` HOST:PORT) is the cache that new objects go to, by default that of this user's
     context; references are followed to their own caches, through that one where it knows them. `cache_bytes`: what is
-    remembered of objects of other nodes. Methods raise FlameError: InvalidArgumentError (which is a ValueError for
-    keys), NotFoundError, InvalidStateError (not the expected version), ExhaustedError, UnavailableError.
+    remembered of objects of other nodes. `shared_memory` False: stream on the cache's own node too. Methods raise
+    FlameError: InvalidArgumentError (which is a ValueError for keys), NotFoundError, InvalidStateError (another
+    version), ExhaustedError, UnavailableError.
     """
 
     def __init__(
-        self, endpoint: str | None = None, *, tls: TlsConfig | None = None, cache_bytes: int = DEFAULT_BYTES
+        self,
+        endpoint: str | None = None,
+        *,
+        tls: TlsConfig | None = None,
+        cache_bytes: int = DEFAULT_BYTES,
+        shared_memory: bool = True,
     ) -> None:
         if endpoint is None:
             configured = load_context().cache
@@ -49,6 +55,7 @@ class ObjectClient:
         self.endpoint = location(endpoint)
         self._tls = tls
         self._held = Held(cache_bytes)
+        self._shared_memory = shared_memory
         self._lock = threading.Lock()
         self._links: dict[str, Link] = {}
         self._pid = os.getpid()
@@ -212,7 +219,7 @@ class ObjectClient:
                 self._pid = os.getpid()
             link = self._links.get(place)
             if link is None:
-                link = self._links[place] = Link(place, self._tls)
+                link = self._links[place] = Link(place, self._tls, shared_memory=self._shared_memory)
             return link
 
 

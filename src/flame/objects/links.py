@@ -1,4 +1,4 @@
-"""The way to one cache: shared memory where it is on this node, Flight else."""
+"""The way to one cache: shared memory where it is on this node, else plain TCP where that is allowed, else Flight."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -16,6 +17,7 @@ from flame.objects.fetched import Fetched
 from flame.objects.keys import ObjectRef
 from flame.objects.remote import RemoteClient, location
 from flame.objects.shared import SharedClient
+from flame.objects.streams import StreamClient
 
 if TYPE_CHECKING:
     from flame.config import TlsConfig
@@ -27,27 +29,32 @@ _left_behind: list[object] = []  # connections of the process that forked this o
 class Link:
     """Connections to the cache at a place, made when they are needed. May be used by several threads."""
 
-    def __init__(self, place: str, tls: TlsConfig | None) -> None:
+    def __init__(self, place: str, tls: TlsConfig | None, *, shared_memory: bool = True) -> None:
         self.place = place
         self._tls = tls
+        self._shared_memory = shared_memory
         self._lock = threading.Lock()
         self._remote: RemoteClient | None = None
         self._shared: SharedClient | None = None
+        self._stream: StreamClient | None = None
         self._door: m.LocalDoor | None = None
 
     def close(self) -> None:
         """End the connections; shared memory that is still read keeps its own."""
         with self._lock:
-            remote, self._remote, self._shared, self._door = self._remote, None, None, None
+            remote, stream, self._remote, self._stream = self._remote, self._stream, None, None
+            self._shared = self._door = None
         if remote is not None:
             remote.close()
+        if stream is not None:
+            stream.close()
 
     def after_fork(self) -> Link:
         """A link of its own for a process that was forked, to the same place. Connections don't survive a fork.
 
         It knows the door already, since gRPC does not work in a fork of a process that used it.
         """
-        link = Link(self.place, self._tls)
+        link = Link(self.place, self._tls, shared_memory=self._shared_memory)
         link._door = self._door
         _left_behind.append(self)
         return link
@@ -65,7 +72,12 @@ class Link:
     def put(self, key: str, payload: Payload, options: m.Options, *, again: bool) -> ObjectRef:
         """Store a payload; `again`: storing it twice does no harm, so a lost connection is no reason to give up."""
         stored = self.put_shared(key, payload, options, again=again)
-        return stored or self.remote().put(key, payload, options)
+        if stored is not None:
+            return stored
+        sent = self._with_stream(lambda stream: stream.put(key, payload, options), again=again)
+        if sent is not None:
+            return ObjectRef(self.place, sent.key, sent.version)
+        return self.remote().put(key, payload, options)
 
     def put_shared(self, key: str, payload: Payload, options: m.Options, *, again: bool = True) -> ObjectRef | None:
         """Store it through shared memory; None where there is none, or not enough."""
@@ -78,8 +90,10 @@ class Link:
 
     def get(self, key: str, version: int = 0, born: int = 0, origin: str = "") -> Fetched:
         """What the cache answers."""
-        shared = self.get_shared(key, version, born, origin)
-        return shared or self.remote().get(key, version, born, origin)
+        fetched = self.get_shared(key, version, born, origin)
+        if fetched is None:
+            fetched = self._with_stream(lambda stream: stream.get(key, version, born, origin), again=True)
+        return fetched or self.remote().get(key, version, born, origin)
 
     def get_shared(self, key: str, version: int = 0, born: int = 0, origin: str = "") -> Fetched | None:
         """The same from shared memory; None where there is none, or the object is not in it."""
@@ -102,6 +116,28 @@ class Link:
         shared = self._try_shared()  # the cache was started anew, or it is gone
         return action(shared) if shared is not None else None
 
+    def _with_stream(self, action: Callable[[StreamClient], T], *, again: bool) -> T | None:
+        """Over plain TCP; None where there is no such way, or it broke: Flight does it, or says what is wrong."""
+        with self._lock:
+            if self._door is None:
+                self._door = self._ask_for_door()
+            if self._stream is None and self._door.port:
+                try:
+                    self._stream = StreamClient(urlsplit(self.place).hostname or "", self._door)
+                except (OSError, EOFError, FlameError):
+                    self._door = msgspec.structs.replace(self._door, port=0)
+            stream = self._stream
+        if stream is None:
+            return None
+        try:
+            return action(stream)
+        except (OSError, EOFError) as error:
+            with self._lock:
+                self._stream = self._door = None
+            if not again:
+                raise UnavailableError(f"the connection to the cache at {self.place} broke: {error}") from error
+        return None
+
     def _try_shared(self) -> SharedClient | None:
         shared = self._shared
         if shared is not None and shared.usable:
@@ -117,12 +153,12 @@ class Link:
         """Through the door that is known, or the one that the cache names now; None when this is another node."""
         known = self._door is not None
         door = self._door = self._door or self._ask_for_door()
-        if not door.path or door.uid != os.getuid():
+        if not self._shared_memory or not door.path or door.uid != os.getuid():
             return None
         try:
             return SharedClient(door)
         except (OSError, FlameError):
-            self._door = None if known else m.LocalDoor(peers=door.peers)
+            self._door = None if known else msgspec.structs.replace(door, path="")
         return self._enter() if known else None
 
     def _ask_for_door(self) -> m.LocalDoor:

@@ -123,6 +123,13 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
     number: int
 
 
+class Send(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Over TCP: store a payload of `options.size` bytes. Answer: Reserved, then the bytes follow, then Stored."""
+
+    key: str
+    options: Options
+
+
 class Stored(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Where a payload is now."""
 
@@ -161,7 +168,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, tag=True):
     body: bytes
 
 
-Request = Hello | Put | Reserve | Commit | Cancel | Get | Release | Call
+Request = Hello | Put | Reserve | Commit | Cancel | Send | Get | Release | Call
 Reply = Failure | Welcome | Reserved | Stored | Answer | Result
 
 
@@ -226,9 +233,13 @@ class CacheStatus(msgspec.Struct, frozen=True):
 
 
 class LocalDoor(msgspec.Struct, frozen=True):
-    """Where clients of the same node and user connect, and what to say there. `path` empty: nowhere."""
+    """Where clients of the same node and user connect, and what to say there. `path` empty: nowhere.
+
+    `port`: where others connect for plain TCP; 0: nowhere.
+    """
 
     path: str = ""
     token: str = ""
     uid: int = -1
+    port: int = 0
     peers: tuple[str, ...] = ()

@@ -40,6 +40,26 @@ class Channel:
         self._rest = data[end:]
         return data[4:end]
 
+    def read_into(self, view: memoryview) -> None:
+        """Raw bytes that follow a message, as many as the view has. Raises OSError, EOFError."""
+        got = min(len(self._rest), len(view))
+        view[:got] = self._rest[:got]
+        self._rest = self._rest[got:]
+        while got < len(view):
+            count = self.socket.recv_into(view[got:])
+            if not count:
+                raise EOFError(f"the connection ended after {got} of {len(view)} bytes")
+            got += count
+
+    def ended(self) -> bool:
+        """Whether the other side has closed an idle connection."""
+        try:
+            return self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
 
 def frame(message: Request | Reply) -> bytearray:
     """A message as it travels."""
