@@ -35,6 +35,7 @@ from flame.shims.host import HostShim
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper
 from flame.shims.reception import Reception, default_socket_root
+from flame.shims.rest import RestShim
 from flame.shims.shim import BindError, Instance, Launch, Owner
 from flame.shims.shim import Shim as AnyShim
 from flame.shims.stdio import StdioShim
@@ -123,7 +124,11 @@ class ExecutorManager:
             self._keeper, self._reception, self._logs, self._folders.executors, surroundings, warm, self._packages
         )
         workshop = Workshop(self._keeper, self._logs, self._folders.executors, surroundings, self._host.prepare)
-        self._shims: dict[Shim, AnyShim] = {Shim.HOST: self._host, Shim.STDIO: StdioShim(workshop)}
+        self._shims: dict[Shim, AnyShim] = {
+            Shim.HOST: self._host,
+            Shim.STDIO: StdioShim(workshop),
+            Shim.REST: RestShim(workshop, self._reception),
+        }
         self._background(self._stay_connected())
         self._background(self._prune_logs())
 
