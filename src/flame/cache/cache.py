@@ -261,8 +261,7 @@ class ObjectCache:
                 time_of_end = now + after if after is not None else None
                 self.store.expire_at(full, time_of_end, now)
                 file = self.store.objects[full].base.blob.file
-            if file is not None and self.disk is not None:
-                self.disk.set_expires(file, time_of_end)
+            self._remember_time([(file, time_of_end)])
 
     def end_session(self, prefix: ObjectKey, after: float | None) -> None:
         """Let the objects of a session go away after so many seconds (None: the cache's retention)."""
@@ -270,13 +269,16 @@ class ObjectCache:
         with self._lock:
             keys = self.store.end_session(prefix.to_prefix(), time_of_end)
             found = [self.store.objects[key] for key in keys]
-            files = [(one.base.blob.file, one.expires) for one in found if one.base.blob.file is not None]
-        if self.disk is not None:
-            for file, expires in files:
+            files = [(one.base.blob.file, one.expires) for one in found]
+        self._remember_time(files)
+
+    def _remember_time(self, files: Sequence[tuple[StoredFile | None, float | None]]) -> None:
+        for file, expires in files:
+            if file is not None and self.disk is not None:
                 try:
                     self.disk.set_expires(file, expires)
                 except FileNotFoundError:
-                    pass  # deleted or replaced just now
+                    pass  # deleted, replaced or moved just now
 
     def sweep(self) -> None:
         """Remove what is over; called now and then."""

@@ -182,10 +182,11 @@ class Disk:
         return self.folder / (self.name_of(description) + (HEAD if description.remote else ""))
 
     def leave_head(self, file: StoredFile, description: Description) -> StoredFile:
-        """Remove a file and leave only its head, under the name of the description."""
+        """Remove a file and leave only its head, under the name of the description. Raises FileNotFoundError."""
+        expires = self.expires_of(file)
         draft = self.draft(0)
         draft.offset, draft.size, draft.crc = file.offset, file.size, file.crc
-        head = self.publish(draft, description, self.expires_of(file))
+        head = self.publish(draft, description, expires)
         self.used += _size_of(head.path) - file.size - file.offset
         self.remove(file)
         return head

@@ -10,7 +10,7 @@ import logging
 
 import msgspec
 
-from flame.cache.disk import Disk, StoredFile
+from flame.cache.disk import Disk, GoneError, StoredFile
 from flame.model.errors import InvalidConfigError, UnavailableError
 
 _log = logging.getLogger("flame.cache")
@@ -33,7 +33,10 @@ class Far:
         self._disk = disk
 
     def send(self, file: StoredFile) -> StoredFile:
-        """Move a payload to the store; its head that stays. Raises UnavailableError; the file is where it was then."""
+        """Move a payload to the store; its head that stays.
+
+        Raises UnavailableError (the file is where it was), GoneError (it was deleted meanwhile).
+        """
         try:
             self._parent(file)
             with file.path.open("rb") as source, self._files.open_output_stream(self._name(file)) as sink:
@@ -41,12 +44,22 @@ class Far:
                 while piece := source.read(_STEP):
                     sink.write(piece)
         except OSError as error:
+            if not file.path.exists():
+                raise GoneError(f"object {file.description.key!r} was deleted") from None
             raise self._failed("take", file, error) from error
         description = msgspec.structs.replace(file.description, remote=True)
-        return self._disk.leave_head(file, description)
+        try:
+            return self._disk.leave_head(file, description)
+        except FileNotFoundError:
+            self.forget(file)
+            raise GoneError(f"object {file.description.key!r} was deleted") from None
 
     def bring(self, head: StoredFile) -> StoredFile:
-        """A payload back on the disk, verified. Raises UnavailableError, CorruptedError, ExhaustedError."""
+        """A payload back on the disk, verified. Raises UnavailableError, CorruptedError, ExhaustedError, GoneError."""
+        try:
+            expires = self._disk.expires_of(head)
+        except FileNotFoundError:
+            raise GoneError(f"object {head.description.key!r} was deleted") from None
         draft = self._disk.draft(head.offset % 64)
         try:
             try:
@@ -61,7 +74,7 @@ class Far:
             draft.abandon()
             raise
         description = msgspec.structs.replace(head.description, remote=False)
-        return self._disk.publish(draft, description, self._disk.expires_of(head))
+        return self._disk.publish(draft, description, expires)
 
     def forget(self, file: StoredFile) -> None:
         """Delete a payload in the store. A failure is logged: it costs room there and nothing else."""

@@ -140,7 +140,7 @@ class Payloads:
                 with self._loading[id(blob) % _STRIPES]:
                     self._exchange(blob, file, far.send(file))
                 sent += 1
-            except (GoneError, FileNotFoundError):
+            except GoneError:
                 continue  # deleted meanwhile
             except UnavailableError as error:
                 _log.error("object_store_fails why=%r", error.message)

@@ -147,6 +147,9 @@ class SharedClient:
         if os.getpid() != self._pid:
             return  # a fork of the process that has the lease
         self._ended.append(lease)
+        self._flush_if_free()
+
+    def _flush_if_free(self) -> None:
         if self._lock.acquire(blocking=False):
             try:
                 self._flush()
@@ -169,6 +172,8 @@ class SharedClient:
             except BaseException:
                 self._broken = True  # an interrupt: the reply that is still to come would be taken for another's
                 raise
+        if self._ended:
+            self._flush_if_free()  # leases that ended while the lock was taken
         if data is None:
             self._broken = True
             raise UnavailableError("the cache of this node has closed the connection")
