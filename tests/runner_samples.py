@@ -147,3 +147,14 @@ def sizes(*values: Any) -> list[int]:
 
 def is_writable(array: Any) -> bool:
     return bool(array.flags.writeable)
+
+
+class Journal:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def all(self) -> list[str]:
+        return self.notes

@@ -621,3 +621,55 @@ def test_files_that_clients_write_into_the_folder(tmp_path: Path) -> None:
                 client.get(ObjectRef(cache.endpoint, f"app/session/{name}"))
         client.delete("app/*")
         assert not list(cache.storage.glob("app/*/*"))
+
+
+# --- all at once -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", [False, True])
+def test_many_at_once_never_see_anything_else_than_was_written(tmp_path: Path, storage: bool) -> None:
+    """Readers and writers of few keys, in memory that is too small for them: each array has one value throughout."""
+    faults: list[str] = []
+    counts = {"got": 0, "put": 0, "refused": 0}
+
+    def play(number: int, cache: CacheDaemon) -> None:
+        chance = np.random.default_rng(number)
+        client = cache.client(shared_memory=number % 3 != 0)
+        held: list[np.ndarray] = []
+        for _ in range(120):
+            ref = ObjectRef(client.endpoint, f"app/session/{chance.integers(8)}", int(chance.integers(2)))
+            try:
+                match int(chance.integers(6)):
+                    case 0:
+                        client.delete(ref)
+                    case 1 | 2:
+                        size = int(chance.integers(1, 3 * MB))
+                        client.update(ref, np.full(size, chance.integers(256), dtype="u1"))
+                        counts["put"] += 1
+                    case _:
+                        held.append(client.get(ref))
+                        counts["got"] += 1
+            except NotFoundError:
+                continue
+            except ExhaustedError:
+                counts["refused"] += 1
+                held.clear()
+            faults.extend(f"{array[0]} and {array.max()}" for array in held if array.min() != array.max())
+            del held[:-3]
+
+    with CacheDaemon(tmp_path, storage=storage, settings={"eviction": {"max_memory": "16M"}}) as cache:
+        players = [threading.Thread(target=play, args=(number, cache)) for number in range(6)]
+        for player in players:
+            player.start()
+        for player in players:
+            player.join()
+        assert faults == []
+        assert counts["got"] > 20
+        assert counts["put"] > 20
+        assert "Traceback" not in cache.daemon.log
+        assert "corrupted" not in cache.daemon.log
+        client = cache.client()
+        client.delete("app/*")
+        status = client.status()
+        assert (status.objects, status.bytes, status.memory, status.leased, status.disk) == (0, 0, 0, 0, 0)
+        assert files(cache.storage) == []

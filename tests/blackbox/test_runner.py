@@ -15,6 +15,7 @@ from flame.local import Cluster
 from flame.runner import ObjectFuture, Runner, SessionContext, StateLostError
 from runner_samples import (
     Counter,
+    Journal,
     RefusedError,
     Unloadable,
     add,
@@ -316,3 +317,19 @@ def test_a_runner_inside_of_a_call_of_one(runner: Runner) -> None:
     service = runner.service(nested_sum)
     assert service(runner.name, [1, 2, 3]).get(SECONDS) == 9
     assert service("another-name", [1]).get(SECONDS) == 2
+
+
+def test_a_service_with_a_state_gets_calls_in_the_order_they_were_made(runner: Runner, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    slow = runner.service(wait_for)(str(gate))
+    journal = runner.service(Journal())
+    journal.note("first")
+    journal.note(slow)
+    failed = journal.note(runner.service(refuse)(1))
+    journal.note("third")
+    everything = journal.all()
+    assert not everything.done()
+    gate.unlink()
+    assert everything.get(SECONDS) == ["first", "done", "third"]
+    assert isinstance(failed.exception(SECONDS), RefusedError)

@@ -159,12 +159,14 @@ def _application() -> RunnerApplication:
     with _lock:
         if _made is None or _process != os.getpid():
             _made, _process = RunnerApplication(short_name("functions")), os.getpid()
+            # Not before there is a connection: what ends the local cluster at exit must come after this.
+            atexit.unregister(close_functions)
+            atexit.register(close_functions)
             _opened.clear()
             _made.open()
         return _made
 
 
-@atexit.register
 def close_functions() -> None:
     """End the sessions of all functions of this process, and forget their application."""
     global _made

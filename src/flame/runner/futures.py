@@ -25,8 +25,8 @@ class ObjectFuture(TaskFuture):
     of lists, dicts and other objects: they get its value. Every `get()` gives a fresh object that is the caller's own.
     """
 
-    _needs: tuple[ObjectFuture, ...] = ()  # its arguments, as long as their results must not go
-    _held: bool = False  # waits for those, and is not submitted
+    needs: tuple[ObjectFuture, ...] = ()  # its arguments, as long as their results must not go
+    held: bool = False  # waits for those, and is not submitted
     _submitted: bytes | None = None  # what was submitted, if this process could run it itself
 
     def __init__(self, stream: TaskStream, lane: Lane) -> None:
@@ -60,9 +60,14 @@ class ObjectFuture(TaskFuture):
             raise _as_raised(self._value)
         return self._lane.reference(self._value)
 
+    @property
+    def outcome(self) -> bytes | FlameError | None:
+        """What the cluster gave, None before."""
+        return self._value
+
     def cancel(self) -> bool:
         """Ask for the end of the call, also when it runs. False when it has ended already."""
-        if not self._held:
+        if not self.held:
             return super().cancel()
         if self.done():
             return False

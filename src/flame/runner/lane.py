@@ -1,8 +1,4 @@
-"""The calls of one session: submitted at once, or held until the futures among their arguments are done.
-
-A held call is submitted by the thread of the connection when the last of its arguments has ended, with their results
-as they came: whoever made the call never waits, and no executor is taken by a call that can't run yet.
-"""
+"""The calls of one session: encoded, submitted, and their results decoded."""
 
 from __future__ import annotations
 
@@ -10,15 +6,14 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flame.client.futures import CancelledTaskError, settle
 from flame.model.errors import FlameError, InvalidArgumentError, TaskFailedError, TooLargeError
 from flame.model.states import TaskState
 from flame.runner import nesting
 from flame.runner.failures import StateLostError, error_of
 from flame.runner.futures import ObjectFuture
+from flame.runner.line import Line
 from flame.runner.payloads import (
     PICKLE,
     STATE,
@@ -28,9 +23,8 @@ from flame.runner.payloads import (
     dumps,
     encode_call,
     is_stored,
-    with_values,
 )
-from flame.runner.storage import Storage, StoredArgument, background
+from flame.runner.storage import Storage, StoredArgument
 
 if TYPE_CHECKING:
     from flame.client.stream import TaskStream
@@ -43,21 +37,27 @@ INSIDE = bool(os.environ.get("FLAME_INSTANCE_ID"))  # this process is an instanc
 
 
 class Lane:
-    """See above. `stateful`: its instance has a state that calls change, so it must stay the same one."""
+    """Makes calls in a session. `stateful`: its instance has a state that calls change, so it must stay the same one;
+    `ordered`: calls are submitted in the order in which they were made (stateful ones are)."""
 
     def __init__(
-        self, session: Session, storage: Storage, *, stateful: bool = False, target: Callable[..., Any] | None = None
+        self,
+        session: Session,
+        storage: Storage,
+        *,
+        stateful: bool = False,
+        ordered: bool = False,
+        target: Callable[..., Any] | None = None,
     ) -> None:
         """`target`: what answers calls without a method, if it can answer them in this process just as well."""
         self.session = session
         self._target = target if INSIDE else None
         self._storage = storage
-        self._wake = session.connection.thread.loop.call_soon_threadsafe
         self._lock = threading.Lock()
-        self._held: set[ObjectFuture] = set()
-        self._ended = threading.Condition(self._lock)  # that of the last held call
         self._stateful = stateful
         self._state = _UNKNOWN
+        wake = session.connection.thread.loop.call_soon_threadsafe
+        self._line = Line(wake, self._submit, ordered=ordered or stateful)
 
     # --- calling ---------------------------------------------------------------------------------------------------
 
@@ -75,9 +75,7 @@ class Lane:
             future.add_done_callback(self._learn)
         if kept:
             self._free_after(future, *kept)
-        if needs:
-            self._hold(future, call, tuple(needs), options)
-        else:
+        if not self._line.takes(future, call, needs, options):
             self._submit(future, call, options)
         return future
 
@@ -148,64 +146,9 @@ class Lane:
         except TooLargeError as error:
             raise self._storage.too_large(error) from error
 
-    def _hold(
-        self, future: ObjectFuture, call: bytes, needs: tuple[ObjectFuture, ...], options: ty.TaskOptions | None
-    ) -> None:
-        future._held, future._needs = True, needs  # pyright: ignore[reportPrivateUsage]
-        left = len(needs)
-        with self._lock:
-            self._held.add(future)
-
-        def one_ended(_: object) -> None:
-            nonlocal left
-            with self._lock:
-                left -= 1
-                last = not left
-            if last:
-                self._wake(partial(self._release, future, call, options))
-
-        for need in needs:
-            need.add_done_callback(one_ended)
-
-    def _release(self, future: ObjectFuture, call: bytes, options: ty.TaskOptions | None) -> None:
-        """All arguments of a held call have ended. In the thread of the connection."""
-        if future.done():
-            return
-        self._no_longer_held(future)
-        values = [need._value for need in future._needs]  # pyright: ignore[reportPrivateUsage]
-        error = next((value for value in values if isinstance(value, FlameError)), None)
-        if error is None:
-            results = [bare(value) for value in values if isinstance(value, bytes)]
-            future.add_done_callback(_let_go)
-            whole = with_values(call, results)
-            if len(whole) > self._storage.threshold:
-                background.do(partial(self._submit_held, future, whole, options))
-            else:
-                self._submit_held(future, whole, options)
-            return
-        self._settle(future, error)
-
-    def _submit_held(self, future: ObjectFuture, call: bytes, options: ty.TaskOptions | None) -> None:
-        try:
-            self._submit(future, call, options)
-        except FlameError as error:
-            self._wake(partial(self._settle, future, error))
-
     def cancel_held(self, future: ObjectFuture) -> None:
         """It was cancelled before it was submitted."""
-        self._wake(partial(self._settle, future, CancelledTaskError("cancelled before its arguments were there")))
-
-    def _no_longer_held(self, future: ObjectFuture) -> None:
-        future._held = False  # pyright: ignore[reportPrivateUsage]
-        with self._lock:
-            self._held.discard(future)
-            if not self._held:
-                self._ended.notify_all()
-
-    def _settle(self, future: ObjectFuture, error: FlameError) -> None:
-        if not future.done():
-            self._no_longer_held(future)
-            settle(future._stream.lock, (future,), (error,), plain=False)  # pyright: ignore[reportPrivateUsage]
+        self._line.cancel(future)
 
     # --- results ---------------------------------------------------------------------------------------------------
 
@@ -248,8 +191,7 @@ class Lane:
 
     def wait(self) -> None:
         """Wait until all calls have ended."""
-        with self._ended:
-            self._ended.wait_for(lambda: not self._held)
+        self._line.wait()
         self.session.wait()
 
     def run_here_if_full(self, future: ObjectFuture, call: bytes, timeout: float | None) -> float | None:
@@ -266,9 +208,7 @@ class Lane:
 
     def cancel_pending(self) -> None:
         """Cancel the calls that no instance has begun with."""
-        with self._lock:
-            held = list(self._held)
-        for future in held:
+        for future in self._line.futures():
             future.cancel()
         pending = self.session.list_tasks([TaskState.PENDING], without_payloads=True)
         self.session.cancel([task.id for task in pending], reason="the executor was shut down")
@@ -289,8 +229,3 @@ def lost_state(name: str) -> StateLostError:
         f"the instance that held the state of this service ({name}) has ended, and the state with it",
         remedy="make the service again, or make it with durable=True",
     )
-
-
-def _let_go(future: ObjectFuture) -> None:
-    """It has ended, so its arguments may go."""
-    future._needs = ()  # pyright: ignore[reportPrivateUsage]

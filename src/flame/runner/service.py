@@ -108,7 +108,9 @@ class RunnerService:
             )
             opened = _open(connection, attributes, shared=chosen is not None)
             storage = Storage(f"{application}/{opened.id}", configured=configured)
-            self._lanes.append(Lane(opened, storage, stateful=self._stateful and not durable, target=here))
+            self._lanes.append(
+                Lane(opened, storage, stateful=self._stateful and not durable, ordered=durable, target=here)
+            )
 
     # --- calling ---------------------------------------------------------------------------------------------------
 

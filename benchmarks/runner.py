@@ -1,0 +1,139 @@
+"""`python -m benchmarks.runner`: calls of a small function in each of the plain ways, and the first call of a project.
+
+The calls run in an embedded cluster with two executors, as `ProcessPoolExecutor` with two processes does for
+comparison. The ways take turns, so that noise hits all of them alike; figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import flame
+from benchmarks.runner_samples import increment
+from flame.local import Cluster
+
+CALLS = 10_000
+BUDGETS = {"calls": (10_000, 40_000), "first": (2.0, 1.0)}  # must, aim: calls/s, seconds
+RESULTS = Path(__file__).resolve().parent / "results"
+
+# What a user runs: from the start of the program to the first result.
+PROGRAM = """
+import flame
+from project_module import increment
+
+with flame.Runner("project") as runner:
+    assert runner.service(increment)(1).get() == 2
+"""
+MODULE = "def increment(value):\n    return value + 1\n"
+
+
+def ways(runner: flame.Runner, executor: flame.Executor, pool: ProcessPoolExecutor) -> dict[str, Callable[[], Any]]:
+    """Each makes all calls and gives all results."""
+    service = runner.service(increment)
+    base = 1
+    closure = runner.service(lambda value: value + base)
+    numbers = range(CALLS)
+
+    def with_chains() -> list[int]:
+        """Half of the calls take the future of another one."""
+        firsts = [service(number) for number in range(CALLS // 2)]
+        return [future.get() for future in [service(first) for first in firsts]]
+
+    return {
+        "Runner, a future each": lambda: [future.get() for future in [service(number) for number in numbers]],
+        "Runner, of a lambda": lambda: [future.get() for future in [closure(number) for number in numbers]],
+        "Runner, half of them with a future as argument": with_chains,
+        "Executor.submit": lambda: [
+            future.result() for future in [executor.submit(increment, number) for number in numbers]
+        ],
+        "Executor.submit, of a lambda": lambda: [
+            future.result() for future in [executor.submit(lambda value: value + base, number) for number in numbers]
+        ],
+        "Executor.map": lambda: list(executor.map(increment, numbers)),
+        "Executor.map, chunks of 100": lambda: list(executor.map(increment, numbers, chunksize=100)),
+        "ProcessPoolExecutor.submit": lambda: [
+            future.result() for future in [pool.submit(increment, number) for number in numbers]
+        ],
+        "ProcessPoolExecutor.map, chunks of 100": lambda: list(pool.map(increment, numbers, chunksize=100)),
+    }
+
+
+def measure_calls(rounds: int) -> dict[str, list[float]]:
+    """Calls per second of each way, once per round."""
+    found: dict[str, list[float]] = {}
+    with (
+        Cluster(executors=4) as cluster,  # two for the Runner's calls, and as many for the Executor's
+        flame.connect(cluster.endpoint) as connection,
+        flame.Runner("bench", connection=connection) as runner,
+        flame.Executor(2, connection=connection) as executor,
+        ProcessPoolExecutor(2) as pool,
+    ):
+        chosen = ways(runner, executor, pool)
+        for way in chosen.values():
+            way()
+        for _ in range(rounds):
+            for name, way in chosen.items():
+                begun = time.perf_counter()
+                way()
+                found.setdefault(name, []).append(CALLS / (time.perf_counter() - begun))
+    return found
+
+
+def measure_first_call(rounds: int) -> list[float]:
+    """Seconds of a whole program that makes one call, in a cluster that runs."""
+    found: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, Cluster(executors=2) as cluster:
+        Path(folder, "project_module.py").write_text(MODULE)
+        Path(folder, "pyproject.toml").write_text('[project]\nname = "project"\nversion = "1"\n')
+        Path(folder, "program.py").write_text(PROGRAM)
+        environ = {**os.environ, "FLAME_ENDPOINT": cluster.endpoint}
+        for _ in range(rounds + 1):
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "program.py"], cwd=folder, env=environ, check=True)
+            found.append(time.perf_counter() - begun)
+    return found[1:]
+
+
+def main() -> None:
+    """Measure, print a table, and write it with the single figures to benchmarks/results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/runner.{json,md}")
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    calls, first = measure_calls(arguments.rounds), measure_first_call(arguments.rounds)
+    rows = [
+        f"| {name} | {statistics.median(rates):,.0f} calls/s | {min(rates):,.0f} | {max(rates):,.0f} |"
+        for name, rates in calls.items()
+    ]
+    rows.append(
+        f"| a program that makes one call of its project, start to end | {statistics.median(first):.2f} s "
+        f"| {min(first):.2f} | {max(first):.2f} |"
+    )
+    note = (
+        f"{CALLS:,} calls, {arguments.rounds} rounds; budgets: {BUDGETS['calls'][0]:,} calls/s (aim "
+        f"{BUDGETS['calls'][1]:,}), first call {BUDGETS['first'][0]:g} s (aim {BUDGETS['first'][1]:g}). "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}; load average before: {load:.1f}."
+    )
+    table = "\n".join(["| what | median | least | most |", "|---|---|---|---|", *rows, "", note, ""])
+    print(table)
+    if arguments.save:
+        RESULTS.joinpath("runner.md").write_text(table)
+        figures = {"calls_per_s": calls, "first_call_s": first, "load": load}
+        RESULTS.joinpath("runner.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
