@@ -10,10 +10,12 @@ is mapped. Checksums are compared when a payload is read into memory or mapped; 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import mmap
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +115,8 @@ class Disk:
         self._drafts = folder / ".drafts"
         self._quarantine = folder / ".quarantine"
         self._lock = -1
-        self._number = 0
+        self._numbers = itertools.count(1)  # of drafts; its steps are atomic
+        self._counting = threading.Lock()
         self.used = 0
 
     def open(self) -> None:
@@ -144,9 +147,8 @@ class Disk:
 
     def draft(self, lead: int) -> Draft:
         """A new file whose payload begins `lead` bytes behind a multiple of 64. Raises ExhaustedError."""
-        self._number += 1
         try:
-            return Draft(self._drafts / f"{self._number}", 4096 + lead)
+            return Draft(self._drafts / f"{next(self._numbers)}", 4096 + lead)
         except OSError as error:
             raise _disk_error(error, self.folder) from None
 
@@ -156,9 +158,7 @@ class Disk:
         try:
             _write_at(draft.fd, _head(draft.offset, draft.size, draft.crc, description, expires), 0)
             os.fsync(draft.fd)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft.path.rename(path)
-            _sync_folder(path.parent)
+            _place(draft.path, path)
         except OSError as error:
             draft.abandon()
             raise _disk_error(error, self.folder) from None
@@ -167,7 +167,7 @@ class Disk:
             raise
         os.close(draft.fd)
         draft.fd = -1
-        self.used += draft.size + draft.offset
+        self._count(draft.size + draft.offset)
         return StoredFile(path, description, draft.offset, draft.size, draft.crc)
 
     def name_of(self, description: Description) -> str:
@@ -187,7 +187,7 @@ class Disk:
         draft = self.draft(0)
         draft.offset, draft.size, draft.crc = file.offset, file.size, file.crc
         head = self.publish(draft, description, expires)
-        self.used += _size_of(head.path) - file.size - file.offset
+        self._count(_size_of(head.path) - file.size - file.offset)
         self.remove(file)
         return head
 
@@ -198,8 +198,12 @@ class Disk:
 
     def remove(self, file: StoredFile) -> None:
         """Remove a file and the folders that are empty then."""
-        self.used -= _size_of(file.path)
-        file.path.unlink(missing_ok=True)
+        size = _size_of(file.path)
+        try:
+            file.path.unlink()
+        except FileNotFoundError:
+            return
+        self._count(-size)
         for folder in (file.path.parent, file.path.parent.parent):
             try:
                 folder.rmdir()
@@ -210,6 +214,10 @@ class Disk:
         """Remember when an object goes away."""
         with file.path.open("r+b") as stream:
             os.pwrite(stream.fileno(), _EXPIRES.pack(expires or 0.0), 8)
+
+    def _count(self, size: int) -> None:
+        with self._counting:
+            self.used += size
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -251,10 +259,11 @@ class Disk:
 
     def quarantine(self, file: StoredFile, why: str) -> CorruptedError:
         """Put a bad file aside; the error that says so."""
-        self._number += 1
-        into = self._quarantine / f"{file.path.name}.{os.getpid()}.{self._number}"
+        into = self._quarantine / f"{file.path.name}.{os.getpid()}.{next(self._numbers)}"
         try:
             file.path.rename(into)
+            if file.offset:  # else it was never counted
+                self._count(-_size_of(into))
         except OSError:
             into = file.path
         _log.error("object_corrupted key=%s file=%s why=%r", file.description.key, into, why)
@@ -288,7 +297,7 @@ class Disk:
             raise ValueError(f"it belongs to {description.key}")
         if not description.remote and length < offset + size:
             raise ValueError(f"it ends after {length} of {offset + size} bytes")
-        self.used += length
+        self._count(length)
         return Found(StoredFile(path, description, offset, size, crc), expires or None)
 
 
@@ -332,6 +341,20 @@ def _read_all(fd: int, buffer: memoryview) -> int:
             break
         got += count
     return got
+
+
+def _place(draft: Path, path: Path) -> None:
+    """Rename a draft; its folder may be removed by whoever deletes the last file in it, and is made again then."""
+    while True:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft.rename(path)
+        except FileNotFoundError:
+            if not draft.exists():
+                raise
+            continue
+        _sync_folder(path.parent)
+        return
 
 
 def _sync_folder(folder: Path) -> None:
