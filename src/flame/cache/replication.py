@@ -22,6 +22,7 @@ from flame.objects.messages import GetTicket
 from flame.objects.remote import location
 
 _STRIPES = 16
+_ATTEMPTS = 3  # to keep a copy where memory is wanted by others all the time
 _nobody: deque[Blob] = deque(maxlen=0)  # takes note of pins that keep nothing
 
 
@@ -40,7 +41,7 @@ class Replicas:
         origin = location(ticket.origin)
         key = str(ObjectKey.from_key(ticket.key))
         client = self._client(origin)
-        while True:
+        for _ in range(_ATTEMPTS):
             with self._copying[hash((origin, key)) % _STRIPES]:
                 fetched = self._refresh(client, origin, key)
                 if fetched is not None:
@@ -51,6 +52,7 @@ class Replicas:
                     return self._cache.copies.read(copy, ticket.version, ticket.born)
                 except GoneError:
                     pass  # evicted just now: fetch it anew
+        return _passing(client.get(key))
 
     def _refresh(self, client: Link, origin: str, key: str) -> Fetched | None:
         """Make the copy current; what came, if there is no room for a copy."""
