@@ -257,3 +257,10 @@ def test_the_data_of_tasks_can_be_looked_into(cached: WithCache, runner: Runner)
         call: Mapping[str, Any] = get_data(task.input, Storage("x/y", configured=True))
         assert (call["type"], call["method"], call["args"], call["kwargs"]) == ("input", None, *expected[1:])
         assert get_data(task.output) == {"type": "output", "result": expected[0], "metadata": {}}
+
+
+def test_large_things_that_are_served_go_through_the_cache(cached: WithCache, runner: Runner) -> None:
+    table = bytes(70 << 20)  # over the limit of common data
+    assert runner.service(lambda: len(table))().get(SECONDS) == 70 << 20
+    (session,) = cached.connection.list_sessions(application=runner.name)
+    assert len(session.common_data() or b"") < 1000

@@ -53,7 +53,6 @@ class Executor(concurrent.futures.Executor):
             raise ValueError(f"max_workers must be at least 1, not {max_workers}")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be callable")
-        common_data = served((initializer, initargs), calls=True).encode()
         self._application = RunnerApplication(
             name or short_name("executor"),
             dependencies=dependencies,
@@ -63,19 +62,22 @@ class Executor(concurrent.futures.Executor):
             connection=connection,
         )
         self._application.open()
-        attributes = SessionAttributes(
-            self._application.name,
-            common_data=common_data,
-            max_instances=max_workers,
-            resreq=resreq,
-            **session,
-        )
         try:
+            self._application.look_around()
+            session_id = short_name(self._application.name)
+            storage = Storage(f"{self._application.name}/{session_id}", configured=self._application.has_cache)
+            attributes = SessionAttributes(
+                self._application.name,
+                id=session_id,
+                common_data=storage.common_data(served((initializer, initargs), calls=True)),
+                max_instances=max_workers,
+                resreq=resreq,
+                **session,
+            )
             opened = self._application.connection.create_session(attributes)
         except BaseException:
             self._application.close()
             raise
-        storage = Storage(f"{self._application.name}/{opened.id}", configured=self._application.has_cache)
         self._lane = Lane(opened, storage, target=call_pickled)
         self._lock = threading.Lock()
         self._shut_down = False

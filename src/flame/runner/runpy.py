@@ -64,9 +64,9 @@ class FlameRunpyService(FlameService):
     def _serve(self, served: Served) -> None:
         check_versions(served)
         self._calls = served.calls
-        self._durable, self._body = served.durable, served.body
+        self._durable, self._body = served.durable, here().payload(served.body)
         if served.calls:
-            initializer, args = load(served.body, "the initializer")
+            initializer, args = load(self._body, "the initializer")
             if initializer is not None:
                 initializer(*args)
             return

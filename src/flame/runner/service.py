@@ -92,25 +92,30 @@ class RunnerService:
             raise ValueError("only an object, or instances=N, has a state to be durable")
         if durable and not configured:
             raise no_cache("a durable state")
-        common_data = served(context, stateful=self._stateful, durable=durable, name=str(what)).encode()
+        pickled = served(context, stateful=self._stateful, durable=durable, name=str(what))
         plain = not self._stateful and not isinstance(execution_object, type)
         here: Callable[..., Any] | None = execution_object if plain else None
         self._lanes: list[Lane] = []
-        for index in range(instances or 1):
-            attributes = SessionAttributes(
-                application,
-                id=name if not index else f"{name}-{index}",
-                common_data=common_data,
-                min_instances=context.min_instances,
-                max_instances=context.max_instances,
-                resreq=resreq,
-                **session,
-            )
-            opened = _open(connection, attributes, shared=chosen is not None)
-            storage = Storage(f"{application}/{opened.id}", configured=configured)
-            self._lanes.append(
-                Lane(opened, storage, stateful=self._stateful and not durable, ordered=durable, target=here)
-            )
+        try:
+            for index in range(instances or 1):
+                session_id = name if not index else f"{name}-{index}"
+                storage = Storage(f"{application}/{session_id}", configured=configured)
+                attributes = SessionAttributes(
+                    application,
+                    id=session_id,
+                    common_data=storage.common_data(pickled),
+                    min_instances=context.min_instances,
+                    max_instances=context.max_instances,
+                    resreq=resreq,
+                    **session,
+                )
+                opened = _open(connection, attributes, shared=chosen is not None)
+                self._lanes.append(
+                    Lane(opened, storage, stateful=self._stateful and not durable, ordered=durable, target=here)
+                )
+        except BaseException:
+            self.close()
+            raise
 
     # --- calling ---------------------------------------------------------------------------------------------------
 

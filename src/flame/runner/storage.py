@@ -19,6 +19,7 @@ from flame.runner.payloads import (
     TAG,
     VALUES,
     Call,
+    Served,
     dumps,
     is_stored,
     load_call,
@@ -65,6 +66,12 @@ class Storage:
         """Put a value into the cache."""
         self._used = True
         return self._cache().put(self._prefix, value)
+
+    def common_data(self, served: Served) -> bytes:
+        """The common data of a session that serves this. Raises TooLargeError."""
+        if len(served.body) > self.threshold:
+            served = served._replace(body=self.keep(served.body))
+        return served.encode()
 
     def keep_value(self, value: Any) -> bytes | None:
         """Put a value into the cache as it is, if it is large and needs no pickle there; what stands for it."""
