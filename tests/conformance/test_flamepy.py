@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import FOREIGN_PYTHON, FOREIGN_SCRIPTS, Cluster
+from cluster import FOREIGN_SCRIPTS, Cluster
 
 SCRIPTS = ("applications.py", "sessions.py", "tasks.py")
-
-pytestmark = pytest.mark.skipif(not FOREIGN_PYTHON.exists(), reason="make foreign installs flamepy 0.6.0")
 
 
 def checks_of(script: str) -> list[str]:

@@ -7,6 +7,7 @@ import ast
 import functools
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ import pytest
 
 from cache_daemon import CacheDaemon
 from cluster import FOREIGN_PYTHON, FOREIGN_SCRIPTS
-from flame.objects import ObjectRef
+from flame.config import TlsConfig
+from flame.objects import ObjectClient, ObjectRef
+from flame.security import make_certificates
 
 SCRIPT = "cache.py"
 
@@ -28,10 +31,25 @@ def checks() -> list[str]:
     return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")]
 
 
-@pytest.fixture(scope="module", params=["memory", "disk"])
+@pytest.fixture(scope="module", params=["memory", "disk", "tls"])
 def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CacheDaemon]:
-    with CacheDaemon(tmp_path_factory.mktemp("flamepy"), storage=request.param == "disk") as daemon:
+    folder = tmp_path_factory.mktemp("flamepy")
+    if request.param == "tls":
+        tls = make_certificates(folder / "certificates").server
+        files = {"cert_file": str(tls.cert_file), "key_file": str(tls.key_file)}
+        daemon = CacheDaemon(
+            folder, scheme="grpcs", settings={"tls": files}, environ={"FLAME_CA_FILE": str(tls.ca_file)}
+        )
+    else:
+        daemon = CacheDaemon(folder, storage=request.param == "disk")
+    with daemon:
         yield daemon
+
+
+@pytest.fixture
+def client(cache: CacheDaemon) -> ObjectClient:
+    ca_file = cache.environ().get("FLAME_CA_FILE")
+    return cache.client(TlsConfig(ca_file=Path(ca_file)) if ca_file else None)
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +98,13 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def test_we_read_what_it_puts(cache: CacheDaemon) -> None:
+def test_we_read_what_it_puts(cache: CacheDaemon, client: ObjectClient) -> None:
     refs = json.loads(cache.foreign(SCRIPT, "put"))
-    client = cache.client()
     for ref, value in zip(refs, samples(), strict=True):
         got = client.get(ObjectRef.decode(bytes.fromhex(ref)))
         assert same(value, got), (repr(value)[:100], repr(got)[:100])
 
 
-def test_it_reads_what_we_put(cache: CacheDaemon) -> None:
-    client = cache.client()
+def test_it_reads_what_we_put(cache: CacheDaemon, client: ObjectClient) -> None:
     values = [*samples(), *unputable()]
     cache.foreign(SCRIPT, "read", *(client.put("exchange/ours", value).encode().hex() for value in values))

@@ -32,7 +32,7 @@ def prefix():
 
 
 def server():
-    return cache._get_flight_client(cache._get_cached_context().cache.endpoint)
+    return cache._get_flight_client(cache._get_cached_context().cache.endpoint, cache._get_cache_tls_config())
 
 
 def answer_of(ticket):
@@ -86,7 +86,7 @@ def check_everything_comes_back():
 def check_a_reference_names_the_cache():
     where = prefix()
     ref = put_object(where, 1)
-    assert ref.endpoint == cache._get_cached_context().cache.endpoint
+    assert ref.endpoint == cache._get_cached_context().cache.endpoint.replace("grpcs://", "grpc+tls://")
     assert ref.key.startswith(where + "/")
     assert ref.version == 1
     assert ObjectRef.decode(ref.encode()) == ref
