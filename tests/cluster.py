@@ -180,6 +180,7 @@ class Cluster:
 
     def foreign(self, script: str, *arguments: str) -> str:
         """Run a script of tests/conformance/foreign with the unmodified client; what it printed."""
+        assert FOREIGN_PYTHON.exists(), "the unmodified client is not installed: run make foreign"
         command = [str(FOREIGN_PYTHON), str(FOREIGN_SCRIPTS / script), *arguments]
         done = subprocess.run(
             command, env=self.environ(), cwd=self.folder, capture_output=True, text=True, timeout=100, check=False
