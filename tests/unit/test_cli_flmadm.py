@@ -34,6 +34,20 @@ def test_each_kind_of_file_is_known_by_its_keys(tmp_path: Path, capsys: pytest.C
     ]
 
 
+def test_what_to_know_of_an_object_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = "cluster: {name: c, endpoint: 'http://127.0.0.1:1'}\n"
+    for cache, notes in (
+        ("{endpoint: 'grpc://127.0.0.1:2', storage: /tmp}", []),
+        ("{}", ["cache.storage: none keeps nothing: all objects are lost when the object cache ends"]),
+        ("{endpoint: 'grpc://h:2', storage: /tmp}", ["cache: flame-object-cache would not start here: refusing to"]),
+    ):
+        file = write(tmp_path, "a", f"{head}cache: {cache}\n")
+        assert admin("check", file) == 0
+        first, *said = capsys.readouterr().out.splitlines()
+        assert first.startswith(f"{file}: cluster settings of 'c', valid")
+        assert [line.strip()[: len(note)] for line, note in zip(said, notes, strict=True)] == notes
+
+
 def test_a_wrong_file_does_not_hide_the_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = write(tmp_path, "a", "cluster: {nam: c}\n")
     right = write(tmp_path, "b", "contexts: []\ncurrent-context:\n")

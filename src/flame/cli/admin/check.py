@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from flame.model.errors import FlameError, InvalidConfigError, NotFoundError
+
+if TYPE_CHECKING:
+    from flame.config import CacheSection
 
 
 @click.command()
@@ -99,8 +103,23 @@ def _cluster(file: Path) -> tuple[str, list[str]]:
     else:
         _writable(file, cluster.storage)
     if config.cache is not None:
-        notes.append("cache: has no effect yet: this version has no object cache")
+        notes += _cache_notes(config.cache, insecure=cluster.insecure)
     return f"cluster settings of {cluster.name!r}", notes
+
+
+def _cache_notes(cache: CacheSection, *, insecure: bool) -> list[str]:
+    """What to know of the object cache; where it listens depends on the machine, so that is no mistake of the file."""
+    from flame.cache.addresses import place
+
+    notes: list[str] = []
+    try:
+        place(cache, insecure=insecure)
+    except InvalidConfigError as error:
+        remedy = f"; {error.remedy}" if error.remedy else ""
+        notes.append(f"cache: flame-object-cache would not start here: {error.message}{remedy}")
+    if cache.storage is None:
+        notes.append("cache.storage: none keeps nothing: all objects are lost when the object cache ends")
+    return notes
 
 
 def is_loopback(host: str) -> bool:
