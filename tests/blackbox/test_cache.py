@@ -9,11 +9,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from cache_daemon import CacheDaemon
+from cluster import free_ports
 from flame.model.errors import (
     ExhaustedError,
     FlameError,
@@ -436,6 +438,44 @@ def test_arrays_outlive_the_cache(tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             client.get(ref)
         assert client.get(client.put("app/session", 1)) == 1
+
+
+def test_a_client_elsewhere_finds_a_cache_again(tmp_path: Path) -> None:
+    with CacheDaemon(tmp_path, storage=True) as cache:
+        client = cache.client(shared_memory=False)
+        ref = client.put("app/session", noise(MB))
+        for _ in range(2):
+            cache.daemon.kill()
+            cache.start()
+            assert np.array_equal(client.get(ObjectRef(ref.endpoint, ref.key)), noise(MB))
+        cache.daemon.kill()
+        with pytest.raises(UnavailableError, match="can't be reached"):
+            client.get(ref)
+        cache.start()
+        assert client.patch(ref, "delta").version == 2
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_a_change_that_may_happen_once_only_finds_a_cache_again_too(tmp_path: Path, shared_memory: bool) -> None:
+    with CacheDaemon(tmp_path, storage=True) as cache:
+        client = cache.client(shared_memory=shared_memory)
+        ref = client.put("app/session", [1])
+        for version in (2, 3):
+            cache.daemon.kill()
+            cache.start()
+            assert client.patch(ref, "delta").version == version
+
+
+def test_where_the_plain_connection_is_closed_flight_is_used(tmp_path: Path) -> None:
+    with CacheDaemon(tmp_path) as cache:
+        client = cache.client(shared_memory=False)
+        link = client._link(cache.endpoint)
+        link.peers()
+        assert link._door is not None
+        link._door = msgspec.structs.replace(link._door, port=free_ports(1))
+        ref = client.put("app/session", noise(MB))
+        assert np.array_equal(client.get(ref), noise(MB))
+        assert link._stream is None
 
 
 def test_a_corrupted_file_is_never_served(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from flame.objects.fetched import Fetched
 from flame.objects.keys import ObjectRef
 from flame.objects.remote import RemoteClient, location
 from flame.objects.shared import SharedClient
-from flame.objects.streams import StreamClient
+from flame.objects.streams import StreamClient, UnsentError
 
 if TYPE_CHECKING:
     from flame.config import TlsConfig
@@ -106,6 +106,8 @@ class Link:
 
     def _with_shared(self, action: Callable[[SharedClient], T | None], *, again: bool) -> T | None:
         shared = self._try_shared()
+        if shared is not None and not again and not shared.alive():
+            shared = self._try_shared()
         if shared is None:
             return None
         try:
@@ -134,7 +136,7 @@ class Link:
         except (OSError, EOFError) as error:
             with self._lock:
                 self._stream = self._door = None
-            if not again:
+            if not again and not isinstance(error, UnsentError):
                 raise UnavailableError(f"the connection to the cache at {self.place} broke: {error}") from error
         return None
 

@@ -88,6 +88,12 @@ class SharedClient:
         """Whether requests can be made: the connection was not cut, and this is the process that made it."""
         return not self._broken and os.getpid() == self._pid
 
+    def alive(self) -> bool:
+        """Whether the cache is still at the other end, as far as one can tell without asking it."""
+        if self._channel.ended():
+            self._broken = True
+        return self.usable
+
     def __del__(self) -> None:
         # Not before the last lease is over: the cache would use the memory under it for others.
         channel = getattr(self, "_channel", None)

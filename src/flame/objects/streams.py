@@ -25,6 +25,10 @@ _IDLE = 4  # connections that are kept
 R = TypeVar("R")
 
 
+class UnsentError(ConnectionError):
+    """There was no connection to send a request over: it did not happen."""
+
+
 class StreamClient:
     """Connections to the port that the cache's door names. May be used by several threads; each has one of its own."""
 
@@ -77,7 +81,10 @@ class StreamClient:
             if not channel.ended():
                 return channel
             channel.socket.close()
-        return self._connect()
+        try:
+            return self._connect()
+        except OSError as error:
+            raise UnsentError(str(error)) from error
 
     def _give(self, channel: Channel, *, usable: bool) -> None:
         if usable and len(self._idle) < _IDLE:
