@@ -15,6 +15,7 @@ import pytest
 from flame.model.errors import (
     FlameError,
     InvalidArgumentError,
+    InvalidConfigError,
     NotFoundError,
     TimedOutError,
     TooLargeError,
@@ -23,6 +24,7 @@ from flame.model.errors import (
 from flame.packages.fetch import Fetched, fetch
 from flame.packages.limits import StoreLimits
 from flame.packages.url import parse_package_url
+from flame.security import make_certificates
 from package_builder import WebServer
 
 CONTENT = os.urandom(3_000_000)
@@ -204,8 +206,11 @@ async def test_an_object_of_s3(bucket: str) -> None:
 class Cache(flight.FlightServerBase):
     """Objects by their key, in pieces, as the object cache gives them."""
 
-    def __init__(self) -> None:
-        super().__init__("grpc://127.0.0.1:0")
+    def __init__(self, certificate: tuple[bytes, bytes] | None = None) -> None:
+        if certificate is None:
+            super().__init__("grpc://127.0.0.1:0")
+        else:
+            super().__init__("grpc+tls://127.0.0.1:0", tls_certificates=[certificate])
         self.objects: dict[str, list[bytes]] = {}
         self.tickets: list[str] = []
 
@@ -235,3 +240,19 @@ async def test_an_object_of_the_cache_is_all_its_pieces() -> None:
         assert "a package may have 10,000" in too_large.message
     gone = await refused(UnavailableError, f"{base}/app/pkg/app.tgz", StoreLimits(fetch_timeout=5))
     assert "check that this node reaches the cache" in gone.remedy
+
+
+async def test_a_cache_with_a_certificate_is_checked(tmp_path: Path) -> None:
+    tls = make_certificates(tmp_path / "certs").server
+    assert tls.cert_file is not None
+    assert tls.key_file is not None
+    with Cache((tls.cert_file.read_bytes(), tls.key_file.read_bytes())) as cache:
+        cache.objects["app/pkg/app.tgz"] = [CONTENT]
+        url = parse_package_url(f"grpcs://127.0.0.1:{cache.port}/app/pkg/app.tgz")
+        into = io.BytesIO()
+        found = await fetch(url, into, LIMITS, str, ca_file=str(tls.ca_file))
+        assert (found.digest, into.getvalue()) == (DIGEST, CONTENT)
+        with pytest.raises(UnavailableError):
+            await fetch(url, io.BytesIO(), StoreLimits(fetch_timeout=5), str)
+        with pytest.raises(InvalidConfigError, match="can't be read"):
+            await fetch(url, io.BytesIO(), LIMITS, str, ca_file=str(tmp_path / "no"))

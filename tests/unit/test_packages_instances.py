@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from flame.config import load_cluster
+from flame.node.daemon import settings_of
 from flame.packages.store import Package
 from flame.proto import shim_pb2, types_pb2
 from flame.shims.environment import Surroundings, environment
@@ -59,3 +61,11 @@ def test_without_a_package_nothing_is_added() -> None:
     found = environment(launch(), AROUND, Path("/s"), Path("/tmp"))
     assert found["PATH"] == "/flame/bin:/usr/bin"
     assert not {"PYTHONPATH", "LD_LIBRARY_PATH", "FLAME_APP_DIR"} & found.keys()
+
+
+def test_caches_may_have_an_authority_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "flame-cluster.yaml"
+    cache = "cache: {endpoint: 'grpcs://cache:9090', tls: {ca_file: cache-ca.pem}}\n"
+    file.write_text(f"cluster: {{name: c, endpoint: 'http://127.0.0.1:8080', storage: none}}\n{cache}")
+    settings = settings_of(load_cluster(file), tmp_path)
+    assert (settings.cache_ca_file, settings.ca_file) == (str(tmp_path / "cache-ca.pem"), "")

@@ -31,6 +31,7 @@ def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) 
     cluster, cache = config.cluster, config.cache
     executors = cluster.executors
     ca_file = cluster.tls.ca_file if cluster.tls is not None else None
+    cache_ca_file = cache.tls.ca_file if cache is not None and cache.tls is not None else None
     return NodeSettings(
         manager=tcp(cluster.host, cluster.port + LINK_PORT),
         grpc=tcp(cluster.host, cluster.port + GRPC_PORT),
@@ -55,6 +56,7 @@ def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) 
         endpoint=cluster.endpoint,
         cache_endpoint=cache.endpoint if cache is not None else "",
         ca_file=str(ca_file) if ca_file is not None else "",
+        cache_ca_file=str(cache_ca_file) if cache_ca_file is not None else "",
         max_payload=cluster.limits.max_payload,
     )
 

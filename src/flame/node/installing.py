@@ -25,7 +25,7 @@ def open_store(settings: NodeSettings, keeper: Keeper, executors: Path) -> Store
     tools = Tools(
         environ=os.environ, bin_dir=Path(sys.executable).parent, cache=folder / "cache", run=below(keeper, executors)
     )
-    return Store(folder, tools, settings.package_limits, settings.ca_file)
+    return Store(folder, tools, settings.package_limits, settings.cache_ca_file or settings.ca_file)
 
 
 def below(keeper: Keeper, folder: Path) -> Run:

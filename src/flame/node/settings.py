@@ -48,6 +48,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     cache_endpoint: str = ""
     ca_file: str = ""
     max_payload: int = DEFAULT_MAX_PAYLOAD
+    cache_ca_file: str = ""  # what object caches (grpcs) are checked with when packages are fetched from them
     packages: Path | None = None
     package_limits: StoreLimits = StoreLimits()
     log_bytes: int = 4 * 1024 * 1024  # of each stream of each executor
