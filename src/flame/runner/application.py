@@ -81,7 +81,7 @@ class RunnerApplication:
             return with_environments(self._copy_of(own), self._environments)
         template = self._context.runner.template
         installed = self._dependencies or self._python_version or self._package
-        if self.connection.addr.startswith("unix:") and template == DEFAULT_RUNNER_TEMPLATE and not installed:
+        if template == DEFAULT_RUNNER_TEMPLATE and not installed and self._all_here():
             return local_attributes(self._environments)
         attributes = with_environments(self._copy_of(template), self._environments)
         if self._python_version:
@@ -98,6 +98,12 @@ class RunnerApplication:
         if self.by_value and len(sys.modules) != self._seen:
             self._seen = len(sys.modules)
             ship_local_modules()
+
+    def _all_here(self) -> bool:
+        """Whether the cluster is one of this user on this machine, and has no nodes elsewhere."""
+        own = os.uname().nodename
+        nodes = self.connection.list_nodes() if self.connection.addr.startswith("unix:") else []
+        return bool(nodes) and all(node.hostname == own for node in nodes)
 
     def _copy_of(self, name: str) -> ApplicationAttributes:
         known = self.connection.get_application(name)

@@ -217,7 +217,8 @@ class _Background:
     """A thread that does small things one after another, as long as there are any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Futures come here from wherever they happen to go, also while this very thread is in here.
+        self._lock = threading.RLock()
         self._work: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._process = 0
 
