@@ -2,7 +2,8 @@
 # make run     start an embedded cluster, run flmping in it, show its sessions, stop it
 # make test    everything CI runs
 # make bench   Flame against Ray, Dask and ProcessPoolExecutor
-# make bench-data  objects of 100 MB and of 1 KB against what the machine itself allows
+# make bench-data  objects of 100 MB and of 1 KB: Flame, Ray, Dask, and what the machine itself allows
+# make bench-runner  calls of a Python function in each of the plain ways
 # make bench-scheduler  passes of the scheduler against the size of the cluster, and how well tenants share
 # make lint    only the static checks of `make test`
 # make format  rewrite the sources in the project's format
@@ -22,7 +23,7 @@ DEVELOPED := $(VENV)/.stamp-dev
 FOREIGN := .venv-foreign/.stamp-installed
 PYTEST_ARGS ?=
 
-.PHONY: help venv run test bench bench-data bench-scheduler lint format proto dev foreign clean
+.PHONY: help venv run test bench bench-data bench-runner bench-scheduler lint format proto dev foreign clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -81,6 +82,9 @@ bench: $(DEVELOPED)
 
 bench-data: $(DEVELOPED)
 	$(BIN)/python -m benchmarks.data
+
+bench-runner: $(DEVELOPED)
+	$(BIN)/python -m benchmarks.runner --save
 
 bench-scheduler: $(DEVELOPED)
 	$(BIN)/python -m benchmarks.scheduler

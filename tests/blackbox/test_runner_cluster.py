@@ -264,3 +264,27 @@ def test_large_things_that_are_served_go_through_the_cache(cached: WithCache, ru
     assert runner.service(lambda: len(table))().get(SECONDS) == 70 << 20
     (session,) = cached.connection.list_sessions(application=runner.name)
     assert len(session.common_data() or b"") < 1000
+
+
+def test_without_its_cache_only_what_is_large_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numpy")
+    monkeypatch.chdir(tmp_path)
+    with CacheDaemon(tmp_path) as cache:
+        monkeypatch.setenv("FLAME_CACHE_ENDPOINT", cache.endpoint)
+        cluster = Cluster(tmp_path / "cluster", storage="none", cache=cache.endpoint)
+        tests = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        with (
+            cluster,
+            flame.connect(cluster.endpoint) as connection,
+            Runner("alone", connection=connection, environments=tests) as runner,
+        ):
+            arrays, pieces = runner.service(array_of), runner.service(give_bytes)
+            made = arrays(1 << 20)
+            made.wait(SECONDS)
+            cache.daemon.kill()
+            for future in (made, arrays(1 << 20)):
+                with pytest.raises(flame.UnavailableError, match=r"the cache at .* can't be reached"):
+                    future.get(SECONDS)
+            with pytest.raises(flame.UnavailableError, match=r"the cache at .* can't be reached"):
+                pieces(bytes(3 << 20))
+            assert pieces(10).get(SECONDS) == bytes(10)

@@ -131,10 +131,7 @@ class RunnerService:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_") or name not in self._methods:
             raise AttributeError(f"this service has no method {name!r}")
-        call = RemoteCall(self, name, {})
-        if self._stateful is False:
-            self.__dict__[name] = call
-        return call
+        return RemoteCall(self, name, {})
 
     def method(self, name: str) -> RemoteCall:
         """A method of what is served, also one that has the name of something of this object."""

@@ -44,7 +44,7 @@ class Storage:
         self.configured = configured
         self.threshold = THRESHOLD if configured else sys.maxsize
         self._client: ObjectClient | None = None
-        self._used = False
+        self._cleared = False
 
     def _cache(self, ref: ObjectRef | None = None) -> ObjectClient:
         """The client of the configured cache; where none is, that of the cache which a reference names."""
@@ -64,7 +64,6 @@ class Storage:
 
     def put(self, value: Any) -> ObjectRef:
         """Put a value into the cache."""
-        self._used = True
         return self._cache().put(self._prefix, value)
 
     def common_data(self, served: Served) -> bytes:
@@ -139,11 +138,12 @@ class Storage:
 
     def free(self, stored: bytes) -> None:
         """Delete what stands for something in the cache, soon and in the background."""
-        if is_stored(stored):
+        if not self._cleared and is_stored(stored):
             background.do(lambda: self._delete(_ref_of(stored)))
 
     def clear(self) -> None:
         """Delete all that is left of the session's objects."""
+        self._cleared = True
         if self.configured:
             self._delete(self._prefix)
 
