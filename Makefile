@@ -74,6 +74,7 @@ format: $(DEVELOPED)
 	$(BIN)/ruff format .
 
 test: $(DEVELOPED) $(FOREIGN) lint
+	@sh tools/install_bubblewrap.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(DEVELOPED)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.data`: objects of 100 MB and of 1 KB, put and got, against what the machine itself allows.
+"""`python -m benchmarks.data`: objects of 100 MB and of 1 KB, put and got: Flame, Ray, Dask, and what a machine allows.
 
 Contenders take turns, each in a process of its own; a contender is a module that prints one JSON line of figures with
 the names of `ROWS` (`contenders/data_job.py`). The table has medians over the rounds.
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.__main__ import machine
+from benchmarks.__main__ import PEERS, machine, peers
 
 HERE = Path(__file__).resolve().parent
 RUN_LIMIT_S = 300
@@ -33,11 +33,18 @@ ROWS = (
 
 def contenders() -> dict[str, list[str]]:
     """Name -> command."""
-    own = [sys.executable, "-m"]
+    own, peer = [sys.executable, "-m"], str(PEERS / "bin" / "python")
     return {
         REFERENCE: [*own, "benchmarks.contenders.flame_objects"],
+        "ray": [peer, str(HERE / "contenders" / "ray_data.py")],
+        "dask": [peer, str(HERE / "contenders" / "dask_data.py")],
         LIMIT: [*own, "benchmarks.contenders.data_limits"],
     }
+
+
+def install_peers() -> None:
+    """Ray and Dask with numpy, in an environment of their own."""
+    subprocess.run([peers(), "-m", "pip", "install", "--quiet", "numpy"], check=True)
 
 
 def run_once(command: list[str]) -> dict[str, float]:
@@ -73,6 +80,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", choices=list(contenders()))
     options = parser.parse_args()
     picked = {name: command for name, command in contenders().items() if not options.only or name in options.only}
+    if {"ray", "dask"} & picked.keys():
+        install_peers()
     results: dict[str, list[dict[str, float]]] = {name: [] for name in picked}
     for number in range(options.rounds):
         for name, command in picked.items():
