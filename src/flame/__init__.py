@@ -101,6 +101,7 @@ if TYPE_CHECKING:
         UnauthenticatedError,
         UnavailableError,
     )
+    from flame.model.isolation import Limits
     from flame.model.specs import Gang, TaskOptions
     from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
     from flame.runner import (
@@ -161,6 +162,7 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidConfigError",
     "InvalidStateError",
+    "Limits",
     "LogChunk",
     "Message",
     "Node",
@@ -262,6 +264,7 @@ _SOURCES = {
         "InvalidConfigError InvalidStateError NotFoundError PermissionDeniedError ProtocolError ReadOnlyError "
         "TaskCancelledError TaskFailedError TimedOutError TooLargeError UnauthenticatedError UnavailableError"
     ),
+    "flame.model.isolation": "Limits",
     "flame.model.specs": "Gang TaskOptions",
     "flame.model.states": "ApplicationState ExecutorState NodeState SessionState Shim TaskState",
     "flame.runner": (

@@ -8,6 +8,7 @@ import pytest
 
 from flame.config.application import parse_applications
 from flame.model.errors import InvalidConfigError
+from flame.model.isolation import Limits
 from flame.model.specs import ApplicationSchema, ApplicationSpec
 from flame.model.states import Shim
 
@@ -35,6 +36,9 @@ spec:
   installer: python
   start_timeout_ms: 5000
   warm_instances: 2
+  isolation: process
+  network: none
+  limits: {memory: 64Mi, pids: 20, cpu: 0.5, disk: 8Mi, wall: 1.5, output: 1Mi}
 ---
 metadata: {name: rest}
 spec: {shim: rest}
@@ -60,6 +64,9 @@ def test_all_fields_of_several_documents() -> None:
         installer="python",
         start_timeout_ms=5000,
         warm_instances=2,
+        isolation="process",
+        network="none",
+        limits=Limits(64 << 20, 20, 500, 8 << 20, 1500, 1 << 20),
     )
     assert (second.name, second.spec) == ("rest", ApplicationSpec(shim=Shim.REST))
 
@@ -75,6 +82,8 @@ def test_all_fields_of_several_documents() -> None:
         ),
         ("metadata: {name: a}\nspec: {schema: {input: 'int'}}\n", "spec.schema.input: is not JSON text"),
         ("metadata: {name: a}\n---\nmetadata: {name: a}\n", "apps.yaml:3: the file names the application 'a' twice"),
+        ("metadata: {name: a}\nspec: {isolation: vm}\n", "spec.isolation: unknown value 'vm'"),
+        ("metadata: {name: a}\nspec: {limits: {ram: 1}}\n", "spec.limits.ram: unknown key"),
         ("- a\n", "apps.yaml:1: has to be a mapping"),
     ],
 )

@@ -14,6 +14,7 @@ from flame.manager import cluster_wire, wire
 from flame.manager.json_schema import check_json_schema
 from flame.manager.nodes import split_tasks
 from flame.model.errors import InvalidArgumentError, ProtocolError
+from flame.model.isolation import Limits
 from flame.model.resources import Resources
 from flame.model.specs import NO_OPTIONS, ApplicationSchema, ApplicationSpec, Gang, SessionSpec, TaskOptions
 from flame.model.states import ExecutorState, SessionState, Shim, TaskState
@@ -22,6 +23,12 @@ from flame.proto import link_pb2, types_pb2
 
 texts = st.none() | st.text(max_size=5)
 uint32 = st.integers(0, 2**32 - 1)
+uint64 = st.integers(0, 2**64 - 1)
+apart = {
+    "isolation": st.text(max_size=5),
+    "limits": st.builds(Limits, uint64, uint32, uint32, uint64, uint32, uint64),
+    "network": st.text(max_size=5),
+}
 specs = st.builds(
     ApplicationSpec,
     shim=st.sampled_from(Shim),
@@ -39,6 +46,7 @@ specs = st.builds(
     installer=texts,
     start_timeout_ms=uint32,
     warm_instances=uint32,
+    **apart,
 )
 options = st.builds(
     TaskOptions,
@@ -74,6 +82,7 @@ sessions = st.builds(
     tolerations=words,
     prefer_nodes=words,
     max_running_per_key=uint32,
+    **apart,
 )
 tenants = st.builds(
     TenantSpec,

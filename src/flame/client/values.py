@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from flame.model.errors import FlameError, InvalidArgumentError
+from flame.model.isolation import Limits
 from flame.model.resources import parse_resources, parse_size
 from flame.model.specs import Gang, TaskOptions
 from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
@@ -92,7 +93,8 @@ class SessionAttributes:
     `on_member_loss` says whether all start again ("restart", the default) or the running tasks "fail". `selector` are
     the labels that a node must have, `tolerations` the taints that it may have ("key=value", or "key" for every value),
     `prefer_nodes` the nodes to try first, by name, host or address, or as references to objects (`flame.put`): then the
-    nodes beside the caches that hold them.
+    nodes beside the caches that hold them. `isolation`, `limits` and `network` may be stricter than those of the
+    application.
     """
 
     application: str
@@ -114,6 +116,9 @@ class SessionAttributes:
     selector: dict[str, str] = field(default_factory=dict[str, str])
     tolerations: Sequence[str] = ()
     prefer_nodes: Sequence[str | Located] = ()
+    isolation: str = ""
+    limits: Limits | None = None
+    network: str = ""
 
 
 @dataclass
@@ -130,6 +135,7 @@ class ApplicationAttributes:
     """How instances of an application are started. `delay_release` and `start_timeout` are in seconds.
 
     `warm_instances` are started ahead on each node that ran one, so that the next session need not wait for them.
+    `isolation` is "none" or "process", `network` "none" or "host"; `limits` are of each instance.
     """
 
     shim: Shim | None = None
@@ -147,6 +153,9 @@ class ApplicationAttributes:
     installer: str | None = None
     start_timeout: float | None = None
     warm_instances: int = 0
+    isolation: str = ""
+    limits: Limits | None = None
+    network: str = ""
 
 
 @dataclass
@@ -200,6 +209,9 @@ class Application:
     installer: str | None = None
     start_timeout: float | None = None
     warm_instances: int = 0
+    isolation: str = ""
+    limits: Limits | None = None
+    network: str = ""
 
 
 class _OfMessage:

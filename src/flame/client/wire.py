@@ -9,6 +9,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from google.protobuf.message import Message
+from msgspec.structs import asdict
 
 from flame.client.values import (
     Application,
@@ -30,6 +31,7 @@ from flame.client.values import (
     TenantQuota,
 )
 from flame.model.errors import InvalidArgumentError
+from flame.model.isolation import Limits
 from flame.model.specs import Gang, TaskOptions
 from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
 from flame.model.task_options import check_options, check_per_key
@@ -72,6 +74,15 @@ def resources_to(amounts: ResourceRequirement | str | Any) -> ty.ResourceRequire
 
 def resources_from(message: ty.ResourceRequirement) -> ResourceRequirement:
     return ResourceRequirement(message.cpu, message.memory, message.gpu)
+
+
+def limits_to(limits: Limits | None) -> ty.Limits | None:
+    """Raises TypeError and ValueError."""
+    return None if limits is None else ty.Limits(**asdict(limits))
+
+
+def limits_from(message: ty.Limits) -> Limits:
+    return Limits(**{name: getattr(message, name) for name in Limits.__struct_fields__})
 
 
 def options_to(options: TaskOptions) -> ty.TaskOptions:
@@ -119,6 +130,9 @@ def application_to(attrs: ApplicationAttributes | Mapping[str, Any]) -> ty.Appli
             installer=attrs.installer,
             start_timeout_ms=round((attrs.start_timeout or 0) * 1000),
             warm_instances=attrs.warm_instances,
+            isolation=attrs.isolation,
+            limits=limits_to(attrs.limits),
+            network=attrs.network,
         )
         schema = attrs.schema
         if schema is not None and (schema.input or schema.output or schema.common_data):
@@ -159,6 +173,9 @@ def application_from(message: ty.Application) -> Application:
         installer=_optional(spec, "installer"),
         start_timeout=spec.start_timeout_ms / 1000 if spec.start_timeout_ms else None,
         warm_instances=spec.warm_instances,
+        isolation=spec.isolation,
+        limits=limits_from(spec.limits) if spec.HasField("limits") else None,
+        network=spec.network,
     )
 
 
@@ -202,6 +219,9 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
             selector=attrs.selector,
             tolerations=attrs.tolerations,
             prefer_nodes=[_place_of(item) for item in attrs.prefer_nodes],
+            isolation=attrs.isolation,
+            limits=limits_to(attrs.limits),
+            network=attrs.network,
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"invalid attributes of a session: {error}") from error

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from flame.config.document import Section, parse_documents
 from flame.config.executors import SHIMS
+from flame.model.isolation import LEVELS, NETWORKS, NO_LIMITS, Limits
 from flame.model.specs import DEFAULT_DELAY_RELEASE, DEFAULT_MAX_INSTANCES, ApplicationSchema, ApplicationSpec
 
 
@@ -55,10 +56,27 @@ def _application(root: Section) -> ApplicationDocument:
             installer=spec.text("installer"),
             start_timeout_ms=spec.integer("start_timeout_ms", 0, maximum=2**32 - 1),
             warm_instances=spec.integer("warm_instances", 0, maximum=2**32 - 1),
+            isolation=spec.choice("isolation", LEVELS, ""),
+            limits=_limits(spec.section("limits")),
+            network=spec.choice("network", NETWORKS, ""),
         ),
     )
     root.finish()
     return document
+
+
+def _limits(section: Section | None) -> Limits:
+    """`cpu` is in cores and `wall` in seconds there, both with fractions."""
+    if section is None:
+        return NO_LIMITS
+    return Limits(
+        memory=section.size("memory", 0),
+        pids=section.integer("pids", 0, maximum=2**32 - 1),
+        cpu_millis=round(section.number("cpu", 0, maximum=4e6) * 1000),
+        disk=section.size("disk", 0),
+        wall_ms=round(section.number("wall", 0, maximum=4e6) * 1000),
+        output=section.size("output", 0),
+    )
 
 
 def _schema(section: Section | None) -> ApplicationSchema | None:

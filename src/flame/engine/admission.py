@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flame.engine import tenants
 from flame.engine.tenant_rules import find
+from flame.model import isolation
 from flame.model.errors import ExhaustedError, FlameError, InvalidArgumentError, NotFoundError
 from flame.model.resources import Resources
 from flame.model.specs import TOPOLOGIES, SessionSpec
@@ -34,8 +35,10 @@ def check_session(engine: Engine, spec: SessionSpec) -> Resources:
     resreq = spec.resreq if spec.resreq is not None else engine.settings.resreq
     _check_size(resreq)
     _check_instances(spec)
+    application = engine.applications[spec.application].spec
+    isolation.check_together(application, spec)
     _check_placement(engine, spec)
-    _check_gang(engine, spec, resreq)
+    _check_gang(engine, isolation.placed(application, spec), resreq)
     _check_tenant(engine, spec)
     return resreq
 

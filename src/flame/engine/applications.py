@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flame.engine.effects import RecordKind
 from flame.engine.records import ApplicationMeta, NameMeta
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError, ReadOnlyError
+from flame.model.isolation import check
 from flame.model.specs import ApplicationSpec
 from flame.model.states import ApplicationState, SessionState
 
@@ -62,6 +63,7 @@ def on_register(engine: Engine, draft: Draft, event: RegisterApplication) -> Non
         return
     try:
         check_name(event.name)
+        check(event.spec.isolation, event.spec.limits, event.spec.network)
         _check_writable(engine)
         if known is not None:
             raise AlreadyExistsError(
@@ -78,6 +80,7 @@ def on_update(engine: Engine, draft: Draft, event: UpdateApplication) -> None:
     known = engine.applications.get(event.name)
     try:
         check_name(event.name)
+        check(event.spec.isolation, event.spec.limits, event.spec.network)
         _check_writable(engine)
         if known is None:
             raise NotFoundError(f"Application {event.name} not found")

@@ -97,6 +97,7 @@ def _compare(engine: Engine, session: Session, spec: SessionSpec) -> None:
         # Those that other SDKs do not know count only where they are given.
         ("tenant", session.spec.tenant or DEFAULT_TENANT, spec.tenant or session.spec.tenant or DEFAULT_TENANT),
         ("gang", session.spec.gang, spec.gang or session.spec.gang),
+        ("isolation", session.spec.isolation, spec.isolation or session.spec.isolation),
         ("selector", session.spec.selector, spec.selector or session.spec.selector),
         ("max_running_per_key", session.per_key, spec.max_running_per_key or session.per_key),
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flame.engine import gangs, lives, placement, tasks, tenants, wants
 from flame.engine.effects import Complain
 from flame.engine.sessions import Session
+from flame.model.isolation import placed
 from flame.model.specs import DEFAULT_MAX_INSTANCES
 from flame.model.states import EventCode, SessionState
 
@@ -21,7 +22,8 @@ def opened(engine: Engine, session: Session) -> None:
     tenants.count_in(engine, session)
     application = engine.applications.get(session.spec.application)
     most = application.spec.max_instances if application is not None else DEFAULT_MAX_INSTANCES
-    engine.scheduler.open_session(session.id, session.spec, session.resreq, session.created, most)
+    spec = placed(application.spec, session.spec) if application is not None else session.spec
+    engine.scheduler.open_session(session.id, spec, session.resreq, session.created, most)
     engine.changed(session)
 
 

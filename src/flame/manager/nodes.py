@@ -24,6 +24,7 @@ from flame.manager.clients import check_absent
 from flame.manager.payloads import Bodies, Payloads
 from flame.manager.turns import Turns
 from flame.model.errors import FlameError, NotFoundError, ProtocolError, UnavailableError
+from flame.model.isolation import strictest
 from flame.model.specs import ApplicationSpec
 from flame.model.states import BindCode, ExecutorState
 from flame.proto import frontend_pb2, link_pb2, types_pb2
@@ -206,7 +207,7 @@ class Nodes:
             report = ExecutorReported(effect.channel, ExecutorState.RELEASED, BindCode.OTHER, text)
             self._turns.post(report)
             return
-        spec: ApplicationSpec = application.spec
+        spec: ApplicationSpec = strictest(application.spec, session.spec)
         start = link_pb2.Start(
             executor_id=effect.executor_id,
             context=wire.session_context(effect.session_id, session.spec, spec),

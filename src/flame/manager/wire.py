@@ -7,10 +7,13 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Any
 
+import msgspec
+
 from flame.engine import views
 from flame.engine.events import Failed
 from flame.engine.records import Finish
 from flame.model.errors import InvalidArgumentError, ProtocolError
+from flame.model.isolation import NO_LIMITS, Limits
 from flame.model.resources import Resources
 from flame.model.specs import (
     DEFAULT_DELAY_RELEASE,
@@ -67,6 +70,16 @@ def options_message(options: TaskOptions) -> types_pb2.TaskOptions:
     )
 
 
+def limits_of(message: types_pb2.Limits) -> Limits:
+    limits = Limits(**{name: getattr(message, name) for name in Limits.__struct_fields__})
+    return limits if limits != NO_LIMITS else NO_LIMITS
+
+
+def limits_message(limits: Limits) -> types_pb2.Limits | None:
+    """None for no limits: they are left out."""
+    return types_pb2.Limits(**msgspec.structs.asdict(limits)) if limits != NO_LIMITS else None
+
+
 def number(value: IntEnum) -> Any:
     """An enum's number; the generated stubs want classes of their own that do not exist at run time."""
     return int(value)
@@ -108,6 +121,9 @@ def application_spec_of(message: types_pb2.ApplicationSpec) -> ApplicationSpec:
         installer=message.installer if message.HasField("installer") else None,
         start_timeout_ms=message.start_timeout_ms,
         warm_instances=message.warm_instances,
+        isolation=message.isolation,
+        limits=limits_of(message.limits),
+        network=message.network,
     )
 
 
@@ -131,6 +147,9 @@ def application_spec_message(spec: ApplicationSpec) -> types_pb2.ApplicationSpec
         installer=spec.installer,
         start_timeout_ms=spec.start_timeout_ms,
         warm_instances=spec.warm_instances,
+        isolation=spec.isolation,
+        limits=limits_message(spec.limits),
+        network=spec.network,
     )
 
 
@@ -164,6 +183,9 @@ def session_spec_of(message: types_pb2.SessionSpec) -> SessionSpec:
         tolerations=tuple(message.tolerations),
         prefer_nodes=tuple(message.prefer_nodes),
         max_running_per_key=message.max_running_per_key,
+        isolation=message.isolation,
+        limits=limits_of(message.limits),
+        network=message.network,
     )
 
 
@@ -190,6 +212,9 @@ def session_message(view: views.SessionView, *, common_data: bool = True, events
             tolerations=spec.tolerations,
             prefer_nodes=spec.prefer_nodes,
             max_running_per_key=spec.max_running_per_key,
+            isolation=spec.isolation,
+            limits=limits_message(spec.limits),
+            network=spec.network,
         ),
         status=types_pb2.SessionStatus(
             state=number(view.state),

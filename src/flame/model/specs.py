@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from flame.model.isolation import NO_LIMITS, Limits
 from flame.model.resources import Resources
 from flame.model.states import Shim
 
@@ -39,6 +40,9 @@ class ApplicationSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     installer: str | None = None
     start_timeout_ms: int = 0
     warm_instances: int = 0  # started ahead on each node that ran one, within the node's budget
+    isolation: str = ""  # one of isolation.LEVELS
+    limits: Limits = NO_LIMITS  # of each instance
+    network: str = ""  # one of isolation.NETWORKS
 
 
 class TaskOptions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,6 +73,7 @@ class SessionSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     A `gang` gets `min_instances` executors at once or none, placed by `topology` (one of TOPOLOGIES, or
     `same:LABEL`); when it loses one, all of it starts again or its tasks fail (`on_member_loss`). `selector` names the
     labels that a node must have, `tolerations` the taints it may have, `prefer_nodes` those that hold its data.
+    `isolation`, `limits` and `network` may be stricter than those of the application.
     """
 
     application: str
@@ -88,6 +93,9 @@ class SessionSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     tolerations: tuple[str, ...] = ()
     prefer_nodes: tuple[str, ...] = ()
     max_running_per_key: int = 0
+    isolation: str = ""
+    limits: Limits = NO_LIMITS
+    network: str = ""
 
 
 class Gang(msgspec.Struct, frozen=True, gc=False):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Mapping
 
 from flame.link import Address
 from flame.link.peer import is_loopback
@@ -16,16 +17,17 @@ from flame.proto import types_pb2
 LOOPBACK = "127.0.0.1"
 
 
-def describe(settings: NodeSettings, machine: Machine, address: str) -> types_pb2.Node:
+def describe(settings: NodeSettings, machine: Machine, address: str, able: Mapping[str, str] = {}) -> types_pb2.Node:
     """The node as HELLO and heartbeats carry it; `address` is where other nodes reach it.
 
-    Labels beside those of the settings: `flame.hostname`, `flame.arch`, `flame.os`.
+    Labels beside those of the settings: `flame.hostname`, `flame.arch`, `flame.os`, and those that say what it is
+    `able` to do (model/isolation.py).
     """
     total = machine.resources
     amount = types_pb2.ResourceRequirement(cpu=total.cpu, memory=total.memory, gpu=total.gpu)
     system = os.uname()
     arch, kind = system.machine, system.sysname.lower()
-    own = {"flame.hostname": system.nodename, "flame.arch": arch, "flame.os": kind}
+    own = {"flame.hostname": system.nodename, "flame.arch": arch, "flame.os": kind, **able}
     return types_pb2.Node(
         metadata=types_pb2.Metadata(id=settings.name, name=settings.name),
         spec=types_pb2.NodeSpec(

@@ -86,6 +86,7 @@ class Executor:
         self._paused = False
         self._overruns = Overruns(settings.cancel_grace)
         self._alarm: asyncio.TimerHandle | None = None
+        self._curfew: asyncio.TimerHandle | None = None
         self.life = self._loop.create_task(self._live(), name=f"executor {self.id}")
 
     # --- the session manager says ----------------------------------------------------------------------------------
@@ -213,7 +214,8 @@ class Executor:
         """Start the instance and enter the session. Raises BindError."""
         application = self._start.application
         allowed = application.start_timeout_ms / 1000 or self._settings.start_timeout
-        launch = Launch(self.id, self._start.token, application, self._start.context, self._devices)
+        start = self._start
+        launch = Launch(self.id, start.token, application, start.context, self._devices, resreq=start.resreq)
         launch = await self._shim.prepare(launch)
         step, code = "start", BindCode.START
         try:
@@ -240,6 +242,9 @@ class Executor:
             self._tell(kind, body)
         if self._overruns.watching:
             self._look()
+        wall_ms = application.limits.wall_ms
+        if wall_ms:
+            self._curfew = self._loop.call_later(wall_ms / 1000, self._time_is_up, wall_ms)
 
     async def _enter(self, instance: Instance, dialect: Dialect) -> None:
         entering = self._loop.create_task(dialect.enter(self._start.context))
@@ -257,8 +262,9 @@ class Executor:
     async def _release(self, ending: Ending) -> None:
         """End the instance, as gently as `ending` allows, until nothing of it runs."""
         instance, dialect = self._instance, self._dialect
-        if self._alarm is not None:
-            self._alarm.cancel()
+        for timer in (self._alarm, self._curfew):
+            if timer is not None:
+                timer.cancel()
         if not ending.grace:
             self._deaf = True
         if instance is None:
@@ -355,3 +361,14 @@ class Executor:
             self._uplink.send(Kind.RESULTS, self.channel, body)
         names = ", ".join(map(str, task_ids))
         self._end(Ending(f"the instance was killed because task {names} did not stop when told to"))
+
+    def _time_is_up(self, wall_ms: int) -> None:
+        """It had its session for as long as its limits allow. What runs has failed; what waits goes elsewhere."""
+        if self._ending.done():
+            return
+        self._deaf = True
+        why = f"the instance's wall time of {wall_ms / 1000:g} s is over"
+        for task_id in list(islice(self.outstanding, self.concurrency)):
+            body = failure(task_id, self.outstanding.pop(task_id), why, state=TaskState.FAILED, retryable=True)
+            self._uplink.send(Kind.RESULTS, self.channel, body)
+        self._end(Ending(why, grace=self._settings.terminate_grace))

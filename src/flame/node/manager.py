@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from flame.link import Frame, Kind, Link
 from flame.model.errors import FlameError, InvalidConfigError, NotFoundError, ProtocolError
+from flame.model.isolation import PROCESS
 from flame.model.resources import Resources
 from flame.model.states import BindCode, ExecutorState, Shim
 from flame.node import capacity
@@ -32,6 +33,7 @@ from flame.node.settings import NodeSettings
 from flame.proto import frontend_pb2, link_pb2, types_pb2
 from flame.shims.environment import Surroundings
 from flame.shims.host import HostShim
+from flame.shims.isolation import Confinement
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper
 from flame.shims.reception import Reception, default_socket_root
@@ -97,6 +99,17 @@ class ExecutorManager:
         except BaseException:
             self._folders.release()
             raise
+        hidden = [settings.work_dir, root]
+        try:
+            self._confinement = await asyncio.to_thread(Confinement.find, settings.work_dir / "isolation", hidden)
+        except OSError as error:
+            await self._reception.close()
+            self._folders.release()
+            raise InvalidConfigError(f"can't use the folders of this node: {error}") from error
+        self._able = self._confinement.labels()
+        for why in (self._confinement.sandboxes.missing, self._confinement.groups.missing):
+            if why:
+                logger.info("node %s: %s", settings.name, why)
         self._keeper = Keeper(remove=[self._folders.sockets])
         try:
             self._packages = await asyncio.to_thread(open_store, settings, self._keeper, self._folders.executors)
@@ -121,7 +134,14 @@ class ExecutorManager:
             terminate_grace=settings.terminate_grace,
         )
         self._host = HostShim(
-            self._keeper, self._reception, self._logs, self._folders.executors, surroundings, warm, self._packages
+            self._keeper,
+            self._reception,
+            self._logs,
+            self._folders.executors,
+            surroundings,
+            warm,
+            self._packages,
+            self._confinement,
         )
         workshop = Workshop(self._keeper, self._logs, self._folders.executors, surroundings, self._host.prepare)
         self._shims: dict[Shim, AnyShim] = {
@@ -150,6 +170,7 @@ class ExecutorManager:
         self.connected.clear()
         await self._reception.close()
         await self._keeper.close()
+        await asyncio.to_thread(self._confinement.release)
         self._folders.release()
 
     def _background(self, work: Coroutine[None, None, None]) -> None:
@@ -199,7 +220,7 @@ class ExecutorManager:
                 ids = link_pb2.Retracted.FromString(frame.body).task_ids
                 unsent.setdefault(frame.channel, {}).update(dict.fromkeys(ids, 1))
         held = [executor.held(unsent.get(channel, {})) for channel, executor in self.executors.items()]
-        described = describe(self.settings, self._machine, self._address)
+        described = describe(self.settings, self._machine, self._address, self._able)
         node = link_pb2.NodeHello(node=described, boot_id=self._boot_id, executors=held)
         settings = self.settings
         return link_pb2.Hello(role="node", id=settings.name, token=settings.token, software="flame", node=node)
@@ -301,6 +322,10 @@ class ExecutorManager:
             name = kind.name if kind is not None else start.application.shim
             known = ", ".join(shim.name for shim in self._shims)
             shim = MissingShim(f"this node can't run shim {name}; it runs {known}")
+        elif shim is not self._host and (
+            start.application.isolation == PROCESS or start.application.HasField("limits")
+        ):
+            shim = MissingShim("isolation and limits are held for shim Host only: leave them out, or use that one")
         executor = Executor(channel, start, self._machine.visible(start.gpus), shim, self, self.settings)
         self.executors[channel] = executor
         self._lives.add(executor.life)

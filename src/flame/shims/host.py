@@ -7,6 +7,7 @@ process has an id and a token that mean something only between the two of them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -20,13 +21,16 @@ from flame.model.errors import FlameError, UnavailableError
 from flame.model.states import BindCode
 from flame.shims import grpc_dialect
 from flame.shims.environment import Surroundings, environment, program, working_directory
+from flame.shims.isolation import Confined, Confinement
 from flame.shims.link_dialect import LinkDialect
 from flame.shims.logs import ExecutorLog, LogStore
 from flame.shims.pool import Pool
-from flame.shims.processes import Keeper, Process, describe_status
+from flame.shims.processes import Keeper, Process, describe_status, signal_of
 from flame.shims.reception import Reception
 from flame.shims.shim import BindError, Dialect, Launch, Owner, Packages
 from flame.shims.warm import WarmLimits
+
+logger = logging.getLogger("flame.node")
 
 _LAST_LINES = 20
 _LAST_BYTES = 2000
@@ -44,6 +48,7 @@ class HostShim:
         surroundings: Surroundings,
         warm: WarmLimits,
         packages: Packages,
+        confinement: Confinement,
     ) -> None:
         self._keeper = keeper
         self._reception = reception
@@ -51,6 +56,7 @@ class HostShim:
         self._folder = folder
         self._surroundings = surroundings
         self._packages = packages
+        self._confinement = confinement
         self._number = 0
         self._pool: Pool[HostInstance] = Pool(self._spawn, warm)
 
@@ -107,11 +113,17 @@ class HostShim:
         instance = HostInstance(launch, owner, own, socket, log, self._reception, self._surroundings.max_payload)
         try:
             instance.hold_package()
-            env = environment(launch, self._surroundings, socket, tmp)
-            wanted = program(application, env, self._surroundings.environ, working_directory(application, own))
+            limits = self._confinement.held(launch)
+            around = self._confinement.surroundings(launch, self._surroundings)
+            env = environment(launch, around, socket, self._confinement.temporary(launch, tmp))
+            wanted = program(application, env, around.environ, working_directory(application, own))
+            confined = self._confinement.confine(launch, wanted, limits, [Path(around.link)])
+            instance.confined = confined
+            if limits.output:
+                log.watch(limits.output, partial(instance.flooded, limits.output))
             stdout, stderr = log.open_pipes()
             try:
-                process = await self._keeper.spawn(launch.executor_id, wanted, stdout, stderr)
+                process = await self._keeper.spawn(launch.executor_id, confined.program, stdout, stderr)
             except OSError as error:
                 text = error.strerror or str(error)
                 raise BindError(BindCode.START, f"can't start command {wanted.path!r}: {text}") from error
@@ -145,6 +157,7 @@ class HostInstance:
         self._folder = folder
         self._socket = socket
         self.log = log
+        self.confined: Confined | None = None
         self.entered: Callable[[], None] = _nothing
         self.disposed: Callable[[], None] = _nothing
         self._let_go: Callable[[], None] = _nothing
@@ -204,6 +217,10 @@ class HostInstance:
             return ""
         return "; the end of its stderr:\n" + "\n".join(text.splitlines()[-_LAST_LINES:])
 
+    def flooded(self, allowed: int) -> None:
+        """It wrote more than it may."""
+        self._owner.broken(f"it wrote more than its limit of {allowed} bytes to stdout and stderr")
+
     def terminate(self) -> None:
         if self._process is not None:
             self._process.signal(signal.SIGTERM)
@@ -227,10 +244,23 @@ class HostInstance:
     def _remove(self) -> None:
         self._socket.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self.confined is not None and self.confined.group is not None:
+            used = self.confined.group.usage()
+            identity, memory = self._launch.executor_id, used.peak_memory
+            logger.info("instance %s used %.2f s of processor time and %d bytes of memory", identity, used.cpu, memory)
+            self.confined.group.remove()
 
     def _on_exit(self, status: asyncio.Future[int]) -> None:
-        if not self.ended.done():
-            self.ended.set_result(describe_status(status.result()))
+        if self.ended.done():
+            return
+        number = status.result()
+        confined = self.confined
+        if confined is None:
+            self.ended.set_result(describe_status(number))
+            return
+        boxed = confined.program.boxed
+        words = describe_status(number, boxed=boxed)
+        self.ended.set_result(confined.why(words, killed=signal_of(number, boxed=boxed) == signal.SIGKILL))
 
 
 def _text(error: FlameError) -> str:

@@ -5,7 +5,7 @@ every process below it and ends. It is their subreaper, so a process that an ins
 session, own group) stays below it; and the kernel kills the instances when the keeper itself is killed.
 
 The socket carries one JSON object per packet. Requests: `{"op": "spawn", "id"}` with three descriptors (a file with
-the JSON of `argv`, `path`, `env`, `cwd`; stdout; stderr) and `{"op": "signal", "id", "signal"}`. Events: `started`
+the JSON of a Program of processes.py; stdout; stderr) and `{"op": "signal", "id", "signal"}`. Events: `started`
 with `pid`, `failed` with `error`, `exited` with the wait `status`; after `exited` nothing of that id runs any more.
 
 Only the standard library, and little of it: this is started with `python -I -S`.
@@ -26,6 +26,7 @@ import time
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 MARKER = b"FLAME_INSTANCE_ID="
+FIRST_OPENED = 100  # descriptors of the files that a program gets opened
 _PACKET = 64 * 1024
 _END_S = 10.0  # how long it goes on killing at its own end
 _PAUSE_S = 0.01
@@ -39,6 +40,8 @@ class Keeper:
         self.control = control
         self.mains: dict[int, str] = {}
         self.pids: dict[str, int] = {}
+        self.groups: dict[str, list[str]] = {}  # control groups of each instance
+        self.boxed: set[str] = set()  # instances whose first process only watches over a sandbox
         self.wakeup, wakeup_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_in, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, wake_up)
@@ -71,6 +74,9 @@ class Keeper:
                     os.close(descriptor)
         elif instance in self.pids:
             number = int(str(request["signal"]))
+            if instance in self.boxed and number != signal.SIGKILL:
+                signal_inside(self.pids[instance], number)
+                return
             try:
                 os.killpg(self.pids[instance], number)
             except ProcessLookupError:
@@ -107,6 +113,9 @@ class Keeper:
         else:
             self.mains[pid] = instance
             self.pids[instance] = pid
+            self.groups[instance] = wanted["groups"]
+            if wanted["boxed"]:
+                self.boxed.add(instance)
             self.tell("started", instance, pid=pid)
 
     def reap(self) -> None:
@@ -125,15 +134,20 @@ class Keeper:
             _, status = os.waitpid(ended.si_pid, 0)
             if instance is not None:
                 del self.pids[instance]
-                self.sweep(instance)
+                self.boxed.discard(instance)
+                self.sweep(instance, self.groups.pop(instance))
                 self.tell("exited", instance, status=status)
 
-    def sweep(self, instance: str) -> None:
-        """End what an instance left behind."""
+    def sweep(self, instance: str, groups: list[str]) -> None:
+        """End what an instance left behind. Its control groups know all of it, whatever it did to its environment."""
+        for group in groups:
+            close_group(group)
         deadline = time.monotonic() + _END_S
         unsure = 5  # looks at processes that just begin to run a program and show no environment yet
         while time.monotonic() < deadline:
             strays, unknown = self.strays(instance)
+            for group in groups:
+                strays += members(group)
             if not strays and (not unknown or not unsure):
                 return
             unsure -= not strays
@@ -212,6 +226,13 @@ def become(wanted: dict[str, object], keeper: int, streams: tuple[int, int, int]
         signal.signal(number, signal.SIG_DFL)
     for target, source in enumerate(streams):
         os.dup2(source, target)
+    groups: list[str] = wanted["groups"]  # type: ignore[assignment]
+    opened: list[str] = wanted["opened"]  # type: ignore[assignment]
+    for group in groups:
+        with open(f"{group}/cgroup.procs", "w") as file:  # noqa: PTH123
+            file.write("0")
+    for target, path in enumerate(opened, FIRST_OPENED):
+        os.dup2(os.open(path, os.O_RDONLY | os.O_CLOEXEC), target)
     os.chdir(wanted["cwd"])  # type: ignore[arg-type]
     os.execve(wanted["path"], wanted["argv"], wanted["env"])  # type: ignore[arg-type]
 
@@ -257,6 +278,36 @@ def kill_owned_by(instances: set[str]) -> None:
         for pid in found:
             kill(pid)
         time.sleep(_PAUSE_S)  # they are not our children: nothing tells us when they are gone
+
+
+def members(group: str) -> list[int]:
+    """The processes in a control group."""
+    try:
+        with open(f"{group}/cgroup.procs") as file:  # noqa: PTH123
+            return [int(line) for line in file if line.strip() != "0"]
+    except OSError:
+        return []
+
+
+def close_group(group: str) -> None:
+    """Nothing in this control group can start another process, so that all of them can be caught."""
+    try:
+        with open(f"{group}/pids.max", "w") as file:  # noqa: PTH123
+            file.write("0")
+    except OSError:
+        pass  # a group of another controller
+
+
+def signal_inside(monitor: int, number: int) -> None:
+    """Signal the processes of a sandbox, except the first one: it, and who watches over it, end when those have."""
+    children = processes()
+    pending = [child for first in children.get(monitor, ()) for child in children.get(first, ())]
+    for pid in pending:
+        pending += children.get(pid, ())
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
 
 
 def kill(pid: int) -> None:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from flame.model.errors import NotFoundError
@@ -104,6 +104,12 @@ class ExecutorLog:
         self.ended_at: float | None = None  # Unix seconds
         self._pipes: dict[str, int] = {}
         self._followers = followers
+        self._allowed = 0
+        self._flooded: Callable[[], None] = _nothing
+
+    def watch(self, allowed: int, flooded: Callable[[], None]) -> None:
+        """Call `flooded` once, when more bytes than `allowed` were written to both streams together."""
+        self._allowed, self._flooded = allowed, flooded
 
     def open_pipes(self) -> tuple[int, int]:
         """The descriptors that the instance shall have as stdout and stderr; the caller closes them."""
@@ -127,6 +133,9 @@ class ExecutorLog:
             self._close_pipe(name)
             return False
         self.streams[name].append(data)
+        if self._allowed and sum(stream.end for stream in self.streams.values()) > self._allowed:
+            self._allowed = 0
+            self._flooded()
         for news in self._followers:
             news.set()
         return True
@@ -271,3 +280,7 @@ class LogStore:
             for log in self._logs.values()
             if request.executor_id in ("", log.executor_id) and request.session_id in ("", log.session_id)
         ]
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

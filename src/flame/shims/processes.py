@@ -25,12 +25,19 @@ T = TypeVar("T")
 
 
 class Program(msgspec.Struct, frozen=True):
-    """What to run: the file, its arguments (the name first), environment and working directory."""
+    """What to run: the file, its arguments (the name first), environment and working directory.
+
+    It gets the files `opened` as descriptors from keeper.FIRST_OPENED on, and starts in these control groups (their
+    folders). A `boxed` one only watches over the processes of a sandbox, which get the signals that are meant for it.
+    """
 
     path: str
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str
+    opened: Sequence[str] = ()
+    groups: Sequence[str] = ()
+    boxed: bool = False
 
 
 class Process:
@@ -202,10 +209,18 @@ def _set(waiter: asyncio.Future[T], value: T) -> None:
         waiter.set_result(value)
 
 
-def describe_status(status: int) -> str:
-    """A wait status in words, such as "exited with status 3" or "was killed by SIGKILL"."""
+def signal_of(status: int, *, boxed: bool = False) -> int:
+    """The signal that a wait status tells of, 0 = none. What watches over a sandbox exits with 128 and the signal."""
     if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
+        return os.WTERMSIG(status)
+    code = os.WEXITSTATUS(status)
+    return code - 128 if boxed and 128 < code < 128 + signal.NSIG else 0
+
+
+def describe_status(status: int, *, boxed: bool = False) -> str:
+    """A wait status in words, such as "exited with status 3" or "was killed by SIGKILL"."""
+    number = signal_of(status, boxed=boxed)
+    if number:
         try:
             return f"was killed by {signal.Signals(number).name}"
         except ValueError:

@@ -63,6 +63,7 @@ class Launch(msgspec.Struct, frozen=True):
     context: shim_pb2.SessionContext
     devices: str | None = None
     package: Package | None = None
+    resreq: types_pb2.ResourceRequirement | None = None  # what its executor was given
 
 
 class Owner(Protocol):

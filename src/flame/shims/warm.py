@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from flame.model.isolation import PROCESS
 from flame.proto import shim_pb2, types_pb2
 from flame.shims.shim import Launch
 
@@ -46,13 +47,16 @@ def recipe(launch: Launch) -> bytes | None:
         application.ClearField(field)
     parts = (application, launch.context.application)
     package = launch.package.identity if launch.package is not None else ""  # what its address names may change
-    return msgspec.msgpack.encode([package, *(part.SerializeToString(deterministic=True) for part in parts)])
+    # Its limits come from there; elsewhere an instance sees nothing of it.
+    resreq = launch.resreq if launch.application.isolation == PROCESS else None
+    size = (resreq.cpu, resreq.memory) if resreq is not None else ()
+    return msgspec.msgpack.encode([package, size, *(part.SerializeToString(deterministic=True) for part in parts)])
 
 
 def ahead(launch: Launch, identity: str, token: str) -> Launch:
     """The launch of an instance like this one, without anything of its session."""
     context = shim_pb2.SessionContext(application=launch.context.application)
-    return Launch(identity, token, launch.application, context, launch.devices, launch.package)
+    return Launch(identity, token, launch.application, context, launch.devices, launch.package, launch.resreq)
 
 
 def allot(wishes: Iterable[int], budget: int) -> list[int]:

@@ -52,6 +52,8 @@ _LETTERS = string.ascii_letters + string.digits
 @click.option(
     "--max-running-per-key", type=click.IntRange(1, 2**32 - 1), metavar="N", help="Tasks of one key at a time (1)."
 )
+@click.option("--isolation", type=click.Choice(("none", "process")), help="Its application's, or a stricter one.")
+@click.option("--network", type=click.Choice(("none", "host")), help="What its instances may reach.")
 @click.option("--common-data", metavar="TEXT", help="Data that every instance gets when it enters the session.")
 @click.option(
     "--common-data-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The same from a file."
@@ -78,6 +80,8 @@ def create(
     toleration: tuple[str, ...],
     prefer_nodes: tuple[str, ...],
     max_running_per_key: int | None,
+    isolation: str | None,
+    network: str | None,
     common_data: str | None,
     common_data_file: Path | None,
     labels: tuple[str, ...],
@@ -113,6 +117,8 @@ def create(
         tolerations=tolerations(toleration),
         prefer_nodes=prefer_nodes,
         max_running_per_key=max_running_per_key or 0,
+        isolation=isolation or "",
+        network=network or "",
         retention_s=retention,
         resreq=requirement(parse_resources(resreq)) if resreq is not None else None,
     )

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
+from msgspec.structs import asdict
+
+from flame.cli.objects.resources import limits_document
 from flame.cli.objects.states import application_state, shim_name
 from flame.cli.output import Column, Document, Kind
 from flame.cli.times import local_time, span, utc_time
+from flame.model.isolation import NO_LIMITS
 from flame.model.specs import DEFAULT_DELAY_RELEASE, DEFAULT_MAX_INSTANCES, ApplicationSpec
 from flame.proto import types_pb2 as ty
 
@@ -25,6 +29,9 @@ def application_message(spec: ApplicationSpec) -> ty.ApplicationSpec:
         delay_release=spec.delay_release,
         start_timeout_ms=spec.start_timeout_ms,
         warm_instances=spec.warm_instances,
+        isolation=spec.isolation,
+        limits=ty.Limits(**asdict(spec.limits)) if spec.limits != NO_LIMITS else None,
+        network=spec.network,
     )
     for name in _TEXTS:
         value: str | None = getattr(spec, name)
@@ -54,6 +61,10 @@ def _document(application: ty.Application) -> Document:
         body["start_timeout_ms"] = spec.start_timeout_ms
     if spec.warm_instances:
         body["warm_instances"] = spec.warm_instances
+    body.update({name: getattr(spec, name) for name in ("isolation", "network") if getattr(spec, name)})
+    limits = limits_document(spec.limits)
+    if limits:
+        body["limits"] = limits
     schema = _schema(spec)
     if schema:
         body["schema"] = schema
@@ -87,6 +98,9 @@ def _page(application: ty.Application) -> list[tuple[str, object]]:
         ("Max Instances", _max_instances(spec)),
         ("Delay Release", span(delay)),
         ("Warm Instances", f"{spec.warm_instances} on each node"),
+        ("Isolation", spec.isolation or "none"),
+        ("Network", spec.network),
+        ("Limits", ", ".join(f"{name} {value}" for name, value in limits_document(spec.limits).items())),
         ("Created", local_time(application.status.creation_time)),
         ("Schema", "\n".join(f"{part}: {_schema_type(text)}" for part, text in schema.items())),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flame.cli.memory import human_memory
 from flame.cli.output import Document
 from flame.model.resources import Resources
@@ -32,3 +34,16 @@ def amount_text(message: ty.ResourceRequirement) -> str:
 def resources_document(message: ty.ResourceRequirement) -> Document:
     """For programs: memory in bytes."""
     return {"cpu": message.cpu, "memory": message.memory, "gpu": message.gpu}
+
+
+def limits_document(message: ty.Limits) -> dict[str, Any]:
+    """Those that are set, as application documents write them: bytes, cores, seconds."""
+    found: dict[str, Any] = {
+        "memory": message.memory,
+        "pids": message.pids,
+        "cpu": message.cpu_millis / 1000,
+        "disk": message.disk,
+        "wall": message.wall_ms / 1000,
+        "output": message.output,
+    }
+    return {name: value for name, value in found.items() if value}

@@ -1,0 +1,107 @@
+"""How far an instance is kept from its node and from others, and what it may use. A session may ask for more than its
+application does, never for less."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from flame.model.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from flame.model.specs import ApplicationSpec, SessionSpec
+
+LEVELS = ("", "none", "process")  # "" is "none" unless the application or the session says more
+NETWORKS = ("", "none", "host")  # "" is "none" at level process, else "host"
+PROCESS = "process"
+MIN_MEMORY = 16 * 1024**2  # below, no interpreter starts
+MIN_PIDS = 4  # the sandbox itself has two
+
+# Labels that nodes give themselves. Sessions that need what they tell are placed by them.
+PROCESS_LABEL = "flame.isolation.process"
+LIMITS_LABEL = "flame.limits"
+YES, NO = "yes", "no"
+
+
+class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one instance with all its processes may use; 0 = not said.
+
+    `memory`, `disk` (of its private /tmp) and `output` (what it writes to stdout and stderr) are in bytes, `pids`
+    counts processes and threads, `cpu_millis` thousandths of a core, `wall_ms` is how long an executor may have its
+    session.
+    """
+
+    memory: int = 0
+    pids: int = 0
+    cpu_millis: int = 0
+    disk: int = 0
+    wall_ms: int = 0
+    output: int = 0
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a control group is needed to hold them."""
+        return bool(self.memory or self.pids or self.cpu_millis)
+
+
+NO_LIMITS = Limits()
+
+
+def check(isolation: str, limits: Limits, network: str) -> None:
+    """Raises InvalidArgumentError for what no application and no session may ask for."""
+    if isolation not in LEVELS:
+        raise InvalidArgumentError(f"unknown isolation {isolation!r}", remedy="write none or process, or leave it out")
+    if network not in NETWORKS:
+        raise InvalidArgumentError(f"unknown network {network!r}", remedy="write none or host, or leave it out")
+    if 0 < limits.memory < MIN_MEMORY:
+        raise InvalidArgumentError(f"limits.memory {limits.memory} is below {MIN_MEMORY} bytes: nothing would start")
+    if 0 < limits.pids < MIN_PIDS:
+        raise InvalidArgumentError(f"limits.pids {limits.pids} is below {MIN_PIDS}: nothing would start")
+
+
+def check_together(application: ApplicationSpec, session: SessionSpec) -> None:
+    """Raises InvalidArgumentError when the session asks for less than its application, or for what can't be held."""
+    check(session.isolation, session.limits, session.network)
+    if application.isolation == PROCESS and session.isolation == "none":
+        raise InvalidArgumentError(
+            f"application {session.application} has isolation process; a session of it can't have less",
+            remedy="leave isolation out",
+        )
+    if application.network == "none" and session.network == "host":
+        raise InvalidArgumentError(
+            f"application {session.application} has network none; a session of it can't have more",
+            remedy="leave network out",
+        )
+    together = strictest(application, session)
+    if together.isolation != PROCESS:
+        if together.network == "none":
+            raise InvalidArgumentError("network none needs isolation process", remedy="set isolation to process")
+        if together.limits.disk:
+            raise InvalidArgumentError("limits.disk needs isolation process", remedy="set isolation to process")
+
+
+def stricter(one: Limits, other: Limits) -> Limits:
+    """Of each limit the smaller one that is said."""
+    pairs: list[tuple[int, int]] = [(getattr(one, name), getattr(other, name)) for name in Limits.__struct_fields__]
+    return Limits(*(min(pair) or max(pair) for pair in pairs))
+
+
+def strictest(application: ApplicationSpec, session: SessionSpec) -> ApplicationSpec:
+    """The application as its instances for this session are started."""
+    levels = (application.isolation, session.isolation)
+    isolation = PROCESS if PROCESS in levels else session.isolation or application.isolation
+    limits = stricter(application.limits, session.limits)
+    network = session.network or application.network
+    return msgspec.structs.replace(application, isolation=isolation, limits=limits, network=network)
+
+
+def placed(application: ApplicationSpec, session: SessionSpec) -> SessionSpec:
+    """The session, with the labels in its selector that a node must have to start its instances as they shall be."""
+    together = strictest(application, session)
+    labels: dict[str, str] = {}
+    if together.isolation == PROCESS:
+        labels[PROCESS_LABEL] = YES
+    if together.limits.grouped:
+        labels[LIMITS_LABEL] = YES
+    return msgspec.structs.replace(session, selector={**session.selector, **labels}) if labels else session

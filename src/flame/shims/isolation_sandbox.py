@@ -1,0 +1,188 @@
+"""Sandboxes made by bubblewrap: what a program sees there, as the arguments of `bwrap`.
+
+Inside are the system's programs and libraries, the Python that runs the node, and what the application names, all
+read-only; one private /tmp of limited size; a /proc of its own processes only; and the socket of the instance's link.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from flame.shims import isolation_filter
+from flame.shims.keeper import FIRST_OPENED
+from flame.shims.processes import Program
+
+TMP = "/tmp"
+DEFAULT_DISK = 256 * 1024**2
+_SHARED_MEMORY = 64 * 1024**2
+_ALIASES = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr, folders on older systems
+_ETC = (
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "alternatives",
+    "nsswitch.conf",
+    "mime.types",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "pki/ca-trust",
+    "pki/tls/certs",
+)
+_ETC_OF_NETWORKS = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
+_FORBIDDEN = ("/", "/proc", "/sys", "/dev", "/run", "/etc")
+_PROBE_S = 10.0
+
+
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """What one sandbox has. `readable` are files and folders that can be read in it, `sockets` what it may connect to,
+    `hidden` what shall not be seen even where a folder above it is readable; `disk` is the size of /tmp in bytes."""
+
+    readable: Sequence[Path] = ()
+    sockets: Sequence[Path] = ()
+    hidden: Sequence[Path] = ()
+    disk: int = DEFAULT_DISK
+    network: bool = False
+    cwd: str = TMP
+
+
+class Sandboxes:
+    """The sandboxes of a node. `missing` says why there can be none; empty = there can."""
+
+    def __init__(self, bwrap: str, folder: Path, missing: str = "") -> None:
+        self.missing = missing
+        self._bwrap = bwrap
+        self._folder = folder
+
+    @classmethod
+    def find(cls, folder: Path, environ: Mapping[str, str] = os.environ) -> Sandboxes:
+        """Look whether this machine can make them, by making one. `folder` is for what they share. Blocks a moment;
+        raises OSError."""
+        bwrap = shutil.which("bwrap", path=environ.get("PATH"))
+        machine = os.uname().machine
+        if bwrap is None:
+            return cls("", folder, "bubblewrap (bwrap) is not installed")
+        if machine not in isolation_filter.MACHINES:
+            return cls(bwrap, folder, f"there is no filter of system calls for {machine}")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "filter").write_bytes(isolation_filter.program(machine))
+        (folder / "passwd").write_text(f"flame:x:1000:1000::{TMP}:/bin/sh\n")
+        (folder / "group").write_text("flame:x:1000:\n")
+        found = cls(bwrap, folder)
+        found.missing = found._probe()
+        return found
+
+    def wrap(self, program: Program, room: Room) -> Program:
+        """The program, run in a sandbox."""
+        argv = [self._bwrap, *arguments(room, self._folder, FIRST_OPENED), "--", program.path, *program.argv[1:]]
+        opened = [str(self._folder / "filter")]
+        return msgspec.structs.replace(program, path=self._bwrap, argv=argv, opened=opened, boxed=True)
+
+    def _probe(self) -> str:
+        """Why no sandbox can be made, empty = one could."""
+        with (self._folder / "filter").open("rb") as file, tempfile.TemporaryFile() as words:
+            command = [self._bwrap, *arguments(Room(), self._folder, file.fileno()), "--", "/bin/sh", "-c", ":"]
+            try:
+                done = subprocess.run(
+                    command, pass_fds=[file.fileno()], stdin=subprocess.DEVNULL, stdout=words, stderr=words,
+                    timeout=_PROBE_S, check=False,
+                )  # fmt: skip
+            except (OSError, subprocess.TimeoutExpired) as error:
+                return f"bubblewrap does not run: {error}"
+            words.seek(0)
+            text = words.read(2000).decode(errors="replace").strip()
+            return "" if not done.returncode else f"bubblewrap can't make a sandbox here: {text or done.returncode}"
+
+
+def arguments(room: Room, folder: Path, descriptor: int) -> list[str]:
+    """The options of bwrap; the filter of system calls is open as `descriptor`."""
+    found = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    found += [] if room.network else ["--unshare-net"]
+    found += ["--die-with-parent", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "flame"]
+    found += ["--seccomp", str(descriptor), *_read_only(Path("/usr"))]
+    for name in _ALIASES:
+        alias = Path("/") / name
+        if alias.is_symlink():
+            found += ["--symlink", os.readlink(alias), str(alias)]  # noqa: PTH115 - as it is written
+        elif alias.is_dir():
+            found += _read_only(alias)
+    for name in (*_ETC, *(_ETC_OF_NETWORKS if room.network else ())):
+        found += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    for name in ("passwd", "group"):
+        found += ["--ro-bind", str(folder / name), f"/etc/{name}"]
+    # Read-only too: who owns /proc/sys outside could write to it, without any capability.
+    found += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]
+    found += ["--size", str(_SHARED_MEMORY), "--perms", "1777", "--tmpfs", "/dev/shm"]
+    found += ["--size", str(room.disk), "--perms", "1777", "--tmpfs", TMP]
+    shown = sorted({*own_folders(), *room.readable}, key=lambda path: len(path.parts))
+    for path in shown:
+        found += _read_only(path)
+    covered: list[Path] = []
+    for path in room.hidden:
+        above = [each for each in shown if path.is_relative_to(each)]
+        if above:
+            found += ["--size", "4096", "--perms", "0711", "--tmpfs", str(path)]
+            for each in shown:
+                found += _read_only(each) if each != path and each.is_relative_to(path) else []
+            covered.append(path)
+    for path in room.sockets:
+        found += ["--bind", str(path), str(path)]
+    for path in (*covered, "/dev", "/"):
+        found += ["--remount-ro", str(path)]
+    return [*found, "--chdir", room.cwd]
+
+
+def own_folders() -> list[Path]:
+    """Where the Python that runs this process, and Flame, lie."""
+    folders = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1]]
+    return [folder for folder in dict.fromkeys(folders) if not _visible(folder, ())]
+
+
+def folders_of_interpreter(path: Path) -> list[Path]:
+    """What has to be readable for this program to run: the file, and all of the Python that it belongs to."""
+    found: list[Path] = []
+    for each in dict.fromkeys((path, path.resolve())):
+        prefix = each.parent.parent
+        settings = prefix / "pyvenv.cfg"
+        if settings.is_file():
+            found.append(prefix)
+            for line in settings.read_text(errors="replace").splitlines():
+                name, _, value = line.partition("=")
+                if name.strip() == "home" and Path(value.strip()).is_dir():
+                    found.append(Path(value.strip()).parent)
+        elif each.parent.name == "bin" and any((prefix / "lib").glob("python3*/os.py")):
+            found.append(prefix)
+        else:
+            found.append(each)
+    return found
+
+
+def readable(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that exist, may be shown, and are not there anyway."""
+    found: list[Path] = []
+    for path in paths:
+        if path.exists() and not forbidden(path) and not _visible(path, (*own_folders(), *found)):
+            found.append(path)
+    return found
+
+
+def forbidden(path: Path) -> bool:
+    """Whether showing this folder would take the sandbox apart."""
+    kept = ("/proc", "/sys", "/dev")
+    return not path.is_absolute() or str(path) in _FORBIDDEN or any(path.is_relative_to(each) for each in kept)
+
+
+def _visible(path: Path, shown: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(each) for each in (Path("/usr"), *(Path("/") / name for name in _ALIASES), *shown))
+
+
+def _read_only(path: Path) -> list[str]:
+    return ["--ro-bind", str(path), str(path)]

@@ -1,0 +1,233 @@
+"""Control groups that hold what an instance may use, and say what it used. Both layouts: one tree (version 2), or one
+tree for each controller (version 1)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from flame.model.isolation import Limits
+
+WANTED = ("memory", "pids", "cpu")
+_COUNTING = "cpuacct"  # version 1 counts processor time in a tree that need not be that of its limits
+_PERIOD_US = 100_000
+_LEAST_QUOTA_US = 1_000
+_PREFIX = "flame-"
+_REMOVE_S, _PAUSE_S = 5.0, 0.01
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a group used: seconds of processor time, the most bytes of memory at once, processes killed for memory."""
+
+    cpu: float = 0.0
+    peak_memory: int = 0
+    kills: int = 0
+
+
+class Group:
+    """The group of one instance: a folder in each tree, by controller."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = folders
+
+    @property
+    def folders(self) -> list[Path]:
+        """Each once."""
+        return list(dict.fromkeys(self._folders.values()))
+
+    def usage(self) -> Usage:
+        """What it used so far."""
+        memory, counting = self._folders["memory"], self._folders.get(_COUNTING, self._folders["cpu"])
+        nanoseconds = _number(counting / "cpuacct.usage") or _field(counting / "cpu.stat", "usage_usec") * 1000
+        return Usage(
+            cpu=nanoseconds / 1e9,
+            peak_memory=_number(memory / "memory.peak") or _number(memory / "memory.max_usage_in_bytes"),
+            kills=_field(memory / "memory.events", "oom_kill") or _field(memory / "memory.oom_control", "oom_kill"),
+        )
+
+    def remove(self) -> None:
+        """After its last process ended. Blocks: the kernel may need a moment to be done with that one."""
+        deadline = time.monotonic() + _REMOVE_S
+        for folder in self.folders:
+            while _remove(folder) and time.monotonic() < deadline:
+                time.sleep(_PAUSE_S)  # nothing tells when it may be removed
+
+
+class Groups:
+    """The groups of a node, below one of its own in each tree. `missing` says why there can be none, empty = there
+    can."""
+
+    def __init__(self, trees: Mapping[str, Path], missing: str = "") -> None:
+        self.missing = missing
+        self._trees = trees
+
+    @classmethod
+    def find(cls, root: Path = Path("/")) -> Groups:
+        """Make the node's own groups. `root` is where /proc and /sys are, for tests. Removes what nodes left that were
+        killed. Blocks a moment; in version 2 this process may move into a group below its own."""
+        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        trees: dict[str, Path] = {}
+        problems: list[str] = []
+        for controllers, folder in _hierarchies(root):
+            try:
+                given = controllers or _open_tree(folder)
+                if not given & {*WANTED, _COUNTING}:
+                    continue
+                _remove_stale(folder, root)
+                own = folder / name
+                own.mkdir(exist_ok=True)
+                if not controllers:
+                    _enable(own, given)
+            except OSError as error:
+                problems.append(f"{folder}: {error.strerror}")
+                continue
+            trees.update(dict.fromkeys(given & {*WANTED, _COUNTING}, own))
+        missing = [controller for controller in WANTED if controller not in trees]
+        if not missing:
+            return cls(trees)
+        found = cls(
+            trees, f"no writable control groups for {', '.join(missing)} ({'; '.join(problems) or 'none found'})"
+        )
+        found.remove()
+        return found
+
+    def make(self, name: str, limits: Limits) -> Group:
+        """A group of this name that holds these limits. Raises OSError."""
+        group = Group({controller: tree / name for controller, tree in self._trees.items()})
+        try:
+            for folder in group.folders:
+                folder.mkdir(exist_ok=True)
+            for controller, settings in settings_of(limits).items():
+                folder = self._trees[controller] / name
+                for file, value in settings.items():
+                    if (folder / file).exists():
+                        (folder / file).write_text(value)
+        except OSError:
+            group.remove()
+            raise
+        return group
+
+    def remove(self) -> None:
+        """Nothing of the node runs any more."""
+        for tree in dict.fromkeys(self._trees.values()):
+            _remove_tree(tree)
+
+
+def settings_of(limits: Limits) -> dict[str, dict[str, str]]:
+    """By controller, the files of both layouts and what is written into them, in order."""
+    found: dict[str, dict[str, str]] = {}
+    if limits.memory:
+        most = str(limits.memory)
+        found["memory"] = {
+            "memory.max": most,
+            "memory.swap.max": "0",
+            "memory.limit_in_bytes": most,
+            "memory.memsw.limit_in_bytes": most,
+        }
+    if limits.pids:
+        found["pids"] = {"pids.max": str(limits.pids)}
+    if limits.cpu_millis:
+        quota = max(_LEAST_QUOTA_US, limits.cpu_millis * _PERIOD_US // 1000)
+        found["cpu"] = {
+            "cpu.max": f"{quota} {_PERIOD_US}",
+            "cpu.cfs_period_us": str(_PERIOD_US),
+            "cpu.cfs_quota_us": str(quota),
+        }
+    return found
+
+
+def _hierarchies(root: Path) -> list[tuple[set[str], Path]]:
+    """The folder of this process's group in each tree, with the tree's controllers; none named in version 2."""
+    own = [line.split(":", 2)[1:] for line in _text(root / "proc/self/cgroup").splitlines()]
+    found: list[tuple[set[str], Path]] = []
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        if kind not in ("cgroup", "cgroup2"):
+            continue
+        above, mounted = left.split(" ")[3:5]
+        for names, path in own:
+            controllers = {name for name in names.split(",") if name}
+            if bool(controllers) != (kind == "cgroup") or not controllers <= set(options.split(",")):
+                continue
+            # In a container the path may be that of the outside; the mounted tree then begins at our own group.
+            inside = path[len(above) :] if above != "/" and path.startswith(above) else path if above == "/" else ""
+            tree = root / mounted.lstrip("/")
+            folder = tree / inside.lstrip("/")
+            found.append((controllers, folder if folder.is_dir() else tree))
+    return found
+
+
+def _open_tree(folder: Path) -> set[str]:
+    """Let groups below this one of version 2 have controllers; gives those that they can have. Raises OSError."""
+    given = set(_text(folder / "cgroup.controllers").split()) & set(WANTED)
+    if not given:
+        return set()
+    try:
+        _enable(folder, given)
+    except OSError:
+        # Only groups without processes of their own may hand controllers down: move away, which helps if we are alone.
+        leaf = folder / f"{_PREFIX}{os.getpid()}-manager"
+        leaf.mkdir(exist_ok=True)
+        (leaf / "cgroup.procs").write_text("0")
+        try:
+            _enable(folder, given)
+        except OSError:
+            (folder / "cgroup.procs").write_text("0")
+            leaf.rmdir()
+            raise
+    return given
+
+
+def _enable(folder: Path, controllers: set[str]) -> None:
+    (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(controllers)))
+
+
+def _remove_stale(folder: Path, root: Path) -> None:
+    for left in folder.glob(f"{_PREFIX}*-*"):
+        pid = left.name.split("-")[1]
+        if pid.isdecimal() and not (root / "proc" / pid).exists():
+            _remove_tree(left)
+
+
+def _remove_tree(folder: Path) -> None:
+    for below in folder.iterdir() if folder.is_dir() else ():
+        if below.is_dir():
+            _remove(below)
+    _remove(folder)
+
+
+def _remove(folder: Path) -> bool:
+    """True when it is still there."""
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _field(file: Path, name: str) -> int:
+    for line in _text(file).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdecimal():
+            return int(value)
+    return 0
+
+
+def _number(file: Path) -> int:
+    text = _text(file).strip()
+    return int(text) if text.isdecimal() else 0
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,87 @@
+"""What applications and sessions may ask for, and where such sessions are placed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flame.model.errors import InvalidArgumentError
+from flame.model.isolation import NO_LIMITS, Limits, check, check_together, placed, stricter, strictest
+from flame.model.specs import ApplicationSpec, SessionSpec
+
+MIB = 1024**2
+
+
+def session(**asked: Any) -> SessionSpec:
+    return SessionSpec("app", **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"isolation": "vm"}, "unknown isolation 'vm'"),
+        ({"network": "lan"}, "unknown network 'lan'"),
+        ({"limits": Limits(memory=1000)}, "limits.memory 1000 is below"),
+        ({"limits": Limits(pids=1)}, "limits.pids 1 is below 4"),
+    ],
+)
+def test_what_can_not_work_is_refused(asked: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"isolation": "", "limits": NO_LIMITS, "network": "", **asked}
+    with pytest.raises(InvalidArgumentError, match=message):
+        check(**values)
+    with pytest.raises(InvalidArgumentError, match=message):
+        check_together(ApplicationSpec(), session(**asked))
+
+
+@pytest.mark.parametrize(
+    ("application", "asked", "message"),
+    [
+        (
+            {"isolation": "process"},
+            {"isolation": "none"},
+            "application app has isolation process; a session of it can't",
+        ),
+        ({"network": "none", "isolation": "process"}, {"network": "host"}, "application app has network none"),
+        ({}, {"network": "none"}, "network none needs isolation process"),
+        ({"limits": Limits(disk=1)}, {}, "limits.disk needs isolation process"),
+    ],
+)
+def test_a_session_asks_for_no_less_than_its_application(
+    application: dict[str, Any], asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        check_together(ApplicationSpec(**application), session(**asked))
+
+
+def test_the_stricter_of_both_holds() -> None:
+    application = ApplicationSpec(command="run", limits=Limits(memory=50 * MIB, pids=9), network="host")
+    asked = session(isolation="process", limits=Limits(memory=90 * MIB, pids=5, wall_ms=7), network="none")
+    check_together(application, asked)
+    assert strictest(application, asked) == ApplicationSpec(
+        command="run", isolation="process", limits=Limits(memory=50 * MIB, pids=5, wall_ms=7), network="none"
+    )
+    assert strictest(application, session()) == application
+    assert stricter(NO_LIMITS, NO_LIMITS) == NO_LIMITS
+
+
+@pytest.mark.parametrize(
+    ("application", "asked", "selector"),
+    [
+        ({}, {}, {"zone": "a"}),
+        ({"isolation": "process"}, {}, {"zone": "a", "flame.isolation.process": "yes"}),
+        ({}, {"isolation": "process"}, {"zone": "a", "flame.isolation.process": "yes"}),
+        ({}, {"limits": Limits(memory=1 << 30)}, {"zone": "a", "flame.limits": "yes"}),
+        ({}, {"limits": Limits(wall_ms=5, output=5)}, {"zone": "a"}),
+    ],
+)
+def test_a_session_is_placed_where_its_wishes_can_be_held(
+    application: dict[str, Any], asked: dict[str, Any], selector: dict[str, str]
+) -> None:
+    spec = session(selector={"zone": "a"}, **asked)
+    assert placed(ApplicationSpec(**application), spec).selector == selector
+
+
+def test_the_label_of_a_node_can_not_be_wished_away() -> None:
+    spec = session(selector={"flame.isolation.process": "no"}, isolation="process")
+    assert placed(ApplicationSpec(), spec).selector == {"flame.isolation.process": "yes"}
