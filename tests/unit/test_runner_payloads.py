@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 import flame
 from flame.model.errors import InvalidArgumentError, TaskFailedError
-from flame.runner import payloads, runpy
+from flame.runner import payloads, runpy, versions
 from flame.runner.failures import StateLostError, error_of, failure_of
 from flame.runner.inspecting import ErrorType, RunnerError, get_data
 from flame.runner.packing import project_folder, send
@@ -92,7 +93,30 @@ def test_a_session_of_something_else_fails_each_task() -> None:
 )
 def test_versions_must_be_equal(served: Served, said: str) -> None:
     with pytest.raises(InvalidArgumentError, match=said):
-        runpy.check_versions(served)
+        versions.check_versions(served)
+
+
+def test_libraries_must_be_of_the_same_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("some_library")
+    monkeypatch.setitem(sys.modules, "some_library", module)
+    for ours, theirs in (("2.1", "2.4.6"), ("0.3.1", "0.3.9"), ("dev", "dev")):
+        module.__dict__["__version__"] = ours
+        versions.check_libraries({"some_library": theirs, "unheard_of": "1"})
+    for ours, theirs in (("1.26", "2.4.6"), ("0.3.1", "0.4.1")):
+        module.__dict__["__version__"] = ours
+        with pytest.raises(
+            InvalidArgumentError, match=rf"client has some_library {theirs}, this executor has {ours}; "
+        ):
+            versions.check_libraries({"some_library": theirs})
+    assert versions.libraries()["some_library"] == "0.3.1"
+    assert "json" not in versions.libraries()
+
+
+def test_a_function_that_uses_another_version_of_a_library_is_not_called() -> None:
+    service = entered((None, ()), calls=True)
+    service._libraries = {"pytest": "1.0"}
+    with pytest.raises(TaskFailure, match=r"the client has pytest 1\.0, this executor has"):
+        answer(service, call(payloads.dumps(len, "it"), [1]))
 
 
 def test_a_state_is_known_by_its_name() -> None:

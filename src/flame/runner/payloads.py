@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flame.model.errors import InvalidArgumentError
+from flame.runner.versions import libraries
 
 if TYPE_CHECKING:
     from flame.runner.futures import ObjectFuture
@@ -44,6 +45,7 @@ class Served(NamedTuple):
     stateful: bool = False
     durable: bool = False
     name: str = ""
+    libraries: dict[str, str] = {}  # noqa: RUF012 - versions, never changed
 
     def encode(self) -> bytes:
         """It as common data."""
@@ -73,8 +75,8 @@ def cloudpickle() -> Any:
 
 def served(body: Any, *, calls: bool = False, stateful: bool = False, durable: bool = False, name: str = "") -> Served:
     """What shall be served, pickled. Raises InvalidArgumentError when it can't be."""
-    version = sys.version_info[:2]
-    return Served(version, cloudpickle().__version__, dumps(body, "what is served"), calls, stateful, durable, name)
+    python, pickled = sys.version_info[:2], dumps(body, "what is served")
+    return Served(python, cloudpickle().__version__, pickled, calls, stateful, durable, name, libraries())
 
 
 def dumps(value: Any, what: str) -> bytes:

@@ -11,10 +11,11 @@ import pickle
 import sys
 from typing import Any
 
-from flame.model.errors import FlameError, InvalidArgumentError, TooLargeError
+from flame.model.errors import InvalidArgumentError, TooLargeError
 from flame.runner import payloads
 from flame.runner.payloads import PICKLE, SERVED, STATE, STATE_ID, TAG, Served
 from flame.runner.storage import here
+from flame.runner.versions import check_libraries, check_versions
 from flame.service.api import FlameService, SessionContext, TaskContext
 from flame.service.runtime import run
 
@@ -38,6 +39,8 @@ class FlameRunpyService(FlameService):
         self._state = b""  # the name of the state of a stateful service
         self._durable = False  # its state is saved after each call
         self._body = b""
+        self._libraries: dict[str, str] = {}  # the client's, with their versions
+        self._seen = 0  # modules that were loaded when those were compared last
         self._foreign: ForeignRunner | None = None  # what is served in its place
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -63,10 +66,11 @@ class FlameRunpyService(FlameService):
 
     def _serve(self, served: Served) -> None:
         check_versions(served)
+        self._libraries = served.libraries
         self._calls = served.calls
         self._durable, self._body = served.durable, here().payload(served.body)
         if served.calls:
-            initializer, args = load(self._body, "the initializer")
+            initializer, args = self._load(self._body, "the initializer")
             if initializer is not None:
                 initializer(*args)
             return
@@ -78,13 +82,29 @@ class FlameRunpyService(FlameService):
         """Make what is served: as it was saved, or anew."""
         saved = here().load_state() if self._durable else None
         if saved is not None:
-            self._target = load(saved, "the saved state")
+            self._target = self._load(saved, "the saved state")
             return
-        body = load(self._body, "what this session serves")
+        body = self._load(self._body, "what this session serves")
         if isinstance(body.execution_object, type):
             self._target = body.execution_object(*body.args, **body.kwargs)
         else:
             self._target = body.execution_object
+
+    def _load(self, data: bytes, what: str) -> Any:
+        """Unpickle. Raises InvalidArgumentError that says what is missing here, or which library differs."""
+        try:
+            loaded = pickle.loads(data)
+        except Exception as error:
+            check_libraries(self._libraries)
+            missing = "install that there, or give the Runner dependencies=[...] or package=FOLDER"
+            raise InvalidArgumentError(
+                f"{what} can't be loaded by the executor: {type(error).__name__}: {error}",
+                remedy=missing if isinstance(error, ImportError) else "",
+            ) from error
+        if len(sys.modules) != self._seen:  # it brought some
+            self._seen = len(sys.modules)
+            check_libraries(self._libraries)
+        return loaded
 
     def on_task_invoke(self, context: TaskContext) -> bytes:
         """Make the call. Raises TaskFailure with the exception that it raised."""
@@ -140,7 +160,7 @@ class FlameRunpyService(FlameService):
         if function is None:
             if len(self._functions) >= _KNOWN_FUNCTIONS:
                 self._functions.clear()
-            function = self._functions[pickled] = pickle.loads(pickled)
+            function = self._functions[pickled] = self._load(pickled, "the function")
         return function
 
     def _awaited(self, made: Any) -> Any:
@@ -186,42 +206,6 @@ def _is_foreign(data: bytes) -> bool:
     from flame.runner.foreign import is_reference
 
     return is_reference(data)
-
-
-def check_versions(served: Served) -> None:
-    """Pickles of functions are only good for the Python that made them. Raises InvalidArgumentError with the fix."""
-    from importlib.metadata import version
-
-    here_python = sys.version_info[:2]
-    if served.python != here_python:
-        ours, theirs = (".".join(map(str, numbers)) for numbers in (here_python, served.python))
-        raise InvalidArgumentError(
-            f"the client runs Python {theirs}, this executor Python {ours}, and functions travel between equal ones",
-            remedy=f"run the client with Python {ours}, or give the Runner python_version={theirs!r}",
-        )
-    ours = version("cloudpickle")
-    if served.cloudpickle != ours:
-        raise InvalidArgumentError(
-            f"the client has cloudpickle {served.cloudpickle}, this executor has {ours}",
-            remedy=f"pip install cloudpickle=={ours} where the client runs",
-        )
-
-
-def load(data: bytes, what: str) -> Any:
-    """Unpickle. Raises InvalidArgumentError that says what is missing here."""
-    try:
-        return pickle.loads(data)
-    except ImportError as error:
-        raise InvalidArgumentError(
-            f"{what} can't be loaded by the executor: {error}",
-            remedy="install that there, or give the Runner dependencies=[...] or package=FOLDER",
-        ) from error
-    except FlameError:
-        raise
-    except Exception as error:
-        raise InvalidArgumentError(
-            f"{what} can't be loaded by the executor: {type(error).__name__}: {error}"
-        ) from error
 
 
 def main() -> None:
