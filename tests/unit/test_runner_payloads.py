@@ -113,8 +113,9 @@ def test_libraries_must_be_of_the_same_series(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_function_that_uses_another_version_of_a_library_is_not_called() -> None:
-    service = entered((None, ()), calls=True)
-    service._libraries = {"pytest": "1.0"}
+    service = runpy.FlameRunpyService()
+    data = payloads.served((None, ()), calls=True)._replace(libraries={"pytest": "1.0"}).encode()
+    service.on_session_enter(SessionContext(data, "session", ApplicationContext("app")))
     with pytest.raises(TaskFailure, match=r"the client has pytest 1\.0, this executor has"):
         answer(service, call(payloads.dumps(len, "it"), [1]))
 

@@ -53,7 +53,7 @@ def check_versions(served: Served) -> None:
 
 
 def check_libraries(wanted: Mapping[str, str]) -> None:
-    """Raises InvalidArgumentError with the fix when a library that is loaded here differs too much from the client's."""
+    """Raises InvalidArgumentError with the fix when a library that is loaded here is of another series."""
     loaded = libraries()
     for name, theirs in wanted.items():
         ours = loaded.get(name, theirs)
