@@ -1,0 +1,174 @@
+"""The shims pass the suite for shims, each in every form that it has."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+from flame.proto import types_pb2
+from flame.shims.host import HostShim
+from flame.shims.isolation import Confinement
+from flame.shims.isolation_sandbox import Sandboxes
+from flame.shims.limits import Groups
+from flame.shims.rest import RestShim
+from flame.shims.shim import Shim
+from flame.shims.stdio import StdioShim
+from flame.shims.warm import WarmLimits
+from flame.testing.shims import Bench, ShimConformance
+
+HEAD = """
+import os, sys, json, base64
+from flame.testing.conduct import act, begin
+nonsense = begin(sys.argv)
+"""
+
+LINK = """
+import flame, socket, time
+if nonsense:
+    if "FLAME_INSTANCE_LINK" in os.environ:
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(os.environ["FLAME_INSTANCE_LINK"])
+        link.sendall(b"nonsense" * 100)
+    os.write(1, b"nonsense" * 100)
+    time.sleep(3600)
+class Service(flame.FlameService):
+    def on_task_invoke(self, context):
+        return act(context.input)
+flame.run(Service())
+"""
+
+GRPC = 'del os.environ["FLAME_INSTANCE_LINK"]\n' + LINK
+
+LINES = """
+if nonsense:
+    print("nonsense", flush=True)
+for line in sys.stdin:
+    task = json.loads(line)
+    data = base64.b64decode(task["input"]) if task.get("encoding") else task["input"].encode()
+    answer = {"task_id": task["task_id"]}
+    try:
+        answer |= {"output": base64.b64encode(act(data)).decode(), "encoding": "base64"}
+    except ValueError as error:
+        answer |= {"error": str(error)}
+    print(json.dumps(answer), flush=True)
+"""
+
+ONCE = """
+data = sys.stdin.buffer.read()
+try:
+    sys.stdout.buffer.write(b"nonsense" if nonsense else act(data))
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+REST = """
+import socket, socketserver
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Service(BaseHTTPRequestHandler):
+    def do_POST(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path != "/invoke":
+            return self.answer(404)
+        try:
+            self.answer(200, act(data))
+        except ValueError as error:
+            self.answer(422, str(error).encode())
+    def do_GET(self):
+        if nonsense:
+            self.wfile.write(b"nonsense" * 100)
+        else:
+            self.answer(404)
+    def answer(self, status, body=b""):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+"""
+ON_A_PORT = REST + 'HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Service).serve_forever()\n'
+ON_A_SOCKET = (
+    REST
+    + """
+class Server(socketserver.UnixStreamServer):
+    def get_request(self):
+        request, _ = super().get_request()
+        return request, ("here", 0)
+Server(os.environ["FLAME_REST_SOCKET"], Service).serve_forever()
+"""
+)
+
+
+def program(folder: Path, source: str, *labels: str) -> types_pb2.ApplicationSpec:
+    file = folder / "service.py"
+    file.write_text(HEAD + textwrap.dedent(source))
+    return types_pb2.ApplicationSpec(command=sys.executable, arguments=[str(file)], labels=labels)
+
+
+class NoPackages:
+    async def provide(self, name: str, application: types_pb2.ApplicationSpec) -> None:
+        return None
+
+
+class OfHost(ShimConformance):
+    def make(self, bench: Bench) -> Shim:
+        warm = WarmLimits(budget=0, idle=1, start_timeout=1, terminate_grace=1)
+        bare = Confinement(Sandboxes("", bench.folder, "not looked for"), Groups({}, "not looked for"), [])
+        return HostShim(
+            bench.keeper,
+            bench.reception,
+            bench.logs,
+            bench.workshop.folder,
+            bench.surroundings,
+            warm,
+            NoPackages(),
+            bare,
+        )
+
+
+class TestHostLink(OfHost):
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return program(folder, LINK)
+
+
+class TestHostGrpc(OfHost):
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return program(folder, GRPC)
+
+
+class OfStdio(ShimConformance):
+    def make(self, bench: Bench) -> Shim:
+        return StdioShim(bench.workshop)
+
+
+class TestStdioFramed(OfStdio):
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return program(folder, LINK, "stdio=framed")
+
+
+class TestStdioLines(OfStdio):
+    greets = False
+
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return program(folder, LINES)
+
+
+class TestStdioOnce(OfStdio):
+    greets = lasts = False
+
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return program(folder, ONCE, "stdio=once")
+
+
+class OfRest(ShimConformance):
+    def make(self, bench: Bench) -> Shim:
+        return RestShim(bench.workshop, bench.reception)
+
+
+class TestRestPort(OfRest):
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return program(folder, ON_A_PORT)
+
+
+class TestRestSocket(OfRest):
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return program(folder, ON_A_SOCKET)
