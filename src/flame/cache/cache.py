@@ -263,6 +263,11 @@ class ObjectCache:
                 file = self.store.objects[full].base.blob.file
             self._remember_time([(file, time_of_end)])
 
+    def prefixes(self) -> list[ObjectKey]:
+        """The sessions that objects are here of, as prefixes."""
+        with self._lock:
+            return [ObjectKey.from_prefix(prefix) for prefix in self.store.prefixes()]
+
     def end_session(self, prefix: ObjectKey, after: float | None) -> None:
         """Let the objects of a session go away after so many seconds (None: the cache's retention)."""
         time_of_end = time.time() + (self.retention if after is None else after)

@@ -22,6 +22,7 @@ from flame.cache.local_server import LocalServer
 from flame.cache.payloads import Content
 from flame.cache.replication import Replicas
 from flame.cache.server import CacheServer
+from flame.cache.sessions import Sessions
 from flame.cache.settings import CacheSettings
 from flame.cache.stream_server import StreamServer
 from flame.model.errors import InvalidConfigError, NotFoundError, UnavailableError
@@ -49,6 +50,9 @@ class Running:
             quotas=settings.quotas,
             retention=settings.retention,
         )
+        self._sessions: Sessions | None = None
+        if settings.manager is not None:
+            self._sessions = Sessions(self.cache, settings.manager, settings.manager_tls)
         self._dropped = Dropped(settings.storage, self.cache) if settings.storage is not None else None
         self._replicas = Replicas(self.cache, settings.peers, settings.tls)
         self._folder = door_folder(settings.door)
@@ -83,6 +87,8 @@ class Running:
             raise UnavailableError(
                 f"can't listen at {settings.location}: {_reason(error)}", remedy="another process may have the port"
             ) from None
+        if self._sessions is not None:
+            self._sessions.start()
 
     def read(self, ticket: GetTicket) -> Content:
         """What a client asks for. Raises FlameError."""
@@ -108,6 +114,8 @@ class Running:
 
     def stop(self) -> None:
         """Close the doors."""
+        if self._sessions is not None:
+            self._sessions.stop()
         if self._local is not None:
             self._local.stop()
         if self._stream is not None:

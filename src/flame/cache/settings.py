@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from flame.config import TlsConfig
+from flame.link import Address
 
 
 class CacheSettings(msgspec.Struct, frozen=True):
@@ -14,7 +15,8 @@ class CacheSettings(msgspec.Struct, frozen=True):
 
     `max_memory`, `max_disk` and `quotas` in bytes, `retention` in seconds. `peers`: endpoints of other caches whose
     objects are fetched for clients of this node. `object_store`: an URL of a place for what `max_disk` has no room for.
-    `door`: folder of the unix socket for clients of this node.
+    `door`: folder of the unix socket for clients of this node. `manager`: where the session manager's link listens,
+    with `manager_tls`; None: objects of closed sessions stay until somebody ends the session here.
     """
 
     location: str
@@ -31,3 +33,5 @@ class CacheSettings(msgspec.Struct, frozen=True):
     tls: TlsConfig | None = None
     verify_clients: bool = False
     door: Path | None = None
+    manager: Address | None = None
+    manager_tls: TlsConfig | None = None

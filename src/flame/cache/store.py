@@ -217,6 +217,10 @@ class Store:
             self._remember(found)
         return keys
 
+    def prefixes(self) -> list[str]:
+        """Of all objects that are here, each once."""
+        return list(self._prefixes)
+
     def due(self, now: float) -> list[str]:
         """The keys of objects whose time is over."""
         for prefix in [prefix for prefix, time in self._ended.items() if time <= now - 3600]:
