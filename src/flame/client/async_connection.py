@@ -42,6 +42,7 @@ from flame.model.errors import (
     error_of,
 )
 from flame.model.states import SessionState
+from flame.objects import parcels
 from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
 
@@ -255,6 +256,8 @@ class AsyncConnection:
         attrs = session_attributes(attrs, options)
         session_id = attrs.id or short_name(attrs.application)
         spec = wire.session_to(attrs)
+        if len(spec.common_data) > parcels.limit_of(self.uplink.max_payload) > 0 and parcels.possible():
+            spec.common_data = await asyncio.to_thread(parcels.pack, session_id, spec.common_data)
         try:
             message = await self._call(
                 "CreateSession", fe.CreateSessionRequest(session_id=session_id, session=spec), ty.Session

@@ -26,6 +26,7 @@ from flame.model.errors import (
     UnavailableError,
 )
 from flame.model.states import TaskState
+from flame.objects import parcels
 from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
 
@@ -72,6 +73,8 @@ class AsyncSession(SessionSnapshot):
         stream = self._stream
         if stream is not None:
             stream.when_idle(lambda: self.connection.uplink.release(stream))
+        if parcels.had(self.id):
+            await asyncio.to_thread(parcels.session_closed, self.id)
 
     async def wait(self) -> None:
         """Wait until all tasks that this connection submitted to the session have ended."""
@@ -165,6 +168,8 @@ class AsyncSession(SessionSnapshot):
                         space.set()
                     if isinstance(value, FlameError) and not return_exceptions:
                         raise value
+                    if type(value) is bytes and value[: parcels.SIZE] == parcels.MARK:
+                        value = await asyncio.to_thread(parcels.opened, value)
                     yield value
                     continue
                 if feeding.done():

@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol
 
 from flame.model.errors import FlameError, InvalidStateError, TaskCancelledError, TimedOutError
+from flame.objects.parcels import MARK, SIZE, opened
 
 logger = logging.getLogger("flame.client")
 
@@ -108,9 +109,10 @@ class TaskFuture(Future["bytes | None"]):
     def result(self, timeout: float | None = None) -> bytes | None:
         """The task's output; waits up to `timeout` seconds. Raises TimedOutError or why there is no output."""
         self._wait(timeout)
-        if isinstance(self._value, FlameError):
-            raise self._value
-        return self._value
+        value = self._value
+        if isinstance(value, FlameError):
+            raise value
+        return value if value is None or value[:SIZE] != MARK else opened(value)
 
     def exception(self, timeout: float | None = None) -> FlameError | None:
         """Why there is no output, or None; waits like `result`. Raises TimedOutError, TaskCancelledError."""
@@ -151,9 +153,12 @@ class TaskFuture(Future["bytes | None"]):
             except asyncio.CancelledError:
                 self.cancel()
                 raise
-        if isinstance(self._value, FlameError):
-            raise self._value
-        return self._value
+        value = self._value
+        if isinstance(value, FlameError):
+            raise value
+        if value is not None and value[:SIZE] == MARK:
+            return (yield from asyncio.to_thread(opened, value).__await__())
+        return value
 
     def __repr__(self) -> str:
         state = {_PENDING: "pending", _CANCELLED: "cancelled"}.get(

@@ -27,6 +27,7 @@ from flame.link.errors import from_wire
 from flame.link.frames import Kind
 from flame.model.errors import ExhaustedError, FlameError, ProtocolError, TimedOutError, TooLargeError, UnavailableError
 from flame.model.states import EventCode, SessionState
+from flame.objects import parcels
 from flame.proto import link_pb2
 from flame.proto import types_pb2 as ty
 
@@ -65,6 +66,7 @@ class TaskStream:
         self.thread_id = threading.get_ident()
         self.lock = threading.Lock()
         self.max_payload = 0
+        self.parcel_from = 0
         self.error: FlameError | None = None  # set when no further task can be submitted
         self._idle_callbacks: list[Callable[[], object]] = []
         self.watch: PendingWatch | None = None  # warns of tasks that wait for long
@@ -96,15 +98,23 @@ class TaskStream:
         """Take one task. Raises TooLargeError, or what ended the stream."""
         if self.error is not None:
             raise self.error
-        if payload is not None and len(payload) > self.max_payload > 0:
-            raise TooLargeError(
-                f"the input has {len(payload)} bytes, the cluster takes {self.max_payload}",
-                remedy="raise cluster.limits.max_payload, or pass large data through the object cache",
-            )
+        if payload is not None and len(payload) > self.parcel_from > 0:
+            payload = self._parcel(payload)
         self._buffer.append((payload, owner, options))
         if not self._pump_due:
             self._pump_due = True
             self._wake(self.pump)
+
+    def _parcel(self, payload: bytes) -> bytes:
+        """What stands for a payload that is too large. Raises TooLargeError without an object cache, FlameError."""
+        if not parcels.possible():
+            if len(payload) <= self.max_payload:
+                return payload
+            raise TooLargeError(
+                f"the input has {len(payload)} bytes, the cluster takes {self.max_payload}",
+                remedy="raise cluster.limits.max_payload, or set up an object cache (FLAME_CACHE_ENDPOINT)",
+            )
+        return parcels.pack(self.session_id, payload)
 
     def cancel(self, future: TaskFuture) -> None:
         """Ask for the end of one task."""
@@ -160,6 +170,7 @@ class TaskStream:
             return
         self._link = link
         self.max_payload = max_payload
+        self.parcel_from = parcels.limit_of(max_payload)
         self._requeue_refused()
         attach = link_pb2.Attach(session_id=self.session_id)
         attach.next_seq = self._batches[0].first_seq if self._batches else self._next_seq

@@ -19,6 +19,7 @@ from flame.client.stream import TaskStream
 from flame.client.values import Explanation, LogChunk, SessionUpdate, Task
 from flame.model.errors import FlameError, TimedOutError
 from flame.model.states import TaskState
+from flame.objects.parcels import MARK, SIZE, opened
 
 if TYPE_CHECKING:
     from flame.client.synchronous import Connection
@@ -215,7 +216,7 @@ def _results(
             if value is not MISSING:
                 if isinstance(value, FlameError) and not return_exceptions:
                     raise value
-                yield value
+                yield opened(value) if type(value) is bytes and value[:SIZE] == MARK else value
                 if not feeder.exhausted and gather.room > 0:
                     feeder.feed(1)
                 continue

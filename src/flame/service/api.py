@@ -5,6 +5,8 @@ This module is the first thing every instance loads, so it imports nothing that 
 
 from __future__ import annotations
 
+from flame.objects.parcels import MARK, SIZE, opened
+
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -96,7 +98,10 @@ class SessionContext:
 
     def common_data(self) -> bytes | None:
         """The session's common data as the client gave it, None when it gave none."""
-        return self._common_data
+        data = self._common_data
+        if data is not None and data[:SIZE] == MARK:
+            data = self._common_data = opened(data)
+        return data
 
     def __repr__(self) -> str:
         return f"SessionContext(session_id={self.session_id!r}, application={self.application!r})"
@@ -105,13 +110,21 @@ class SessionContext:
 class TaskContext:
     """One task: its id in the session (decimal text), its input (None when it has none), and the attempt, from 1."""
 
-    __slots__ = ("attempt", "input", "session_id", "task_id")
+    __slots__ = ("_input", "attempt", "session_id", "task_id")
 
     def __init__(self, task_id: str, session_id: str, input: bytes | None = None, attempt: int = 1) -> None:  # noqa: A002
         self.task_id = task_id
         self.session_id = session_id
-        self.input = input
+        self._input = input
         self.attempt = attempt
+
+    @property
+    def input(self) -> bytes | None:
+        """What the client gave. Raises FlameError when it is in the object cache and can't be had."""
+        data = self._input
+        if data is not None and data[:SIZE] == MARK:
+            data = self._input = opened(data)
+        return data
 
     def __repr__(self) -> str:
         return f"TaskContext(task_id={self.task_id!r}, session_id={self.session_id!r}, attempt={self.attempt})"

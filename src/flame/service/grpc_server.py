@@ -18,10 +18,11 @@ from typing import Any
 
 import grpc
 
+from flame.objects.parcels import limit_of
 from flame.proto import shim_pb2, types_pb2
 from flame.service.api import FlameService, TaskContext
 from flame.service.incoming import begin_session
-from flame.service.outcome import CODE, describe, log_traceback, output_fault
+from flame.service.outcome import CODE, describe, log_traceback, output_fault, sendable
 from flame.service.wire import DEFAULT_MAX_PAYLOAD
 
 _THREADS = 10
@@ -35,6 +36,7 @@ class InstanceServicer:
         self._service = service
         self._loop = loop
         self._max_payload = max_payload
+        self._parcel_from = limit_of(max_payload)
 
     def on_session_enter(self, request: shim_pb2.SessionContext, _: grpc.ServicerContext) -> types_pb2.Result:
         try:
@@ -47,7 +49,8 @@ class InstanceServicer:
     def on_task_invoke(self, request: shim_pb2.TaskContext, _: grpc.ServicerContext) -> types_pb2.TaskResult:
         data = request.input if request.HasField("input") else None
         try:
-            output = self._call(self._service.on_task_invoke, TaskContext(request.task_id, request.session_id, data))
+            returned = self._call(self._service.on_task_invoke, TaskContext(request.task_id, request.session_id, data))
+            output: Any = sendable(returned, self._parcel_from)
         except Exception as error:
             log_traceback(error)
             return types_pb2.TaskResult(return_code=CODE, message=describe(error))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+from flame.objects import parcels
 from flame.proto import link_pb2, types_pb2
 from flame.service.api import TaskFailure
 
@@ -21,6 +23,7 @@ class Outcomes:
 
     def __init__(self, max_payload: int) -> None:
         self.max_payload = max_payload
+        self._parcel_from = parcels.limit_of(max_payload)
         self._clear()
 
     def _clear(self) -> None:
@@ -36,22 +39,33 @@ class Outcomes:
 
     def add(self, task_id: int, attempt: int, output: object) -> None:
         """What the handler returned. Anything but bytes and None is a failure, and so is too much."""
-        if type(output) is bytes and len(output) <= self.max_payload:
-            self.size += len(output)
-            self._outputs.append(output)
+        if type(output) is bytes and len(output) <= self._parcel_from:
+            self._add(task_id, attempt, output)
         elif output is None:
             self._absent.append(len(self._ids))
-            self._outputs.append(b"")
+            self._add(task_id, attempt, b"")
         else:
-            fault = output_fault(output, self.max_payload)
-            if fault:
-                self.fail(task_id, attempt, fault)
-            else:
-                self.add(task_id, attempt, bytes(output))  # pyright: ignore[reportArgumentType] - a subclass of bytes
-            return
+            self._add_other(task_id, attempt, output)
+
+    def _add(self, task_id: int, attempt: int, output: bytes) -> None:
+        self.size += len(output)
+        self._outputs.append(output)
         if attempt != 1:
             self._attempts[len(self._ids)] = attempt
         self._ids.append(task_id)
+
+    def _add_other(self, task_id: int, attempt: int, output: object) -> None:
+        """What is large, what is a subclass of bytes, and what is no output at all."""
+        try:
+            output = sendable(output, self._parcel_from)
+        except Exception as error:
+            self.fail_with(task_id, attempt, error)
+            return
+        fault = output_fault(output, self.max_payload)
+        if fault:
+            self.fail(task_id, attempt, fault)
+        else:
+            self._add(task_id, attempt, bytes(output))  # pyright: ignore[reportArgumentType] - it is bytes of some kind
 
     def fail(
         self,
@@ -133,6 +147,15 @@ def log_traceback(error: BaseException) -> None:
     """Write to the instance's log where an exception happened whose message alone is told."""
     sys.stderr.write(format_traceback(error))
     sys.stderr.flush()
+
+
+def sendable(output: object, parcel_from: int) -> object:
+    """What a handler returned, or a parcel for it if it is over `parcel_from` bytes and there is an object cache.
+
+    Raises FlameError."""
+    if isinstance(output, bytes) and len(output) > parcel_from and parcels.possible():
+        return parcels.pack(os.environ.get("FLAME_SESSION_ID", ""), bytes(output))
+    return output
 
 
 def output_fault(output: object, max_payload: int) -> str:
