@@ -2,80 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import flame
-from cluster import Cluster
-from flame.proto import frontend_pb2, types_pb2
-from flame.shims.isolation_sandbox import Sandboxes
-from scripted_manager import Node, NodeLog, a_node_here, gone
-
-MIB = 1024**2
-# Runs what it is told to, as untrusted code would be run; `answer` is what comes back.
-SERVICE = """
-    import ctypes, errno, json, signal, socket, subprocess, threading
-    class Untrusted(FlameService):
-        def on_task_invoke(self, context):
-            names = dict(globals())
-            try:
-                exec(context.input.decode(), names)
-            except OSError as error:
-                return json.dumps({"error": errno.errorcode.get(error.errno, str(error))}).encode()
-            return json.dumps(names.get("answer")).encode()
-    run(Untrusted())
-"""
+from scripted_manager import Node, a_node_here, gone
+from untrusted import MIB, SERVICE, ask, begin, named, require_sandboxes
 
 
 @pytest.fixture(scope="module", autouse=True)
 def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """bubblewrap has to be there: `make test` installs it. A kernel may still forbid what it needs."""
-    missing = Sandboxes.find(tmp_path_factory.mktemp("probe")).missing
-    assert "not installed" not in missing
-    if missing:
-        pytest.skip(f"this kernel forbids user namespaces: {missing}")
+    require_sandboxes(tmp_path_factory.mktemp("probe"))
 
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
     async with a_node_here() as node:
         yield node
-
-
-async def begin(node: Node, channel: int, level: str, **limits: int) -> None:
-    """Start an executor of this level, and wait until it is bound."""
-    spec: dict[str, Any] = {"isolation": level}
-    if limits:
-        spec["limits"] = types_pb2.Limits(**limits)
-    node.start(channel, SERVICE, **spec)
-    await node.manager.bound(channel)
-
-
-async def ask(node: Node, channel: int, source: str) -> Any:
-    """What this code answers when the instance runs it; {"error": NAME} when the system refused."""
-    [answer] = await node.manager.answered(channel, node.manager.run(channel, source.encode()))
-    assert isinstance(answer, bytes), answer
-    return json.loads(answer)
-
-
-def named(text: str) -> list[int]:
-    """The processes of this machine with this text in their command line."""
-    found: list[int] = []
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdecimal() and text.encode() in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
 
 
 # --- what it reads ---------------------------------------------------------------------------------------------------
@@ -191,18 +138,37 @@ REFUSED = {
 }
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86_64")
-async def test_system_calls_that_reach_beyond_a_sandbox(node: Node) -> None:
-    await begin(node, 1, "process")
-    prologue = """
+PROLOGUE = """
 libc = ctypes.CDLL(None, use_errno=True)
 def call(*arguments):
     ctypes.set_errno(0)
     return errno.errorcode[ctypes.get_errno()] if libc.syscall(*arguments) < 0 else "done"
 """
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86_64")
+async def test_system_calls_that_reach_beyond_a_sandbox(node: Node) -> None:
+    await begin(node, 1, "process")
     calls = ", ".join(f"{name!r}: call({arguments})" for name, arguments in REFUSED.items())
-    assert await ask(node, 1, f"{prologue}\nanswer = {{{calls}}}") == dict.fromkeys(REFUSED, "EPERM")
-    assert await ask(node, 1, f"{prologue}\nanswer = [call(39), call(435, 0, 0)]") == ["done", "ENOSYS"]
+    assert await ask(node, 1, f"{PROLOGUE}\nanswer = {{{calls}}}") == dict.fromkeys(REFUSED, "EPERM")
+    assert await ask(node, 1, f"{PROLOGUE}\nanswer = [call(39), call(435, 0, 0)]") == ["done", "ENOSYS"]
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86_64")
+async def test_system_calls_that_reach_beyond_a_plain_process(node: Node) -> None:
+    await begin(node, 1, "none")
+    assert await ask(node, 1, f"{PROLOGUE}\nanswer = [call(250, 0, -3, 0), call(310, os.getpid(), 0, 0, 0, 0, 0)]") == [
+        "done",
+        "done",
+    ]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may write there at all")
+@pytest.mark.parametrize(("level", "allowed"), [("none", True), ("process", False)])
+async def test_settings_of_the_kernel(node: Node, level: str, allowed: bool) -> None:
+    await begin(node, 1, level)
+    answer = await ask(node, 1, "answer = open('/proc/sys/kernel/threads-max', 'r+').close()")
+    assert answer == (None if allowed else {"error": "EROFS"})
 
 
 # --- what it uses ----------------------------------------------------------------------------------------------------
@@ -375,127 +341,14 @@ async def test_wall_time(node: Node, level: str) -> None:
     assert not released.crashed
 
 
-# --- its life --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("level", ["none", "process"])
+async def test_more_processor_time_than_its_limit(node: Node, level: str) -> None:
+    await begin(node, 1, level, cpu_millis=200)
+    assert await ask(node, 1, "while time.process_time() < 0.3: pass\nanswer = 1") == 1
+    assert throttled(node.manager.executor_id(1)) > 0
 
 
-async def test_sigterm_reaches_the_service_inside(node: Node) -> None:
-    source = """
-        import signal
-        class Slow(FlameService):
-            def on_task_invoke(self, context):
-                signal.signal(signal.SIGTERM, lambda *_: (print("asked to end", flush=True), os._exit(0)))
-                print("begun", flush=True)
-                time.sleep(3600)
-        run(Slow())
-    """
-    node.start(1, source, isolation="process")
-    await node.manager.bound(1)
-    node.manager.run(1, b"")
-    identity = node.manager.executor_id(1)
-
-    async def printed() -> bytes:
-        return b"".join(chunk.data for chunk in await node.manager.read_log(executor_id=identity, stream="stdout"))
-
-    async with asyncio.timeout(30):
-        async for chunk in follow(node, identity):
-            if b"begun" in chunk:
-                break
-    node.manager.stop(1, grace_ms=100)
-    await node.manager.released(1)
-    assert b"asked to end" in await printed()
-
-
-async def follow(node: Node, identity: str) -> AsyncIterator[bytes]:
-    assert node.manager.link is not None
-    body = frontend_pb2.GetLogsRequest(executor_id=identity, stream="stdout", follow=True).SerializeToString()
-    async for chunk in node.manager.link.stream("ReadLog", body):
-        yield frontend_pb2.LogChunk.FromString(chunk).data
-
-
-async def test_a_node_leaves_no_control_group_behind() -> None:
-    async with a_node_here() as node:
-        await begin(node, 1, "process")
-        assert groups_of(os.getpid())
-    assert not groups_of(os.getpid())
-
-
-def groups_of(pid: int) -> list[Path]:
-    return list(Path("/sys/fs/cgroup").rglob(f"flame-{pid}-*"))
-
-
-@pytest.mark.parametrize("change", [{"isolation": "process"}, {"limits": types_pb2.Limits(memory=256 * MIB)}])
-async def test_an_instance_that_waits_is_not_used_for_another_level(node: Node, change: dict[str, Any]) -> None:
-    node.start(1, SERVICE, warm_instances=1)
-    await node.manager.bound(1)
-    node.manager.start(2, sys.executable, str(node.folder / "service1.py"), warm_instances=1, **change)
-    await node.manager.bound(2)
-    assert [group for group in groups_of(os.getpid()) if (group / node.manager.executor_id(2)).exists()]
-    boxed = await ask(node, 2, "answer = [p for p in os.listdir('/proc') if p.isdigit()] == ['1', '2']")
-    assert boxed == ("isolation" in change)
-
-
-async def test_a_sandbox_is_started_ahead_too(node: Node) -> None:
-    with NodeLog() as log:
-        node.start(1, SERVICE, isolation="process", warm_instances=1)
-        await node.manager.bound(1)
-        await log.until("waits for a session")
-    node.manager.start(2, sys.executable, str(node.folder / "service1.py"), isolation="process", warm_instances=1)
-    bound = await node.manager.bound(2)
-    assert f"process {bound.pid} waits for a session" in log.text
-    assert await ask(node, 2, "answer = [p for p in os.listdir('/proc') if p.isdigit()]") == ["1", "2"]
-
-
-# --- in a cluster ----------------------------------------------------------------------------------------------------
-
-
-def test_sessions_go_to_nodes_that_can_isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = tmp_path / "where.py"
-    service.write_text(
-        "import os, flame\n"
-        "class Where(flame.FlameService):\n"
-        "    def on_task_invoke(self, context):\n"
-        "        return f'{os.path.exists(\"/run\")} {os.uname().nodename}'.encode()\n"
-        "flame.run(Where())\n"
-    )
-    with Cluster(tmp_path, nodes=0) as cluster:
-        with monkeypatch.context() as bare:
-            bare.setenv("PATH", str(Path(sys.executable).parent))
-            cluster.start_node("bare")
-        with flame.connect(cluster.endpoint) as connection:
-            connection.register_application("where", {"command": sys.executable, "arguments": [str(service)]})
-            [bare_node] = connection.list_nodes()
-            assert bare_node.labels["flame.isolation.process"] == "no"
-            attributes = flame.SessionAttributes("where", isolation="process", limits=flame.Limits(memory=256 * MIB))
-            with connection.create_session(attributes) as session:
-                future = session.submit(b"")
-                cluster.start_node("able")
-                assert future.result(30) == b"False flame"
-                [executor] = [e for e in connection.list_executors() if e.session_id == session.id]
-                assert executor.node == "able"
-
-
-def test_memory_is_named_in_the_error_of_a_task_and_the_events_of_its_session(tmp_path: Path) -> None:
-    service = tmp_path / "bomb.py"
-    service.write_text(
-        "import flame\n"
-        "class Bomb(flame.FlameService):\n"
-        "    def on_task_invoke(self, context):\n"
-        "        return str(len(b'x' * (1 << 28))).encode()\n"
-        "flame.run(Bomb())\n"
-    )
-    with Cluster(tmp_path) as cluster, flame.connect(cluster.endpoint) as connection:
-        connection.register_application(
-            "bomb",
-            {
-                "command": sys.executable,
-                "arguments": [str(service)],
-                "isolation": "process",
-                "limits": flame.Limits(memory=64 * MIB),
-            },
-        )
-        assert connection.get_application("bomb").limits == flame.Limits(memory=64 * MIB)
-        with connection.create_session("bomb") as session:
-            with pytest.raises(flame.TaskFailedError, match="ran out of memory: it needed more than its limit"):
-                session.invoke(b"")
-            events = [event.message or "" for event in connection.get_session(session.id).events or ()]
-            assert any("ran out of memory" in event for event in events)
+def throttled(group: str) -> int:
+    """How often the processes of this control group had to wait because they had used up their time."""
+    [file] = Path("/sys/fs/cgroup").rglob(f"{group}/cpu.stat")
+    return int(dict(line.split() for line in file.read_text().splitlines())["nr_throttled"])

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
+from engine_builder import Bench
+from flame.engine import effects as fx
+from flame.engine import events as ev
 from flame.model.errors import InvalidArgumentError
 from flame.model.isolation import NO_LIMITS, Limits, check, check_together, placed, stricter, strictest
+from flame.model.resources import Resources
 from flame.model.specs import ApplicationSpec, SessionSpec
 
 MIB = 1024**2
@@ -85,3 +89,35 @@ def test_a_session_is_placed_where_its_wishes_can_be_held(
 def test_the_label_of_a_node_can_not_be_wished_away() -> None:
     spec = session(selector={"flame.isolation.process": "no"}, isolation="process")
     assert placed(ApplicationSpec(), spec).selector == {"flame.isolation.process": "yes"}
+
+
+# --- in the engine ---------------------------------------------------------------------------------------------------
+
+
+def joins(bench: Bench, name: str, **labels: str) -> fx.Turn:
+    return bench.turn(ev.NodeJoined(name, "b1", name, Resources(4, 64 << 30), labels=labels))
+
+
+def test_only_nodes_that_can_isolate_get_its_executors() -> None:
+    bench = Bench()
+    joins(bench, "plain", **{"flame.isolation.process": "no"})
+    bench.session(isolation="process")
+    bench.submit()
+    assert not bench.engine.sessions["s"].executors
+    turn = joins(bench, "able", **{"flame.isolation.process": "yes"})
+    assert [effect.node for effect in turn.now if isinstance(effect, fx.StartExecutor)] == ["able"]
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (ev.CreateSession(9, "s", SessionSpec("app", network="none")), "network none needs isolation process"),
+        (ev.RegisterApplication(9, "other", ApplicationSpec(isolation="vm")), "unknown isolation 'vm'"),
+        (ev.UpdateApplication(9, "app", ApplicationSpec(network="lan")), "unknown network 'lan'"),
+    ],
+)
+def test_the_engine_refuses_what_can_not_be_held(event: ev.Event, message: str) -> None:
+    turn = Bench().turn(event)
+    [error] = [reply.error for reply in (*turn.now, *turn.after) if isinstance(reply, fx.Reply)]
+    assert error is not None
+    assert error.message == message

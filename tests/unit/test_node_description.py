@@ -32,7 +32,7 @@ def test_a_node_describes_itself(tmp_path: Path) -> None:
     settings = NodeSettings(
         manager=unix("/m"), work_dir=tmp_path, name="n1", labels={"zone": "a"}, taints=("t=1", "u"), max_executors=7
     )
-    node = describe(settings, Machine(Resources(2, 3, 4), ("0",), 4), "10.0.0.1")
+    node = describe(settings, Machine(Resources(2, 3, 4), ("0",), 4), "10.0.0.1", {"flame.limits": "yes"})
     system = os.uname()
     assert (node.metadata.name, node.spec.hostname) == ("n1", system.nodename)
     assert dict(node.spec.labels) == {
@@ -40,6 +40,7 @@ def test_a_node_describes_itself(tmp_path: Path) -> None:
         "flame.hostname": system.nodename,
         "flame.arch": system.machine,
         "flame.os": "linux",
+        "flame.limits": "yes",
     }
     assert (list(node.spec.taints), node.spec.max_executors) == (["t=1", "u"], 7)
     amount = node.status.capacity

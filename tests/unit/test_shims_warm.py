@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from flame.proto import shim_pb2, types_pb2
@@ -49,10 +50,22 @@ def test_what_an_instance_does_not_see_of_its_application_makes_no_difference(ch
         {"image": "i"},
         {"url": "file:///p"},
         {"shim": types_pb2.Wasm},
+        {"isolation": "process"},
+        {"limits": types_pb2.Limits(memory=1)},
+        {"network": "host"},
     ],
 )
 def test_whatever_else_is_different_makes_another_instance(change: dict[str, Any]) -> None:
     assert recipe(launch(**change)) != recipe(launch())
+
+
+@pytest.mark.parametrize(("level", "same"), [("none", True), ("process", False)])
+def test_the_size_of_an_executor_matters_where_it_limits_the_instance(level: str, same: bool) -> None:
+    small, large = (
+        recipe(msgspec.structs.replace(launch(isolation=level), resreq=types_pb2.ResourceRequirement(cpu=cpu)))
+        for cpu in (1, 2)
+    )
+    assert (small == large) is same
 
 
 def test_gpus_and_a_place_in_a_gang_are_known_at_the_start_only() -> None:

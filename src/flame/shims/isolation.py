@@ -30,6 +30,7 @@ from flame.shims.shim import BindError, Launch
 
 DEFAULT_PIDS = 1024  # at level process
 _PASSED = ("PATH", "RUST_LOG", "FLAME_LOG")  # what a sandboxed instance may know of the manager's environment
+_OUTSIDE = "FLAME_INSTANCE_ENDPOINT"  # a socket that is made in a sandbox can't be reached from outside
 _PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "FLAME_APP_DIR", "VIRTUAL_ENV")
 
 
@@ -86,6 +87,8 @@ class Confinement:
         if group is not None:
             program = msgspec.structs.replace(program, groups=[str(folder) for folder in group.folders])
         if launch.application.isolation == PROCESS:
+            env = {name: value for name, value in program.env.items() if name != _OUTSIDE}
+            program = msgspec.structs.replace(program, env=env)
             program = self.sandboxes.wrap(program, self._room(launch, program, limits, sockets))
         return Confined(program, group, limits)
 

@@ -1,0 +1,204 @@
+"""Sandboxes and limited instances from start to end: signals, started ahead, placed, refused, cleaned up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flame
+from cluster import Cluster
+from flame.proto import frontend_pb2, types_pb2
+from scripted_manager import Node, NodeLog, a_node_apart, a_node_here, gone, parent_of
+from untrusted import MIB, SERVICE, ask, begin, require_sandboxes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    require_sandboxes(tmp_path_factory.mktemp("probe"))
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with a_node_here() as node:
+        yield node
+
+
+async def test_a_sandbox_is_told_of_no_socket_that_nobody_could_reach(node: Node) -> None:
+    await begin(node, 1, "process")
+    names = await ask(node, 1, "answer = list(os.environ)")
+    assert "FLAME_INSTANCE_LINK" in names
+    assert "FLAME_INSTANCE_ENDPOINT" not in names
+
+
+# --- its life --------------------------------------------------------------------------------------------------------
+
+
+async def test_sigterm_reaches_the_service_inside(node: Node) -> None:
+    source = """
+        import signal
+        class Slow(FlameService):
+            def on_task_invoke(self, context):
+                signal.signal(signal.SIGTERM, lambda *_: (print("asked to end", flush=True), os._exit(0)))
+                print("begun", flush=True)
+                time.sleep(3600)
+        run(Slow())
+    """
+    node.start(1, source, isolation="process")
+    await node.manager.bound(1)
+    node.manager.run(1, b"")
+    identity = node.manager.executor_id(1)
+
+    async def printed() -> bytes:
+        return b"".join(chunk.data for chunk in await node.manager.read_log(executor_id=identity, stream="stdout"))
+
+    async with asyncio.timeout(30):
+        async for chunk in follow(node, identity):
+            if b"begun" in chunk:
+                break
+    node.manager.stop(1, grace_ms=100)
+    await node.manager.released(1)
+    assert b"asked to end" in await printed()
+
+
+async def follow(node: Node, identity: str) -> AsyncIterator[bytes]:
+    assert node.manager.link is not None
+    body = frontend_pb2.GetLogsRequest(executor_id=identity, stream="stdout", follow=True).SerializeToString()
+    async for chunk in node.manager.link.stream("ReadLog", body):
+        yield frontend_pb2.LogChunk.FromString(chunk).data
+
+
+async def test_a_node_leaves_no_control_group_behind() -> None:
+    async with a_node_here() as node:
+        await begin(node, 1, "process")
+        assert groups_of(os.getpid())
+    assert not groups_of(os.getpid())
+
+
+def groups_of(pid: int) -> list[Path]:
+    return list(Path("/sys/fs/cgroup").rglob(f"flame-{pid}-*"))
+
+
+@pytest.mark.parametrize("change", [{"isolation": "process"}, {"limits": types_pb2.Limits(memory=256 * MIB)}])
+async def test_an_instance_that_waits_is_not_used_for_another_level(node: Node, change: dict[str, Any]) -> None:
+    node.start(1, SERVICE, warm_instances=1)
+    await node.manager.bound(1)
+    node.manager.start(2, sys.executable, str(node.folder / "service1.py"), warm_instances=1, **change)
+    await node.manager.bound(2)
+    assert [group for group in groups_of(os.getpid()) if (group / node.manager.executor_id(2)).exists()]
+    boxed = await ask(node, 2, "answer = [p for p in os.listdir('/proc') if p.isdigit()] == ['1', '2']")
+    assert boxed == ("isolation" in change)
+
+
+async def test_a_sandbox_is_started_ahead_too(node: Node) -> None:
+    with NodeLog() as log:
+        node.start(1, SERVICE, isolation="process", warm_instances=1)
+        await node.manager.bound(1)
+        await log.until("waits for a session")
+    node.manager.start(2, sys.executable, str(node.folder / "service1.py"), isolation="process", warm_instances=1)
+    bound = await node.manager.bound(2)
+    assert f"process {bound.pid} waits for a session" in log.text
+    assert await ask(node, 2, "answer = [p for p in os.listdir('/proc') if p.isdigit()]") == ["1", "2"]
+
+
+# --- in a cluster ----------------------------------------------------------------------------------------------------
+
+
+def test_sessions_go_to_nodes_that_can_isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = tmp_path / "where.py"
+    service.write_text(
+        "import os, flame\n"
+        "class Where(flame.FlameService):\n"
+        "    def on_task_invoke(self, context):\n"
+        "        return f'{os.path.exists(\"/run\")} {os.uname().nodename}'.encode()\n"
+        "flame.run(Where())\n"
+    )
+    with Cluster(tmp_path, nodes=0) as cluster:
+        with monkeypatch.context() as bare:
+            bare.setenv("PATH", str(Path(sys.executable).parent))
+            cluster.start_node("bare")
+        with flame.connect(cluster.endpoint) as connection:
+            connection.register_application("where", {"command": sys.executable, "arguments": [str(service)]})
+            [bare_node] = connection.list_nodes()
+            assert bare_node.labels["flame.isolation.process"] == "no"
+            attributes = flame.SessionAttributes("where", isolation="process", limits=flame.Limits(memory=256 * MIB))
+            with connection.create_session(attributes) as session:
+                future = session.submit(b"")
+                cluster.start_node("able")
+                assert future.result(30) == b"False flame"
+                [executor] = [e for e in connection.list_executors() if e.session_id == session.id]
+                assert executor.node == "able"
+
+
+def test_memory_is_named_in_the_error_of_a_task_and_the_events_of_its_session(tmp_path: Path) -> None:
+    service = tmp_path / "bomb.py"
+    service.write_text(
+        "import flame\n"
+        "class Bomb(flame.FlameService):\n"
+        "    def on_task_invoke(self, context):\n"
+        "        return str(len(b'x' * (1 << 28))).encode()\n"
+        "flame.run(Bomb())\n"
+    )
+    with Cluster(tmp_path) as cluster, flame.connect(cluster.endpoint) as connection:
+        connection.register_application(
+            "bomb",
+            {
+                "command": sys.executable,
+                "arguments": [str(service)],
+                "isolation": "process",
+                "limits": flame.Limits(memory=64 * MIB),
+            },
+        )
+        assert connection.get_application("bomb").limits == flame.Limits(memory=64 * MIB)
+        with connection.create_session("bomb") as session:
+            with pytest.raises(flame.TaskFailedError, match="ran out of memory: it needed more than its limit"):
+                session.invoke(b"")
+            events = [event.message or "" for event in connection.get_session(session.id).events or ()]
+            assert any("ran out of memory" in event for event in events)
+
+
+# --- refused, cleaned up ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [{"isolation": "process"}, {"limits": types_pb2.Limits(pids=9)}])
+async def test_a_shim_that_can_not_hold_it_refuses(node: Node, asked: dict[str, Any]) -> None:
+    node.manager.start(1, "true", shim=types_pb2.Stdio, **asked)
+    released = await node.manager.released(1)
+    assert released.code == 11
+    assert released.message.startswith("isolation and limits are held for shim Host only")
+
+
+async def test_a_folder_that_would_take_the_sandbox_apart_is_refused(node: Node) -> None:
+    node.start(1, SERVICE, isolation="process", working_directory="/")
+    released = await node.manager.released(1)
+    assert released.message == "working_directory '/' can't be shown to a sandbox: name another one"
+
+
+async def test_a_working_directory_can_be_read_and_not_written(node: Node) -> None:
+    folder = node.folder / "code"
+    folder.mkdir()
+    (folder / "data").write_text("42")
+    node.start(1, SERVICE, isolation="process", working_directory=str(folder))
+    await node.manager.bound(1)
+    assert await ask(node, 1, "answer = open('data').read()") == "42"
+    assert await ask(node, 1, "answer = open('data', 'w')") == {"error": "EROFS"}
+
+
+async def test_nothing_outlives_an_executor_manager_that_is_killed(node: Node) -> None:
+    process = await a_node_apart(node)
+    await begin(node, 1, "process")
+    await ask(node, 1, "subprocess.Popen(['sleep', '3600'], start_new_session=True, env={})")
+    main = (await node.manager.bound(1)).pid
+    keeper = parent_of(main)
+    process.kill()
+    await process.wait()
+    await gone(keeper)
+    await gone(main)
+    left = groups_of(process.pid)
+    async with a_node_here():  # the next node of this machine removes what was left
+        assert not any(group.exists() for group in left)

@@ -1,0 +1,64 @@
+"""An instance that runs whatever code it is told to, as code that nobody reviewed would be run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flame.proto import types_pb2
+from flame.shims.isolation_sandbox import Sandboxes
+from scripted_manager import Node
+
+MIB = 1024**2
+# Runs what it is told to, as untrusted code would be run; `answer` is what comes back.
+SERVICE = """
+    import ctypes, errno, json, signal, socket, subprocess, threading
+    class Untrusted(FlameService):
+        def on_task_invoke(self, context):
+            names = dict(globals())
+            try:
+                exec(context.input.decode(), names)
+            except OSError as error:
+                return json.dumps({"error": errno.errorcode.get(error.errno, str(error))}).encode()
+            return json.dumps(names.get("answer")).encode()
+    run(Untrusted())
+"""
+
+
+def require_sandboxes(folder: Path) -> None:
+    """bubblewrap has to be there: `make test` installs it. A kernel may still forbid what it needs."""
+    missing = Sandboxes.find(folder).missing
+    assert "not installed" not in missing
+    if missing:
+        pytest.skip(f"this kernel forbids user namespaces: {missing}")
+
+
+async def begin(node: Node, channel: int, level: str, **limits: int) -> None:
+    """Start an executor of this level, and wait until it is bound."""
+    spec: dict[str, Any] = {"isolation": level}
+    if limits:
+        spec["limits"] = types_pb2.Limits(**limits)
+    node.start(channel, SERVICE, **spec)
+    await node.manager.bound(channel)
+
+
+async def ask(node: Node, channel: int, source: str) -> Any:
+    """What this code answers when the instance runs it; {"error": NAME} when the system refused."""
+    [answer] = await node.manager.answered(channel, node.manager.run(channel, source.encode()))
+    assert isinstance(answer, bytes), answer
+    return json.loads(answer)
+
+
+def named(text: str) -> list[int]:
+    """The processes of this machine with this text in their command line."""
+    found: list[int] = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdecimal() and text.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
