@@ -47,7 +47,7 @@ def options_of(labels: Iterable[str]) -> RestOptions:
     values = label_values(labels)
     pages = Pages(values.get("rest-ready", "/healthz"), values.get("rest-invoke", "/invoke"))
     for name, path in (("ready", pages.ready), ("invoke", pages.invoke)):
-        if not path.startswith("/"):
+        if not path.startswith("/") or path.startswith("//"):  # the second would name another host
             raise InvalidArgumentError(
                 f"the label rest-{name}={path} is no path", remedy="write one that begins with /"
             )
