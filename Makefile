@@ -1,6 +1,7 @@
 # make venv    .venv with Flame in it
 # make run     start an embedded cluster, run flmping in it, show its sessions, stop it
 # make test    everything CI runs
+# make test-torch  tensors of torch as objects; installs torch, some gigabytes, into .venv-torch
 # make bench   Flame against Ray, Dask and ProcessPoolExecutor
 # make bench-data  objects of 100 MB and of 1 KB: Flame, Ray, Dask, and what the machine itself allows
 # make bench-runner  calls of a Python function in each of the plain ways
@@ -23,7 +24,7 @@ DEVELOPED := $(VENV)/.stamp-dev
 FOREIGN := .venv-foreign/.stamp-installed
 PYTEST_ARGS ?=
 
-.PHONY: help venv run test bench bench-data bench-runner bench-scheduler lint format proto dev foreign clean
+.PHONY: help venv run test test-torch bench bench-data bench-runner bench-scheduler lint format proto dev foreign clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -77,6 +78,12 @@ test: $(DEVELOPED) $(FOREIGN) lint
 	@sh tools/install_bubblewrap.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-torch: $(BIN)/python
+	@test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-torch/bin/python -m pip install --quiet --editable ".[cache]" \
+		torch pandas polars pytest pytest-asyncio pytest-timeout
+	.venv-torch/bin/python -m pytest tests/torch_tensors.py
+
 bench: $(DEVELOPED)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.limits
@@ -91,4 +98,4 @@ bench-scheduler: $(DEVELOPED)
 	$(BIN)/python -m benchmarks.scheduler
 
 clean:
-	rm -rf $(VENV) .venv-foreign .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* .pytest_cache .ruff_cache .hypothesis

@@ -154,25 +154,6 @@ def test_patches_have_a_tag() -> None:
         assert got == value if isinstance(value, list) else got.equals(value)
 
 
-def test_torch() -> None:
-    torch = pytest.importorskip("torch")
-    for tensor in (
-        torch.arange(6).reshape(2, 3),
-        torch.arange(6).reshape(2, 3).t(),
-        torch.ones(3, dtype=torch.bfloat16),
-        torch.tensor([True, False]),
-        torch.zeros(0),
-        torch.tensor(1.5),
-    ):
-        assert codecs.encode(tensor).to_bytes()[:4] == codecs.TENSOR
-        got = there_and_back(tensor)
-        assert got.dtype == tensor.dtype
-        assert torch.equal(got, tensor)
-        got.zero_()  # the caller's own
-    grown = torch.ones(2, requires_grad=True)
-    assert there_and_back(grown).requires_grad
-
-
 def test_importing_flame_does_not_import_arrow() -> None:
     import subprocess
 
