@@ -92,6 +92,7 @@ class CacheDaemon:
 
     def foreign(self, script: str, *arguments: str, **environ: str) -> str:
         """Run a script of tests/conformance/foreign with the unmodified client; what it printed."""
+        assert FOREIGN_PYTHON.exists(), "the unmodified client is not installed: run make foreign"
         command = [str(FOREIGN_PYTHON), str(FOREIGN_SCRIPTS / script), *arguments]
         done = subprocess.run(
             command,

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pytest
 
 from cache_daemon import CacheDaemon
-from cluster import FOREIGN_PYTHON, FOREIGN_SCRIPTS
+from cluster import FOREIGN_SCRIPTS
 from flame.config import TlsConfig
 from flame.objects import ObjectClient, ObjectRef
 from flame.security import make_certificates
 
 SCRIPT = "cache.py"
+
 
 def checks() -> list[str]:
     tree = ast.parse((FOREIGN_SCRIPTS / SCRIPT).read_text())
