@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from concurrent.futures import as_completed, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 
 import pytest
@@ -333,3 +333,13 @@ def test_a_service_with_a_state_gets_calls_in_the_order_they_were_made(runner: R
     gate.unlink()
     assert everything.get(SECONDS) == ["first", "done", "third"]
     assert isinstance(failed.exception(SECONDS), RefusedError)
+
+
+def test_runners_of_one_name_that_come_and_go_together(connection: flame.Connection) -> None:
+    def come_and_go(number: int) -> int:
+        with Runner("contended", connection=connection) as runner:
+            return runner.service(add)(number, 1).get(SECONDS)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(come_and_go, range(12))) == list(range(1, 13))
+    assert connection.get_application("contended") is None

@@ -6,9 +6,9 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from flame.client.values import Application, ApplicationAttributes
 from flame.config import load_context
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flame.runner")
 
+T = TypeVar("T")
+_TRIES = 5
 LABEL = "flame.runner"  # of applications that a Runner registered, and may unregister
 
 
@@ -65,8 +67,14 @@ class RunnerApplication:
             return  # somebody prepared it, or it is our own
         attributes = replace(self._attributes(), labels=[LABEL], description=f"Runner application: {self.name}")
         if known is None:
-            self.connection.register_application(self.name, attributes)
-        elif not _same(known, attributes):
+            try:
+                self.connection.register_application(self.name, attributes)
+                return
+            except AlreadyExistsError:
+                known = self.connection.get_application(self.name)  # somebody else was quicker
+                if fail_if_exists or known is None:
+                    raise
+        if not _same(known, attributes):
             try:
                 self.connection.update_application(self.name, attributes)
             except InvalidStateError as error:
@@ -92,6 +100,16 @@ class RunnerApplication:
             attributes = replace(attributes, url=send(folder, self._dependencies, self._context, local=local))
         self.by_value = folder is None
         return attributes
+
+    def while_there(self, make: Callable[[], T]) -> T:
+        """Make something of the application, which another one that used it may just have removed."""
+        for _ in range(_TRIES):
+            self.look_around()
+            try:
+                return make()
+            except NotFoundError:
+                self.open()
+        return make()
 
     def look_around(self) -> None:
         """Note modules that were loaded since and shall travel inside of pickles."""
@@ -155,8 +173,6 @@ def _attributes_of(application: Application) -> ApplicationAttributes:
 
 
 def _same(known: Application, wanted: ApplicationAttributes) -> bool:
-    """Whether the registered application is the one that is wanted; what was left out has its default."""
-    for name, value in asdict(wanted).items():
-        if value not in (None, [], {}) and value != asdict(known)[name]:
-            return False
-    return True
+    """Whether the registered application runs what is wanted."""
+    names = ("command", "arguments", "environments", "working_directory", "url", "installer", "image")
+    return all((getattr(known, name) or None) == (getattr(wanted, name) or None) for name in names)

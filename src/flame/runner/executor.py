@@ -74,7 +74,8 @@ class Executor(concurrent.futures.Executor):
                 resreq=resreq,
                 **session,
             )
-            opened = self._application.connection.create_session(attributes)
+            connected = self._application.connection
+            opened = self._application.while_there(lambda: connected.create_session(attributes))
         except BaseException:
             self._application.close()
             raise

@@ -80,20 +80,21 @@ class Runner:
         attributes of its sessions (SessionAttributes), such as priority or task_defaults.
         Raises ValueError, InvalidArgumentError (it can't be pickled).
         """
-        self._application.look_around()
-        service = RunnerService(
-            self._application.connection,
-            self.name,
-            execution_object,
-            autoscale,
-            warmup,
-            resreq,
-            args=args,
-            kwargs=kwargs,
-            instances=instances,
-            durable=durable,
-            configured=self._application.has_cache,
-            **session,
+        service = self._application.while_there(
+            lambda: RunnerService(
+                self._application.connection,
+                self.name,
+                execution_object,
+                autoscale,
+                warmup,
+                resreq,
+                args=args,
+                kwargs=kwargs,
+                instances=instances,
+                durable=durable,
+                configured=self._application.has_cache,
+                **session,
+            )
         )
         self._services.append(service)
         return service
