@@ -29,6 +29,16 @@ async def node() -> AsyncIterator[Node]:
         yield node
 
 
+@pytest.mark.parametrize("level", ["none", "process"])
+async def test_an_instance_inherits_no_more_than_its_three_streams(node: Node, level: str) -> None:
+    await begin(node, 1, level)
+    source = (
+        "answer = [os.readlink(f'/proc/self/fd/{n}') for n in range(3, 200) if os.path.islink(f'/proc/self/fd/{n}')]"
+    )
+    opened = await ask(node, 1, source)
+    assert not [name for name in opened if name.startswith(("/", "pipe:"))]
+
+
 async def test_a_sandbox_is_told_of_no_socket_that_nobody_could_reach(node: Node) -> None:
     await begin(node, 1, "process")
     names = await ask(node, 1, "answer = list(os.environ)")

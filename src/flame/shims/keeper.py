@@ -58,7 +58,9 @@ class Keeper:
                 self.drain_wakeup()
                 self.reap()
             if self.control.fileno() in ready:
-                packet, descriptors, _, _ = socket.recv_fds(self.control, _PACKET, 3, socket.MSG_CMSG_CLOEXEC)
+                packet, descriptors, _, _ = socket.recv_fds(self.control, _PACKET, 3)
+                for descriptor in descriptors:  # the flag that says so in one step is dropped by this function
+                    os.set_inheritable(descriptor, False)
                 if not packet:
                     return
                 self.serve(json.loads(packet), descriptors)

@@ -101,7 +101,7 @@ class Groups:
         group = Group({controller: tree / name for controller, tree in self._trees.items()})
         try:
             for folder in group.folders:
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(exist_ok=True, parents=True)
             for controller, settings in settings_of(limits).items():
                 folder = self._trees[controller] / name
                 for file, value in settings.items():
