@@ -1,6 +1,6 @@
 """`python -m benchmarks.runner`: calls of a small function in each of the plain ways, and the first call of a project.
 
-The calls run in an embedded cluster with two executors, as `ProcessPoolExecutor` with two processes does for
+The calls of each session run in two executors of an embedded cluster, as `ProcessPoolExecutor` with two processes does for
 comparison. The ways take turns, so that noise hits all of them alike; figures are medians.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,8 +21,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import flame
 from benchmarks.runner_samples import increment
+from benchmarks.starts import Stage
 from flame.local import Cluster
 
 CALLS = 10_000
@@ -36,14 +40,23 @@ from project_module import increment
 with flame.Runner("project") as runner:
     assert runner.service(increment)(1).get() == 2
 """
+PROJECT = """
+[project]
+name = "project-module"
+version = "1"
+requires-python = ">=3.11"
+[build-system]
+requires = ["uv_build>=0.5"]
+build-backend = "uv_build"
+"""
 MODULE = "def increment(value):\n    return value + 1\n"
 
 
 def ways(runner: flame.Runner, executor: flame.Executor, pool: ProcessPoolExecutor) -> dict[str, Callable[[], Any]]:
     """Each makes all calls and gives all results."""
-    service = runner.service(increment)
+    service = runner.service(increment, max_instances=2)
     base = 1
-    closure = runner.service(lambda value: value + base)
+    closure = runner.service(lambda value: value + base, max_instances=2)
     numbers = range(CALLS)
 
     def with_chains() -> list[int]:
@@ -74,7 +87,7 @@ def measure_calls(rounds: int) -> dict[str, list[float]]:
     """Calls per second of each way, once per round."""
     found: dict[str, list[float]] = {}
     with (
-        Cluster(executors=4) as cluster,  # two for the Runner's calls, and as many for the Executor's
+        Cluster(executors=6) as cluster,  # two for each of the three sessions, so that none waits for another one
         flame.connect(cluster.endpoint) as connection,
         flame.Runner("bench", connection=connection) as runner,
         flame.Executor(2, connection=connection) as executor,
@@ -106,6 +119,47 @@ def measure_first_call(rounds: int) -> list[float]:
     return found[1:]
 
 
+def measure_installed(rounds: int) -> list[float]:
+    """The same with daemons as on other machines: the project is packed, and installed by the node.
+
+    The first figure is that of a project that nobody has seen; the others are of the unchanged one.
+    """
+    found: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="fl") as root:
+        folder = Path(root, "project")
+        module = folder / "src" / "project_module" / "__init__.py"
+        module.parent.mkdir(parents=True)
+        module.write_text(MODULE)
+        (folder / "pyproject.toml").write_text(PROJECT)
+        (folder / "program.py").write_text(PROGRAM)
+        packages = Path(root, "packages")
+        packages.mkdir()
+        context = {"name": "bench", "package": {"storage": packages.as_uri()}}
+        settings = Path(root, "flame.yaml")
+        settings.write_text(yaml.safe_dump({"current-context": "bench", "contexts": [context]}))
+        stage = Stage(Path(root), free_port())
+        environ = {
+            **os.environ,
+            "FLAME_ENDPOINT": stage.endpoint,
+            "FLAME_CONFIG": str(settings),
+            "PYTHONPATH": str(folder / "src"),
+        }
+        with stage.daemon("flame.manager.daemon"), stage.node():
+            for _ in range(rounds + 1):
+                begun = time.perf_counter()
+                subprocess.run([sys.executable, "program.py"], cwd=folder, env=environ, check=True)
+                found.append(time.perf_counter() - begun)
+    return found
+
+
+def free_port() -> int:
+    """One whose neighbours are most likely free as well."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port if port < 65000 else port - 1000
+
+
 def main() -> None:
     """Measure, print a table, and write it with the single figures to benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -114,6 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     calls, first = measure_calls(arguments.rounds), measure_first_call(arguments.rounds)
+    new, *known = measure_installed(arguments.rounds)
     rows = [
         f"| {name} | {statistics.median(rates):,.0f} calls/s | {min(rates):,.0f} | {max(rates):,.0f} |"
         for name, rates in calls.items()
@@ -121,6 +176,11 @@ def main() -> None:
     rows.append(
         f"| a program that makes one call of its project, start to end | {statistics.median(first):.2f} s "
         f"| {min(first):.2f} | {max(first):.2f} |"
+    )
+    rows.append(f"| the same in a cluster that gets it as a package, new | {new:.2f} s | | |")
+    rows.append(
+        f"| the same in a cluster that has the package | {statistics.median(known):.2f} s "
+        f"| {min(known):.2f} | {max(known):.2f} |"
     )
     note = (
         f"{CALLS:,} calls, {arguments.rounds} rounds; budgets: {BUDGETS['calls'][0]:,} calls/s (aim "
@@ -131,7 +191,13 @@ def main() -> None:
     print(table)
     if arguments.save:
         RESULTS.joinpath("runner.md").write_text(table)
-        figures = {"calls_per_s": calls, "first_call_s": first, "load": load}
+        figures = {
+            "calls_per_s": calls,
+            "first_call_s": first,
+            "new_package_s": new,
+            "known_package_s": known,
+            "load": load,
+        }
         RESULTS.joinpath("runner.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import sys
 import threading
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,6 +69,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+@cache
 def cloudpickle() -> Any:
     """The package, which is loaded when something needs it."""
     return import_module("cloudpickle")
@@ -100,6 +102,8 @@ def encode_call(method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any
 
     Raises InvalidArgumentError.
     """
+    if not kwargs and all(type(value) in PLAIN for value in args):
+        return pickle.dumps((method, args, kwargs), PROTOCOL), []
     found = _thread.found = []
     try:
         return dumps((method, args, kwargs), "an argument"), found
