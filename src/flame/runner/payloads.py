@@ -104,11 +104,12 @@ def encode_call(method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any
     """
     if not kwargs and all(type(value) in PLAIN for value in args):
         return pickle.dumps((method, args, kwargs), PROTOCOL), []
+    before = _thread.found  # pickling an argument may make a call itself
     found = _thread.found = []
     try:
         return dumps((method, args, kwargs), "an argument"), found
     finally:
-        _thread.found = None
+        _thread.found = before
 
 
 def note_future(future: ObjectFuture) -> tuple[Any, tuple[int]]:
@@ -142,11 +143,11 @@ def parts_of(data: bytes) -> tuple[bytes, list[bytes]]:
 
 def load_call(call: bytes, values: list[Any]) -> Any:
     """Unpickle a call. Raises whatever loading its arguments raises."""
-    _thread.values = values
+    before, _thread.values = _thread.values, values
     try:
         return pickle.loads(call)
     finally:
-        _thread.values = None
+        _thread.values = before
 
 
 def _value(index: int) -> Any:
