@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -143,6 +144,29 @@ def test_sessions_go_to_nodes_that_can_isolate(tmp_path: Path, monkeypatch: pyte
                 assert future.result(30) == b"False flame"
                 [executor] = [e for e in connection.list_executors() if e.session_id == session.id]
                 assert executor.node == "able"
+
+
+async def test_what_an_instance_used_is_reported(node: Node) -> None:
+    await begin(node, 1, "process")
+    await ask(node, 1, f"held = b'x' * {100 * MIB}")
+    node.manager.stop(1)
+    released = await node.manager.released(1)
+    assert released.cpu_ms > 0
+    assert 100 * MIB < released.peak_memory < 1024 * MIB
+    await begin(node, 2, "none")
+    node.manager.stop(2)
+    assert not (await node.manager.released(2)).peak_memory
+
+
+def test_scripts_run_in_a_sandbox(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster, flame.connect(cluster.endpoint) as connection:
+        plain = connection.get_application("flmexec")
+        connection.register_application("safe", {"command": plain.command, "isolation": "process"})
+        command = [str(Path(sys.executable).parent / "flmexec"), "-a", "safe", "-c", "id -un; ls /etc/shadow /run"]
+        done = subprocess.run(command, env=cluster.environ(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == "flame\n"
+    assert "cannot access '/etc/shadow'" in done.stderr
 
 
 def test_memory_is_named_in_the_error_of_a_task_and_the_events_of_its_session(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from flame.cli.commands.tenant import tenant
 from flame.cli.flmctl import COMMANDS, flmctl
 from flame.cli.objects.applications import application_message
 from flame.cli.program import Lazy
+from flame.config.application import parse_applications
 from flame.model.errors import FlameError, NotFoundError, UnavailableError
 from flame.model.specs import ApplicationSpec
 from flame.proto import frontend_pb2 as fe
@@ -209,6 +210,30 @@ def test_an_application_can_be_viewed_and_registered_again(
 
 def test_an_application_is_sent_with_its_warm_instances() -> None:
     assert application_message(ApplicationSpec(warm_instances=2)).warm_instances == 2
+
+
+def test_what_keeps_an_application_apart_comes_back_as_it_was(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = ty.Limits(memory=1 << 20, pids=9, cpu_millis=500, disk=1 << 19, wall_ms=1500, output=7)
+    spec = ty.ApplicationSpec(command="x", isolation="process", network="none", limits=limits)
+    script.answers["GetApplication"] = ty.Application(metadata=ty.Metadata(id="pi", name="pi"), spec=spec)
+    assert flame("view", "-a", "pi", "-o", "yaml") == 0
+    [document] = parse_applications(tmp_path, capsys.readouterr().out)
+    sent = application_message(document.spec)
+    assert (sent.isolation, sent.network, sent.limits) == ("process", "none", limits)
+    assert flame("view", "-a", "pi") == 0
+    page = capsys.readouterr().out
+    assert "Isolation:       process" in page
+    assert "memory 1048576, pids 9, cpu 0.5, disk 524288, wall 1.5, output 7" in page
+
+
+def test_create_may_ask_for_more_isolation(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["CreateSession"] = session("mine")
+    assert flame("create", "-a", "pi", "--isolation", "process", "--network", "host") == 0
+    request = script.request("CreateSession", fe.CreateSessionRequest)
+    assert isinstance(request, fe.CreateSessionRequest)
+    assert (request.session.isolation, request.session.network) == ("process", "host")
 
 
 # --- changes -------------------------------------------------------------------------------------------------------

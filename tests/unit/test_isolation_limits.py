@@ -14,8 +14,8 @@ from flame.model.isolation import Limits
 from flame.proto import shim_pb2, types_pb2
 from flame.shims.isolation import Confinement, with_defaults
 from flame.shims.isolation_sandbox import Sandboxes
-from flame.shims.limits import Group, Groups, Usage, settings_of
-from flame.shims.shim import BindError, Launch
+from flame.shims.limits import Group, Groups, settings_of
+from flame.shims.shim import BindError, Launch, Usage
 
 MIB = 1024**2
 EVERYTHING = Limits(memory=64 * MIB, pids=20, cpu_millis=500)

@@ -13,6 +13,7 @@ from flame.model.errors import InvalidArgumentError
 from flame.model.isolation import NO_LIMITS, Limits, check, check_together, placed, stricter, strictest
 from flame.model.resources import Resources
 from flame.model.specs import ApplicationSpec, SessionSpec
+from flame.model.states import ExecutorState
 
 MIB = 1024**2
 
@@ -121,3 +122,14 @@ def test_the_engine_refuses_what_can_not_be_held(event: ev.Event, message: str) 
     [error] = [reply.error for reply in (*turn.now, *turn.after) if isinstance(reply, fx.Reply)]
     assert error is not None
     assert error.message == message
+
+
+def test_the_story_of_a_session_tells_what_an_instance_used() -> None:
+    bench = Bench()
+    bench.node()
+    bench.session()
+    bench.submit()
+    [channel] = bench.engine.sessions["s"].executors
+    bench.turn(ev.ExecutorReported(channel, ExecutorState.RELEASED, cpu_ms=1_240, peak_memory=35 << 20))
+    story = [event.message for event in bench.engine.sessions["s"].story]
+    assert "executor x1 used 1.2 s of processor time and 35 MiB of memory at most" in story

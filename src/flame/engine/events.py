@@ -202,7 +202,10 @@ class NodeLeft(Event):
 
 
 class ExecutorReported(Event):
-    """The node says how far an executor is. `code` is a BindCode when binding failed."""
+    """The node says how far an executor is. `code` is a BindCode when binding failed.
+
+    `cpu_ms` and `peak_memory` (bytes) are what the instance of one that is gone used; 0 = nobody counted.
+    """
 
     channel: int
     state: ExecutorState
@@ -211,6 +214,8 @@ class ExecutorReported(Event):
     pid: int = 0
     concurrency: int = 1
     crashed: bool = False
+    cpu_ms: int = 0
+    peak_memory: int = 0
 
 
 class Failed(msgspec.Struct, gc=False):

@@ -139,6 +139,8 @@ class Nodes:
                 report.pid,
                 max(1, report.concurrency),
                 report.crashed,
+                report.cpu_ms,
+                report.peak_memory,
             ),
         )
         self._wake()

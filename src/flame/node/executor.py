@@ -21,7 +21,7 @@ from flame.node.columns import failure, read_results, read_retracted, read_tasks
 from flame.node.overruns import Overruns
 from flame.node.settings import NodeSettings
 from flame.proto import link_pb2, types_pb2
-from flame.shims.shim import BindError, Dialect, Instance, Launch, Shim
+from flame.shims.shim import BindError, Dialect, Instance, Launch, Measured, Shim
 
 logger = logging.getLogger("flame.node")
 
@@ -311,6 +311,9 @@ class Executor:
             report.pid = self._instance.pid
         if ending is not None:
             report.code, report.message, report.crashed = int(ending.code), ending.message, ending.crashed
+            used = self._instance.usage() if isinstance(self._instance, Measured) else None
+            if used is not None:
+                report.cpu_ms, report.peak_memory = round(used.cpu * 1000), used.peak_memory
         self._uplink.send(Kind.REPORT, self.channel, report.SerializeToString())
 
     def _tell(self, kind: Kind, body: bytes) -> None:

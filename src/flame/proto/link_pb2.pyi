@@ -323,20 +323,24 @@ class Start(_message.Message):
     def __init__(self, executor_id: _Optional[str] = ..., context: _Optional[_Union[_shim_pb2.SessionContext, _Mapping]] = ..., application: _Optional[_Union[_types_pb2.ApplicationSpec, _Mapping]] = ..., resreq: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., gpus: _Optional[_Iterable[int]] = ..., token: _Optional[str] = ..., gang: _Optional[_Union[_types_pb2.Gang, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("state", "code", "message", "pid", "concurrency", "crashed")
+    __slots__ = ("state", "code", "message", "pid", "concurrency", "crashed", "cpu_ms", "peak_memory")
     STATE_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
     CRASHED_FIELD_NUMBER: _ClassVar[int]
+    CPU_MS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
     state: _types_pb2.ExecutorState
     code: int
     message: str
     pid: int
     concurrency: int
     crashed: bool
-    def __init__(self, state: _Optional[_Union[_types_pb2.ExecutorState, str]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., concurrency: _Optional[int] = ..., crashed: _Optional[bool] = ...) -> None: ...
+    cpu_ms: int
+    peak_memory: int
+    def __init__(self, state: _Optional[_Union[_types_pb2.ExecutorState, str]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., concurrency: _Optional[int] = ..., crashed: _Optional[bool] = ..., cpu_ms: _Optional[int] = ..., peak_memory: _Optional[int] = ...) -> None: ...
 
 class Tasks(_message.Message):
     __slots__ = ("task_ids", "inputs", "absent", "attempts", "timeout_ms")

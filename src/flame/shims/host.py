@@ -7,7 +7,6 @@ process has an id and a token that mean something only between the two of them.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import shutil
 import signal
@@ -27,10 +26,8 @@ from flame.shims.logs import ExecutorLog, LogStore
 from flame.shims.pool import Pool
 from flame.shims.processes import Keeper, Process, describe_status, signal_of
 from flame.shims.reception import Reception
-from flame.shims.shim import BindError, Dialect, Launch, Owner, Packages
+from flame.shims.shim import BindError, Dialect, Launch, Owner, Packages, Usage
 from flame.shims.warm import WarmLimits
-
-logger = logging.getLogger("flame.node")
 
 _LAST_LINES = 20
 _LAST_BYTES = 2000
@@ -221,6 +218,11 @@ class HostInstance:
         """It wrote more than it may."""
         self._owner.broken(f"it wrote more than its limit of {allowed} bytes to stdout and stderr")
 
+    def usage(self) -> Usage | None:
+        """What its control group counted."""
+        confined = self.confined
+        return confined.group.usage() if confined is not None and confined.group is not None else None
+
     def terminate(self) -> None:
         if self._process is not None:
             self._process.signal(signal.SIGTERM)
@@ -245,9 +247,6 @@ class HostInstance:
         self._socket.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
         if self.confined is not None and self.confined.group is not None:
-            used = self.confined.group.usage()
-            identity, memory = self._launch.executor_id, used.peak_memory
-            logger.info("instance %s used %.2f s of processor time and %d bytes of memory", identity, used.cpu, memory)
             self.confined.group.remove()
 
     def _on_exit(self, status: asyncio.Future[int]) -> None:

@@ -9,9 +9,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from flame.model.isolation import Limits
+from flame.shims.shim import Usage
 
 WANTED = ("memory", "pids", "cpu")
 _COUNTING = "cpuacct"  # version 1 counts processor time in a tree that need not be that of its limits
@@ -19,14 +18,6 @@ _PERIOD_US = 100_000
 _LEAST_QUOTA_US = 1_000
 _PREFIX = "flame-"
 _REMOVE_S, _PAUSE_S = 5.0, 0.01
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """What a group used: seconds of processor time, the most bytes of memory at once, processes killed for memory."""
-
-    cpu: float = 0.0
-    peak_memory: int = 0
-    kills: int = 0
 
 
 class Group:

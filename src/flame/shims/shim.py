@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -150,6 +150,23 @@ class Instance(Protocol):
 
     async def dispose(self) -> None:
         """Let go of what it used, after `ended`."""
+        ...
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What an instance used. `kills` counts its processes that were killed because memory ran out."""
+
+    cpu: float = 0.0  # seconds of processor time
+    peak_memory: int = 0  # bytes
+    kills: int = 0
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """An instance that may know what it used."""
+
+    def usage(self) -> Usage | None:
+        """So far, until it is disposed of; None when nobody counts."""
         ...
 
 
