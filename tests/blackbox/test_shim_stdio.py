@@ -17,7 +17,8 @@ from cluster import Cluster
 from flame.model.errors import TaskFailedError
 from flame.model.states import Shim
 from flame.proto import types_pb2
-from scripted_manager import Node, a_node_here
+from package_builder import pack
+from scripted_manager import Node, a_node_here, runs
 
 LINES = """
 import json, os, sys, time
@@ -138,6 +139,30 @@ async def test_labels_that_mean_nothing(node: Node) -> None:
     released = await node.manager.released(1)
     assert released.code == 11
     assert released.message == "unknown label stdio=json; write stdio= and one of framed, lines, once"
+
+
+async def test_a_socket_that_is_kept_open_by_others_keeps_no_executor(node: Node) -> None:
+    """A process without an environment can't be told from those of the node's other instances, and lives on."""
+    start(node, "lines", "cat", channel=1)
+    await node.manager.bound(1)
+    child = node.folder / "child"
+    leaves = f"""
+import subprocess, sys
+left = subprocess.Popen(["/bin/sleep", "3600"], env={{}}, start_new_session=True)
+open({str(child)!r}, "w").write(str(left.pid))
+sys.exit(3)
+"""
+    start(node, "lines", sys.executable, script(node, leaves), channel=2)
+    released = await node.manager.released(2)
+    assert released.message == "the instance exited with status 3"
+    assert runs(int(child.read_text()))
+
+
+async def test_packages_are_there(node: Node) -> None:
+    package = node.folder / "package.tar.gz"
+    pack(package, {"words.txt": "from the package"})
+    start(node, "once", "cat", "$FLAME_APP_DIR/words.txt", url=f"file://{package}", installer="binary")
+    assert await node.manager.answered(1, node.manager.run(1, b"")) == [b"from the package"]
 
 
 # --- in a real cluster ------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterable
 
 import pytest
 
@@ -10,7 +12,7 @@ from flame.model.errors import InvalidArgumentError
 from flame.proto import link_pb2, types_pb2
 from flame.shims.backlog import Answers, Backlog, Waiting
 from flame.shims.stdio import Form, form_of
-from flame.shims.stdio_lines import output_of, read_answers, request_line, tasks_ahead
+from flame.shims.stdio_lines import LinesStream, output_of, read_answers, request_line, tasks_ahead
 
 
 @pytest.mark.parametrize(
@@ -144,3 +146,126 @@ def test_answers_are_columns() -> None:
     assert large.message == "the output of 16 bytes is over the limit of 10 bytes (cluster.limits.max_payload)"
     assert (broken.index, broken.code, broken.message, broken.retryable) == (3, 3, "broken", True)
     assert broken.traceback == "where"
+
+
+class Pipe(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[int] = []
+        self.reading = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += [json.loads(line)["task_id"] for line in bytes(data).splitlines()]
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class Listener:
+    """An owner that remembers."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+        self.complaints: list[str] = []
+
+    def results(self, body: bytes) -> None:
+        self.heard += link_pb2.Results.FromString(body).task_ids
+
+    def retracted(self, body: bytes) -> None:
+        self.heard += link_pb2.Retracted.FromString(body).task_ids
+
+    def broken(self, why: str) -> None:
+        self.complaints.append(why)
+
+
+@pytest.fixture
+async def pipe() -> Pipe:
+    return Pipe()
+
+
+@pytest.fixture
+async def owner() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+async def stream(pipe: Pipe, owner: Listener) -> LinesStream:
+    stream = LinesStream(owner, "s", 1000, 1)
+    stream.connection_made(pipe)
+    return stream
+
+
+def tasks(ids: Iterable[int]) -> bytes:
+    ids = list(ids)
+    return link_pb2.Tasks(task_ids=ids, inputs=[b"x"] * len(ids)).SerializeToString()
+
+
+def answers(*ids: int) -> bytes:
+    return b"".join(b'{"task_id": %d, "output": "x"}\n' % task_id for task_id in ids)
+
+
+async def test_how_quick_a_program_is_must_be_seen_first(stream: LinesStream, pipe: Pipe, owner: Listener) -> None:
+    stream.tasks(tasks([1, 2, 3]))
+    assert pipe.written == [1]
+    stream.retract(link_pb2.Retract(keep=2).SerializeToString())
+    assert owner.heard == [3]
+    stream.data_received(answers(1))
+    assert pipe.written == [1, 2]
+    assert owner.heard == [3, 1]
+
+
+async def test_nothing_is_written_where_there_is_no_room(stream: LinesStream, pipe: Pipe) -> None:
+    stream.pause_writing()
+    stream.tasks(tasks([1]))
+    assert pipe.written == []
+    stream.resume_writing()
+    assert pipe.written == [1]
+
+
+async def test_no_answers_are_taken_while_nobody_takes_them_from_us(stream: LinesStream, pipe: Pipe) -> None:
+    stream.pause()
+    assert not pipe.reading
+    stream.resume()
+    assert pipe.reading
+
+
+async def test_answers_come_in_any_pieces(stream: LinesStream, owner: Listener) -> None:
+    stream.tasks(tasks([1]))
+    for byte in answers(1):
+        stream.data_received(bytes([byte]))
+    assert owner.heard == [1]
+    stream.tasks(tasks([2]))
+    stream.data_received(answers(2).rstrip())
+    assert owner.heard == [1]
+    stream.eof_received()
+    assert owner.heard == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (answers(2), "it answered for task 2, which it does not have"),
+        (answers(1, 1), "it answered for task 1, which it does not have"),
+        (b'{"task_id": "one"}\n', "it answered for task 'one', which it does not have"),
+        (b"x" * 1_100_000, "longer than 1050576 bytes"),
+        (b"Hello\n" + answers(1), "'Hello'"),
+    ],
+)
+async def test_what_breaks_the_contract(stream: LinesStream, owner: Listener, said: bytes, words: str) -> None:
+    stream.tasks(tasks([1]))
+    stream.data_received(said)
+    (complaint,) = owner.complaints
+    assert words in complaint
+    stream.data_received(answers(1))
+    stream.connection_lost(None)
+    assert (owner.heard, len(owner.complaints)) == ([], 1)

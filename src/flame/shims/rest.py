@@ -23,7 +23,7 @@ from flame.shims.reception import Reception
 from flame.shims.rest_dialect import NOT_THERE, Pages, RestDialect, describe
 from flame.shims.shim import BindError, Launch, Owner
 from flame.shims.stdio import concurrency_of, label_values
-from flame.shims.workplace import Workplace, Workshop
+from flame.shims.workplace import Workplace, Workshop, in_words
 
 if TYPE_CHECKING:
     import aiohttp
@@ -73,9 +73,7 @@ class RestShim:
         try:
             options = options_of(launch.application.labels)
         except InvalidArgumentError as error:
-            raise BindError(
-                BindCode.START, f"{error.message}; {error.remedy}" if error.remedy else error.message
-            ) from None
+            raise BindError(BindCode.START, in_words(error)) from None
         # The import takes longer than starting an instance: not in the event loop.
         await asyncio.to_thread(importlib.import_module, "aiohttp")
         place = await self._workshop.open(launch)

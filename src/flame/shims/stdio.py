@@ -22,10 +22,11 @@ from flame.shims.shim import BindError, Dialect, Instance, Launch, Owner
 from flame.shims.stdio_framed import FramedStream
 from flame.shims.stdio_lines import LinesStream
 from flame.shims.stdio_once import OnceInstance
-from flame.shims.workplace import Workplace, Workshop
+from flame.shims.workplace import Workplace, Workshop, in_words
 
 FORMS = ("framed", "lines", "once")
 _MAX_CONCURRENCY = 10_000
+_LAST_WORDS_S = 2.0
 # The keeper gives programs no stdin of their own: the shell takes it from where stdout goes.
 _STDIN_IS_STDOUT = 'exec "$0" "$@" <&1'
 
@@ -78,9 +79,7 @@ class StdioShim:
         try:
             form = form_of(launch.application.labels)
         except InvalidArgumentError as error:
-            raise BindError(
-                BindCode.START, f"{error.message}; {error.remedy}" if error.remedy else error.message
-            ) from None
+            raise BindError(BindCode.START, in_words(error)) from None
         place = await self._workshop.open(launch)
         if form.name == "once":
             return OnceInstance(place, owner)
@@ -186,5 +185,6 @@ class StreamInstance:
     async def _end(self, how: str) -> None:
         """What it said before its end counts: it has ended when that is read."""
         self._stream.last_call()
-        await self._stream.over
+        # Somebody whom it gave its socket may keep it open.
+        await asyncio.wait({self._stream.over}, timeout=_LAST_WORDS_S)
         self.ended.set_result(how)

@@ -79,7 +79,7 @@ class Workplace:
             try:
                 launch.package.hold()
             except FlameError as error:
-                raise BindError(BindCode.INSTALL, error.message) from error
+                raise BindError(BindCode.INSTALL, in_words(error)) from error
             self._held = True
         self.env = environment(launch, around, self.folder, self.folder / "tmp")
         for name in _NOT_OURS:
@@ -143,3 +143,8 @@ class Workplace:
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
         if self._held and self.launch.package is not None:
             self.launch.package.release()
+
+
+def in_words(error: FlameError) -> str:
+    """An error with what to do about it, for the message of a BindError."""
+    return f"{error.message}; {error.remedy}" if error.remedy else error.message
