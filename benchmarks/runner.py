@@ -1,7 +1,7 @@
 """`python -m benchmarks.runner`: calls of a small function in each of the plain ways, and the first call of a project.
 
-The calls of each session run in two executors of an embedded cluster, as `ProcessPoolExecutor` with two processes does for
-comparison. The ways take turns, so that noise hits all of them alike; figures are medians.
+The calls of each session run in two executors of an embedded cluster, as those of `ProcessPoolExecutor` run in two
+processes for comparison. The ways take turns, so that noise hits all of them alike; figures are medians.
 """
 
 from __future__ import annotations
