@@ -59,7 +59,12 @@ import asyncio, os, sys
 from aiohttp import web
 
 class Service:
+    asked = False
+
     async def healthz(self, request):
+        if self.asked:  # it is ready: what it says from now on, and where it points to, does not matter
+            raise web.HTTPFound("http://127.0.0.1:1/")
+        self.asked = True
         return web.Response(headers={"X-Flame-Concurrency": "4"})
 
     async def enter(self, request):
@@ -111,8 +116,8 @@ class Service:
     async def elsewhere(self, request, word):
         raise web.HTTPFound(word)
 
-    async def size(self, request, word):
-        return web.Response(body=bytes(int(word)))
+    async def length(self, request, word):
+        return web.Response(text=str(len(word)))
 
 service = Service()
 service.all_here = asyncio.Event()
@@ -175,6 +180,12 @@ async def test_answers_that_come_in_pieces_are_put_together(node: Node) -> None:
     start(node, AIOHTTP)
     (whole,) = await node.manager.answered(1, node.manager.run(1, b"stream 1000"))
     assert whole == b"".join(b"%d;" % number for number in range(1000))
+
+
+async def test_large_inputs(node: Node) -> None:
+    start(node, AIOHTTP)
+    size = 60 << 20
+    assert await node.manager.answered(1, node.manager.run(1, b"length " + b"x" * size)) == [b"%d" % size]
 
 
 async def test_a_service_that_is_busy_may_be_asked_again(node: Node) -> None:

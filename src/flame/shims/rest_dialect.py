@@ -136,7 +136,7 @@ class RestDialect:
             if not call.cancelled():
                 return call.result()
             answers = Answers()
-            async with self._http.get(self._pages.ready):
+            async with self._http.get(self._pages.ready, allow_redirects=False):
                 pass
             answers.stopped(task.task_id, task.attempt, self._sentences[task.task_id])
             return answers
