@@ -15,6 +15,7 @@ import pytest
 import flame
 from cluster import Cluster
 from flame.proto import frontend_pb2, types_pb2
+from package_builder import pack
 from scripted_manager import Node, NodeLog, a_node_apart, a_node_here, gone, parent_of
 from untrusted import MIB, SERVICE, ask, begin, require_sandboxes
 
@@ -236,3 +237,27 @@ async def test_nothing_outlives_an_executor_manager_that_is_killed(node: Node) -
     left = groups_of(process.pid)
     async with a_node_here():  # the next node of this machine removes what was left
         assert not any(group.exists() for group in left)
+
+
+def test_a_package_is_there_in_a_sandbox(tmp_path: Path) -> None:
+    """One with a virtual environment of its own, and one of plain files, both in folders that are hidden otherwise."""
+    source = (
+        "import os, flame, helper\n"
+        "class Where(flame.FlameService):\n"
+        "    def on_task_invoke(self, context):\n"
+        "        return f'{helper.WORD} {os.access(helper.__file__, os.W_OK)} {os.path.exists(\"/run\")}'.encode()\n"
+        "flame.run(Where())\n"
+    )
+    files = {"main.py": source, "helper.py": "WORD = 'packed'\n"}
+    archive = pack(tmp_path / "where.tar.gz", files)
+    binary = pack(
+        tmp_path / "binary.tar.gz", {"bin/where": f"#!{sys.executable}\n{source}", "bin/helper.py": files["helper.py"]}
+    )
+    with Cluster(tmp_path) as cluster, flame.connect(cluster.endpoint) as connection:
+        for name, attributes in {
+            "python": {"command": "python", "arguments": ["${FLAME_APP_DIR}/main.py"], "url": archive.as_uri()},
+            "binary": {"command": "where", "url": binary.as_uri()},
+        }.items():
+            connection.register_application(name, {**attributes, "installer": name, "isolation": "process"})
+            with connection.create_session(name) as session:
+                assert session.invoke(b"") == b"packed False False"
