@@ -288,3 +288,36 @@ def test_without_its_cache_only_what_is_large_fails(tmp_path: Path, monkeypatch:
             with pytest.raises(flame.UnavailableError, match=r"the cache at .* can't be reached"):
                 pieces(bytes(3 << 20))
             assert pieces(10).get(SECONDS) == bytes(10)
+
+
+def test_what_a_killed_program_left_behind_is_cleaned_up_by_the_next(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+        import os, signal, sys
+        from flame.runner import Runner
+
+        class Holder:
+            def which(self):
+                return os.environ["WHICH"]
+
+        runner = Runner("left", environments={"WHICH": sys.argv[1]})
+        print(runner.service(Holder()).which().get(60), flush=True)
+        if sys.argv[1] == "old":
+            os.kill(os.getpid(), signal.SIGKILL)
+        runner.close()
+        """)
+    )
+    command = [sys.executable, "-W", "error", "program.py"]
+    for which, status in (("old", -9), ("new", 0)):
+        done = subprocess.run(
+            [*command, which],
+            env=cluster.environ(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.stdout, done.returncode) == (f"{which}\n", status), done.stderr
+    with flame.connect(cluster.endpoint) as connection:
+        assert connection.get_application("left") is None

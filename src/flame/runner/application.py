@@ -16,6 +16,7 @@ from flame.config.context import DEFAULT_RUNNER_TEMPLATE
 from flame.model.errors import AlreadyExistsError, FlameError, InvalidStateError, NotFoundError
 from flame.packages.installers import PYTHON_VERSION
 from flame.runner.code import local_attributes, ship_local_modules, with_environments
+from flame.runner.owners import close_abandoned
 from flame.runner.packing import project_folder, send
 from flame.runner.storage import Storage
 
@@ -65,6 +66,8 @@ class RunnerApplication:
             LABEL not in (known.labels or ()) or self.name == os.environ.get("FLAME_APPLICATION")
         ):
             return  # somebody prepared it, or it is our own
+        if known is not None:
+            close_abandoned(self.connection, self.name)
         attributes = replace(self._attributes(), labels=[LABEL], description=f"Runner application: {self.name}")
         if known is None:
             try:

@@ -15,6 +15,7 @@ from flame.runner.application import RunnerApplication
 from flame.runner.chunks import call_each, call_pickled, chunked
 from flame.runner.futures import ObjectFuture
 from flame.runner.lane import Lane
+from flame.runner.owners import labels
 from flame.runner.payloads import dumps, served
 from flame.runner.storage import Storage
 
@@ -62,6 +63,7 @@ class Executor(concurrent.futures.Executor):
             connection=connection,
         )
         self._application.open()
+        session["labels"] = {**labels(), **session.get("labels", {})}
         try:
             self._application.look_around()
             session_id = short_name(self._application.name)

@@ -13,6 +13,7 @@ from flame.client.values import ResourceRequirement, SessionAttributes, short_na
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError
 from flame.runner.futures import ObjectFuture
 from flame.runner.lane import Lane
+from flame.runner.owners import labels
 from flame.runner.payloads import served
 from flame.runner.storage import Storage, no_cache
 from flame.runner.types import RunnerContext, SessionContext
@@ -96,6 +97,7 @@ class RunnerService:
         plain = not self._stateful and not isinstance(execution_object, type)
         here: Callable[..., Any] | None = execution_object if plain else None
         self._lanes: list[Lane] = []
+        session["labels"] = {**labels(), **session.get("labels", {})}
         try:
             for index in range(instances or 1):
                 session_id = name if not index else f"{name}-{index}"
