@@ -212,6 +212,7 @@ async def test_a_folder_that_would_take_the_sandbox_apart_is_refused(node: Node)
     node.start(1, SERVICE, isolation="process", working_directory="/")
     released = await node.manager.released(1)
     assert released.message == "working_directory '/' can't be shown to a sandbox: name another one"
+    assert not [group for group in groups_of(os.getpid()) if any(entry.is_dir() for entry in group.iterdir())]
 
 
 async def test_a_working_directory_can_be_read_and_not_written(node: Node) -> None:

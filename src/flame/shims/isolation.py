@@ -83,13 +83,13 @@ class Confinement:
 
     def confine(self, launch: Launch, program: Program, limits: Limits, sockets: Sequence[Path]) -> Confined:
         """The program as it is started here. Raises BindError."""
-        group = self._group(launch, limits)
-        if group is not None:
-            program = msgspec.structs.replace(program, groups=[str(folder) for folder in group.folders])
         if launch.application.isolation == PROCESS:
             env = {name: value for name, value in program.env.items() if name != _OUTSIDE}
-            program = msgspec.structs.replace(program, env=env)
-            program = self.sandboxes.wrap(program, self._room(launch, program, limits, sockets))
+            room = self._room(launch, program, limits, sockets)
+            program = self.sandboxes.wrap(msgspec.structs.replace(program, env=env), room)
+        group = self._group(launch, limits)  # last, since it has to be removed again
+        if group is not None:
+            program = msgspec.structs.replace(program, groups=[str(folder) for folder in group.folders])
         return Confined(program, group, limits)
 
     def release(self) -> None:
