@@ -45,7 +45,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, cache: CacheDaemon) -> Ite
 @pytest.fixture
 def connection(cluster: Cluster, cache: CacheDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[flame.Connection]:
     monkeypatch.setenv("FLAME_CACHE_ENDPOINT", cache.endpoint)
-    monkeypatch.setattr("flame.objects.default._client", None)
     with flame.connect(cluster.endpoint) as connection:
         yield connection
 

@@ -188,7 +188,8 @@ def runner(
 
 
 def test_large_results_and_arguments_go_through_the_cache(cached: WithCache, runner: Runner) -> None:
-    numpy = pytest.importorskip("numpy")
+    import numpy as np
+
     future = runner.service(array_of)(1 << 20)  # 8 MB
     array = future.get(SECONDS)
     assert array.shape == (1 << 20,)
@@ -197,7 +198,7 @@ def test_large_results_and_arguments_go_through_the_cache(cached: WithCache, run
     assert task.output is not None
     assert len(task.output) < 500
     service = runner.service(sizes)
-    assert service(array, numpy.ones(1 << 20), [future], b"x" * (3 << 20)).get(SECONDS) == [
+    assert service(array, np.ones(1 << 20), [future], b"x" * (3 << 20)).get(SECONDS) == [
         8 << 20,
         8 << 20,
         8 << 20,
@@ -208,7 +209,8 @@ def test_large_results_and_arguments_go_through_the_cache(cached: WithCache, run
 
 
 def test_objects_go_when_nobody_can_ask_for_them_any_more(cached: WithCache, runner: Runner) -> None:
-    numpy = pytest.importorskip("numpy")
+    import numpy as np
+
     service = runner.service(array_of)
     future = service(1 << 20)
     array = future.get(SECONDS)
@@ -217,7 +219,7 @@ def test_objects_go_when_nobody_can_ask_for_them_any_more(cached: WithCache, run
     assert sized.get(SECONDS) == [8 << 20, 3 << 20]
     del future, sized
     until(lambda: cached.keys(runner) == [kept.key], "the objects go")
-    assert numpy.array_equal(array, numpy.arange(1 << 20))  # what was got stays
+    assert np.array_equal(array, np.arange(1 << 20))  # what was got stays
     assert runner.service(add)(kept, "!").get(SECONDS) == "kept!"
     runner.close()
     assert cached.keys(runner) == []
@@ -267,7 +269,6 @@ def test_large_things_that_are_served_go_through_the_cache(cached: WithCache, ru
 
 
 def test_without_its_cache_only_what_is_large_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numpy")
     monkeypatch.chdir(tmp_path)
     with CacheDaemon(tmp_path) as cache:
         monkeypatch.setenv("FLAME_CACHE_ENDPOINT", cache.endpoint)

@@ -41,7 +41,6 @@ def test_monte_carlo_option_pricing() -> None:
 
 
 def test_parameter_server() -> None:
-    pytest.importorskip("numpy")
     match = re.search(r"is off by ([\d.]+)$", run("parameter_server.py").strip())
     assert match is not None
     assert float(match[1]) < 0.05
@@ -53,7 +52,6 @@ def test_replay_buffer() -> None:
 
 
 def test_batch_embedding() -> None:
-    pytest.importorskip("wordllama")
     lines = run("batch_embedding.py", "--texts", "2000").splitlines()
     assert lines[0] == "2000 texts, 256 dimensions; nearest to 'a scientist looks at the sky':"
     assert lines[1] == "  The physicist measured a distant star."

@@ -212,13 +212,11 @@ def test_a_progress_bar_that_needs_nothing(executor: flame.Executor) -> None:
 
 
 def test_the_progress_bar_of_tqdm(executor: flame.Executor, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("tqdm")
     assert len(list(flame.progress([executor.submit(add, n) for n in range(4)], "adding"))) == 4
     assert "adding: 100%" in capsys.readouterr().err
 
 
 def test_joblib(cluster: Cluster, tmp_path: Path) -> None:
-    pytest.importorskip("joblib")
     printed = script(
         cluster,
         tmp_path,

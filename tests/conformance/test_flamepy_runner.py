@@ -6,7 +6,6 @@ import functools
 import json
 import subprocess
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,6 @@ from conformance.test_flamepy import checks_of
 from flame.typed import Session
 
 SCRIPTS = ("runner.py", "helper.py")
-
-pytestmark = [
-    pytest.mark.skipif(not FOREIGN_PYTHON.exists(), reason="make foreign installs flamepy 0.6.0"),
-    pytest.mark.skipif(find_spec("flamepy") is None, reason="instances need flamepy (the extra `flamepy`)"),
-]
 
 
 class Offline(Cluster):

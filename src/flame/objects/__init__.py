@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flame.objects.aio import AsyncObjectClient
     from flame.objects.client import ObjectClient
     from flame.objects.default import (
+        close,
         default_client,
         delete,
         delete_objects,
@@ -45,6 +46,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectKey",
     "ObjectRef",
+    "close",
     "default_client",
     "delete",
     "delete_objects",
@@ -69,8 +71,8 @@ _SOURCES = {
     "flame.objects.aio": "AsyncObjectClient",
     "flame.objects.client": "ObjectClient",
     "flame.objects.default": (
-        "default_client delete delete_objects download download_object end_session exists get get_object list_objects "
-        "patch patch_object put put_object update update_object upload upload_object"
+        "close default_client delete delete_objects download download_object end_session exists get get_object "
+        "list_objects patch patch_object put put_object update update_object upload upload_object"
     ),
     "flame.objects.keys": "WILDCARD_SESSION InvalidKeyError ObjectKey ObjectRef",
     "flame.objects.messages": "CacheStatus ObjectInfo",

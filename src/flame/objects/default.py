@@ -23,6 +23,15 @@ def default_client() -> ObjectClient:
         return _client
 
 
+def close() -> None:
+    """End the client of this process, if there is one. The next use makes another, for the settings of that time."""
+    global _client
+    with _lock:
+        client, _client = _client, None
+    if client is not None:
+        client.close()
+
+
 def put(
     key_or_prefix: str, value: Any, *, expected: int | None = None, ttl: float | None = None, tenant: str = ""
 ) -> ObjectRef:
