@@ -104,6 +104,19 @@ if TYPE_CHECKING:
     from flame.model.isolation import Limits
     from flame.model.specs import Gang, TaskOptions
     from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
+    from flame.objects import (
+        ObjectKey,
+        ObjectRef,
+        delete_objects,
+        download_object,
+        get,
+        get_object,
+        patch_object,
+        put,
+        put_object,
+        update_object,
+        upload_object,
+    )
     from flame.runner import (
         Executor,
         ObjectFuture,
@@ -169,6 +182,8 @@ __all__ = [
     "NodeState",
     "NotFoundError",
     "ObjectFuture",
+    "ObjectKey",
+    "ObjectRef",
     "PermissionDeniedError",
     "ProtocolError",
     "ReadOnlyError",
@@ -213,14 +228,18 @@ __all__ = [
     "cordon_node",
     "create_session",
     "create_tenant",
+    "delete_objects",
     "delete_session",
     "delete_tenant",
+    "download_object",
     "drain_node",
     "function",
+    "get",
     "get_application",
     "get_cluster",
     "get_executor",
     "get_node",
+    "get_object",
     "get_session",
     "get_tenant",
     "list_applications",
@@ -229,7 +248,10 @@ __all__ = [
     "list_sessions",
     "list_tenants",
     "open_session",
+    "patch_object",
     "progress",
+    "put",
+    "put_object",
     "register_application",
     "register_joblib",
     "run",
@@ -237,7 +259,9 @@ __all__ = [
     "uncordon_node",
     "unregister_application",
     "update_application",
+    "update_object",
     "update_tenant",
+    "upload_object",
 ]
 
 # Where each name comes from; a test asks for all of them.
@@ -267,6 +291,10 @@ _SOURCES = {
     "flame.model.isolation": "Limits",
     "flame.model.specs": "Gang TaskOptions",
     "flame.model.states": "ApplicationState ExecutorState NodeState SessionState Shim TaskState",
+    "flame.objects": (
+        "ObjectKey ObjectRef delete_objects download_object get get_object patch_object put put_object update_object "
+        "upload_object"
+    ),
     "flame.runner": (
         "Executor ObjectFuture RemoteFunction Runner RunnerService StateLostError function progress register_joblib"
     ),
@@ -280,7 +308,7 @@ def __getattr__(name: str) -> Any:
 
     module = _SOURCE_OF.get(name)
     if module is None:
-        if name in ("aio", "local"):
+        if name in ("aio", "local", "objects", "runner", "typed"):
             return import_module(f"flame.{name}")
         raise AttributeError(f"module 'flame' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(module), name)

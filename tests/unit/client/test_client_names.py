@@ -17,7 +17,8 @@ DEFAULT_FLAME_CACHE_ENDPOINT FLAME_INSTANCE_ENDPOINT SessionState TaskState Appl
 FlameError Event ResourceRequirement SessionAttributes ApplicationSchema ApplicationAttributes Task Application
 FlamePackage FlameContextRunner TaskInformer FlameContext connect create_session open_session register_application
 unregister_application list_applications list_executors list_nodes get_application list_sessions get_session
-close_session Connection Session ApplicationContext SessionContext TaskContext FlameService run
+close_session Connection Session TaskWatcher ApplicationContext SessionContext TaskContext FlameService run ObjectRef
+get_object put_object update_object
 """
 
 
