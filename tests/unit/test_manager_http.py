@@ -159,6 +159,8 @@ async def test_an_address_that_can_not_be_is_explained(tmp_path: Path, http_at: 
 
 
 async def test_an_empty_manager_shows_every_series_at_zero(world: World) -> None:
+    turns = world.manager._turns
+    await turns.durable(turns.engine.seq)  # the first commit is made while it begins to serve
     values = await measure(world)
     for name in (
         "flame_sessions{open}",
