@@ -29,19 +29,22 @@ def want(engine: Engine, session: Session) -> int:
         return coming
     if session.spec.gang:
         return session.spec.min_instances
-    wanted = session.pending - session.waiting + session.running
-    if session.avg_us >= 0 and coming:
-        # `coming` executors will be through with the backlog in backlog * run time / coming.
-        backlog = _backlog(session)
-        run_ms = max(session.avg_us / 1000, _silence_ms(engine, session))
-        wanted = min(wanted, coming + int(backlog * run_ms / coming / WORTH_MS))
-        if backlog and not session.look_at:
-            look_again(engine, session)
     most = _most(engine, session)
+    wanted = min(session.pending - session.waiting + session.running, most)
+    if session.avg_us >= 0 and coming:
+        worth = coming
+        backlog = _backlog(session)
+        if backlog:
+            # `coming` executors will be through with it in backlog * run time / coming.
+            run_ms = max(session.avg_us / 1000, _silence_ms(engine, session))
+            worth += int(backlog * run_ms / coming / WORTH_MS)
+            if worth < wanted and not session.look_at:
+                _look_again(engine, session)
+        wanted = min(wanted, worth)
     return min(max(wanted, session.spec.min_instances), most)
 
 
-def look_again(engine: Engine, session: Session) -> None:
+def _look_again(engine: Engine, session: Session) -> None:
     """Tasks wait for executors that should be through with them soon: see whether they are."""
     session.look_at = engine.now + session.look_ms
     engine.alarm(session.look_at, "look", session.id)

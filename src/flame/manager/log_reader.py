@@ -110,13 +110,8 @@ class _Reading:
 
     async def chunks(self, ended: Callable[[], bool]) -> AsyncIterator[frontend_pb2.LogChunk]:
         """Until no node has more to say and `ended()`."""
-        while self._pumps or not ended():
+        while self._pumps or not ended() or not self._queue.empty():
             chunk = await self._queue.get()
-            fresh = self._fresh(chunk) if chunk is not None else None
-            if fresh is not None:
-                yield fresh
-        while not self._queue.empty():
-            chunk = self._queue.get_nowait()
             fresh = self._fresh(chunk) if chunk is not None else None
             if fresh is not None:
                 yield fresh
