@@ -15,11 +15,9 @@ from flame.cache.addresses import place
 from flame.cache.settings import CacheSettings
 from flame.config import ClusterConfig, load_cluster
 from flame.config.cache import CacheSection, with_environment
-from flame.link import tcp
+from flame.link import LINK_OFFSET, tcp
 from flame.model.errors import MEANING, FlameError
 from flame.telemetry import set_up_logging
-
-LINK_PORT = 2  # of the session manager, from that of its endpoint
 
 
 def settings_of(config: ClusterConfig, environ: Mapping[str, str], *, insecure: bool = False) -> CacheSettings:
@@ -40,7 +38,7 @@ def settings_of(config: ClusterConfig, environ: Mapping[str, str], *, insecure: 
         peers=section.peers,
         tls=section.tls if endpoint.startswith("grpc+tls://") else None,
         verify_clients=section.verify_clients,
-        manager=tcp(config.cluster.host, config.cluster.port + LINK_PORT),
+        manager=tcp(config.cluster.host, config.cluster.port + LINK_OFFSET),
         manager_tls=config.cluster.tls,
     )
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from flame import _version
 from flame.client.values import FlameClientTls
-from flame.link import Address, Frame, Link, connect, parse, tcp
+from flame.link import LINK_OFFSET, Address, Frame, Link, connect, parse, tcp
 from flame.model.errors import FlameError, InvalidConfigError, UnavailableError
 from flame.proto import link_pb2
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from flame.config import TlsConfig
 
 DEFAULT_PORT = 8080
-LINK_PORT_OFFSET = 2  # from the port of the gRPC Frontend to that of the framed link
 # A port that is filtered gives no answer; the gRPC carrier gets the rest of the time.
 _FRAMED_SHARE = 0.4
 
@@ -69,7 +68,7 @@ def parse_endpoint(addr: str, tls: FlameClientTls | None = None) -> Endpoint:
     port = port or DEFAULT_PORT
     name = f"[{host}]" if ":" in host else host
     secure = (tls or FlameClientTls()) if url.scheme == "https" else None
-    return Endpoint(addr, tcp(host, min(port + LINK_PORT_OFFSET, 65535)), f"{name}:{port}", secure)
+    return Endpoint(addr, tcp(host, min(port + LINK_OFFSET, 65535)), f"{name}:{port}", secure)
 
 
 def _local_endpoint() -> str:

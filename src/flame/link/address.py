@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from flame.model.errors import InvalidConfigError
 
+# From the port P of a cluster's endpoint, where gRPC listens: gRPC for nodes, the framed link, HTTP.
+BACKEND_OFFSET, LINK_OFFSET, HTTP_OFFSET = 1, 2, 3
 # What struct sockaddr_un holds on Linux, less the closing zero byte.
 MAX_UNIX_PATH = 107
 

@@ -20,7 +20,7 @@ import msgspec
 
 from flame._version import __version__
 from flame.config import ClusterConfig, ClusterSection, load_cluster
-from flame.link import parse, tcp, unix
+from flame.link import BACKEND_OFFSET, HTTP_OFFSET, LINK_OFFSET, parse, tcp, unix
 from flame.link.loops import event_loop_factory
 from flame.local.folders import private_folder
 from flame.local.registry import SOCKET, ClusterRecord, retire, take_lock, write_record
@@ -35,9 +35,6 @@ from flame.node import ExecutorManager, NodeSettings
 from flame.node.capacity import detect, offered
 from flame.node.daemon import settings_of as node_settings
 from flame.telemetry import set_up_logging
-
-# From the port of the gRPC frontend.
-BACKEND_OFFSET, LINK_OFFSET, HTTP_OFFSET = 1, 2, 3
 
 logger = logging.getLogger("flame.local")
 

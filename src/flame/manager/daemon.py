@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flame._version import __version__
 from flame.config import ClusterConfig, load_cluster
-from flame.link import tcp
+from flame.link import BACKEND_OFFSET, HTTP_OFFSET, LINK_OFFSET, tcp
 from flame.link.loops import event_loop_factory
 from flame.link.peer import is_loopback
 from flame.manager.manager import SessionManager
@@ -33,10 +33,10 @@ def settings_of(config: ClusterConfig, *, insecure: bool = False) -> ManagerSett
     bracketed = f"[{host}]" if ":" in host else host
     return ManagerSettings(
         name=cluster.name,
-        links=(tcp(host, cluster.port + 2),),
+        links=(tcp(host, cluster.port + LINK_OFFSET),),
         frontend=f"{bracketed}:{cluster.port}",
-        backend=f"{bracketed}:{cluster.port + 1}",
-        http=f"{bracketed}:{cluster.port + 3}",
+        backend=f"{bracketed}:{cluster.port + BACKEND_OFFSET}",
+        http=f"{bracketed}:{cluster.port + HTTP_OFFSET}",
         endpoint=cluster.endpoint,
         storage=cluster.storage,
         resreq=cluster.resreq,

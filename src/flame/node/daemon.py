@@ -15,15 +15,13 @@ import msgspec
 from flame._version import __version__
 from flame.config import ClusterConfig, load_cluster
 from flame.config.executors import parse_label, parse_taint
-from flame.link import tcp
+from flame.link import BACKEND_OFFSET, LINK_OFFSET, tcp
 from flame.link.loops import event_loop_factory
 from flame.model.errors import MEANING, FlameError, InvalidConfigError
 from flame.node.manager import ExecutorManager
 from flame.node.settings import NodeSettings
 from flame.packages.limits import StoreLimits
 from flame.telemetry import set_up_logging
-
-GRPC_PORT, LINK_PORT = 1, 2  # so many ports above the endpoint gRPC for nodes and the framed link listen
 
 
 def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) -> NodeSettings:
@@ -33,8 +31,8 @@ def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) 
     ca_file = cluster.tls.ca_file if cluster.tls is not None else None
     cache_ca_file = cache.tls.ca_file if cache is not None and cache.tls is not None else None
     return NodeSettings(
-        manager=tcp(cluster.host, cluster.port + LINK_PORT),
-        grpc=tcp(cluster.host, cluster.port + GRPC_PORT),
+        manager=tcp(cluster.host, cluster.port + LINK_OFFSET),
+        grpc=tcp(cluster.host, cluster.port + BACKEND_OFFSET),
         work_dir=work_dir,
         name=name or os.uname().nodename,
         capacity=executors.capacity,

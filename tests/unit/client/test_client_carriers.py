@@ -11,8 +11,8 @@ import pytest
 
 import flame
 from flame import link
-from flame.client.endpoints import LINK_PORT_OFFSET
 from flame.config import TlsConfig
+from flame.link import LINK_OFFSET
 from flame.link.grpc_carrier import serve_grpc
 from flame.model.errors import InvalidConfigError, UnauthenticatedError
 from flame.security import Certificates, grpc_server_credentials, make_certificates, server_ssl
@@ -31,7 +31,7 @@ def tls_of(config: TlsConfig) -> flame.FlameClientTls:
 async def secured(manager: Any, certificates: Certificates) -> AsyncIterator[str]:
     """The address of the manager behind TLS."""
     server = await link.serve(link.tcp("127.0.0.1", 0), manager._accept, ssl=server_ssl(certificates.server))
-    yield f"https://localhost:{server.address.port - LINK_PORT_OFFSET}"
+    yield f"https://localhost:{server.address.port - LINK_OFFSET}"
     server.close()
     await server.wait_closed()
 
