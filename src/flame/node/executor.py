@@ -167,8 +167,9 @@ class Executor:
             self._uplink.send(Kind.RETRACTED, self.channel, body)
 
     def broken(self, why: str) -> None:
-        if self._deaf or self._instance is None:
+        if self._deaf:
             return
+        # It counts before the start is through as well: a program may talk nonsense at once, and says it only once.
         # Most often it just died, and its exit status, which is on its way, says more than a closed connection.
         ending = Ending(f"the instance broke its contract: {why}", crashed=True)
         self._loop.call_later(_EXIT_S, self._end, ending)
