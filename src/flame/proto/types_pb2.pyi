@@ -163,7 +163,7 @@ class SessionStatus(_message.Message):
     def __init__(self, state: _Optional[_Union[SessionState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., pending: _Optional[int] = ..., running: _Optional[int] = ..., succeed: _Optional[int] = ..., failed: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cancelled: _Optional[int] = ..., executors: _Optional[int] = ..., pending_reason: _Optional[str] = ..., pending_since: _Optional[int] = ..., wanted: _Optional[int] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
-    __slots__ = ("application", "common_data", "min_instances", "max_instances", "batch_size", "priority", "resreq", "tenant", "labels", "task_defaults", "retention_s", "gang", "topology", "on_member_loss", "selector", "tolerations", "prefer_nodes", "max_running_per_key", "isolation", "limits", "network")
+    __slots__ = ("application", "common_data", "min_instances", "max_instances", "batch_size", "priority", "resreq", "tenant", "labels", "task_defaults", "retention_s", "gang", "topology", "on_member_loss", "selector", "tolerations", "prefer_nodes", "max_running_per_key", "isolation", "limits", "network", "idle_timeout_s")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +199,7 @@ class SessionSpec(_message.Message):
     ISOLATION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
+    IDLE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     application: str
     common_data: bytes
     min_instances: int
@@ -220,7 +221,8 @@ class SessionSpec(_message.Message):
     isolation: str
     limits: Limits
     network: str
-    def __init__(self, application: _Optional[str] = ..., common_data: _Optional[bytes] = ..., min_instances: _Optional[int] = ..., max_instances: _Optional[int] = ..., batch_size: _Optional[int] = ..., priority: _Optional[int] = ..., resreq: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., tenant: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., task_defaults: _Optional[_Union[TaskOptions, _Mapping]] = ..., retention_s: _Optional[int] = ..., gang: _Optional[bool] = ..., topology: _Optional[str] = ..., on_member_loss: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., tolerations: _Optional[_Iterable[str]] = ..., prefer_nodes: _Optional[_Iterable[str]] = ..., max_running_per_key: _Optional[int] = ..., isolation: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., network: _Optional[str] = ...) -> None: ...
+    idle_timeout_s: int
+    def __init__(self, application: _Optional[str] = ..., common_data: _Optional[bytes] = ..., min_instances: _Optional[int] = ..., max_instances: _Optional[int] = ..., batch_size: _Optional[int] = ..., priority: _Optional[int] = ..., resreq: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., tenant: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., task_defaults: _Optional[_Union[TaskOptions, _Mapping]] = ..., retention_s: _Optional[int] = ..., gang: _Optional[bool] = ..., topology: _Optional[str] = ..., on_member_loss: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., tolerations: _Optional[_Iterable[str]] = ..., prefer_nodes: _Optional[_Iterable[str]] = ..., max_running_per_key: _Optional[int] = ..., isolation: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., network: _Optional[str] = ..., idle_timeout_s: _Optional[int] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("metadata", "spec", "status")
@@ -570,16 +572,18 @@ class TenantList(_message.Message):
     def __init__(self, tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("return_code", "message", "error_code", "remedy")
+    __slots__ = ("return_code", "message", "error_code", "remedy", "concurrency")
     RETURN_CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
     REMEDY_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
     return_code: int
     message: str
     error_code: int
     remedy: str
-    def __init__(self, return_code: _Optional[int] = ..., message: _Optional[str] = ..., error_code: _Optional[int] = ..., remedy: _Optional[str] = ...) -> None: ...
+    concurrency: int
+    def __init__(self, return_code: _Optional[int] = ..., message: _Optional[str] = ..., error_code: _Optional[int] = ..., remedy: _Optional[str] = ..., concurrency: _Optional[int] = ...) -> None: ...
 
 class TaskResult(_message.Message):
     __slots__ = ("return_code", "output", "message")

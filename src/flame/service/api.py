@@ -80,9 +80,13 @@ class GangContext:
 
 
 class SessionContext:
-    """The one session that this instance serves. `gang` is None unless the session's instances are a gang."""
+    """The one session that this instance serves. `gang` is None unless the session's instances are a gang.
 
-    __slots__ = ("_common_data", "application", "gang", "session_id")
+    In `on_session_enter` a service may set `concurrency`, how many tasks of this session it wants at once (0 = as `run`
+    was told), and `service`, another one that gets the session's tasks and its end in its place.
+    """
+
+    __slots__ = ("_common_data", "application", "concurrency", "gang", "service", "session_id")
 
     def __init__(
         self,
@@ -95,6 +99,8 @@ class SessionContext:
         self.session_id = session_id
         self.application = application
         self.gang = gang
+        self.concurrency = 0
+        self.service: FlameService | None = None
 
     def common_data(self) -> bytes | None:
         """The session's common data as the client gave it, None when it gave none."""

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from flame.proto import link_pb2, shim_pb2, types_pb2
-from flame.service.api import FlameService, TaskContext
-from flame.service.incoming import Queued, begin_session, named_by, queued, take_out
+from flame.service.api import FlameService, SessionContext, TaskContext
+from flame.service.incoming import Queued, begin_session, is_coroutine, named_by, queued, take_out
 from flame.service.outcome import CODE, FULL, Outcomes, describe, log_traceback
 from flame.service.wire import Frame, LinkClosedError, Wire
 
@@ -24,12 +24,14 @@ from flame.service.wire import Frame, LinkClosedError, Wire
 class Concurrent(asyncio.Protocol):
     """The run loop. `serve` returns when the session was left."""
 
-    def __init__(self, service: FlameService, wire: Wire, concurrency: int, *, threads: bool) -> None:
-        """`threads`: the task handler is an ordinary function."""
+    def __init__(
+        self, service: FlameService, wire: Wire, concurrency: int, entered: SessionContext | None = None
+    ) -> None:
+        """`entered`: the session, when another loop has entered it already."""
         self._service = service
         self._wire = wire
         self._concurrency = concurrency
-        self._pool = ThreadPoolExecutor(concurrency, "flame-task") if threads else None
+        self._pool: ThreadPoolExecutor | None = None  # for task handlers that are ordinary functions
         self._outcomes = Outcomes(wire.max_payload)
         self._queue: deque[Queued] = deque()
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -38,6 +40,8 @@ class Concurrent(asyncio.Protocol):
         self._busy_ns = 0
         self._flushing = False
         self._leaving = False
+        if entered is not None:
+            self._adopt(entered)
 
     async def serve(self, frames: list[Frame]) -> None:
         """Serve the session, from these first frames on. Raises OSError when the link ends before the session."""
@@ -90,9 +94,18 @@ class Concurrent(asyncio.Protocol):
 
     async def _enter(self, body: bytes) -> None:
         context = begin_session(shim_pb2.SessionContext.FromString(body))
-        self._session = context.session_id
         result = await _call(self._service.on_session_enter, context)
+        self._adopt(context)
+        result.concurrency = context.concurrency
         self._write(link_pb2.ENTERED, result.SerializeToString())
+
+    def _adopt(self, context: SessionContext) -> None:
+        """Serve this session as its service wants it."""
+        self._session = context.session_id
+        self._service = context.service or self._service
+        self._concurrency = context.concurrency or self._concurrency
+        if not is_coroutine(self._service.on_task_invoke):
+            self._pool = ThreadPoolExecutor(self._concurrency, "flame-task")
 
     def _cancel(self, cancel: link_pb2.Cancel) -> None:
         named = named_by(cancel)

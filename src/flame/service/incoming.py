@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, MutableMapping
 
+_CO_COROUTINE = 0x80  # of a code object; inspect.iscoroutinefunction would import half of the library for it
+
 Queued = tuple[int, "bytes | None", int]  # task id, input, attempt
+
+
+def is_coroutine(handler: object) -> bool:
+    """Whether a call of the handler makes a coroutine: `async def`, also through a bound method."""
+    code = getattr(handler, "__code__", None)
+    return code is not None and bool(code.co_flags & _CO_COROUTINE)
 
 
 def queued(body: bytes) -> zip[Queued]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from flame.service.api import FlameService
+from flame.service.api import FlameService, SessionContext
+from flame.service.incoming import is_coroutine
 from flame.service.wire import Frame, Wire, connect, over_stdio
-
-_CO_COROUTINE = 0x80  # of a code object; inspect.iscoroutinefunction would import half of the library for it
 
 
 def run(service: FlameService, concurrency: int = 1) -> None:
@@ -17,7 +16,8 @@ def run(service: FlameService, concurrency: int = 1) -> None:
     Call it from the main thread. With `concurrency` 1 and ordinary handlers, tasks run one after another in the main
     thread. With more, or with `async def on_task_invoke`, up to `concurrency` tasks run at once in an event loop:
     coroutines in it, ordinary handlers in threads of their own. That is for work that waits, such as requests to
-    other services.
+    other services. How many tasks it wants at once a service may also say when it knows its session: see
+    SessionContext.
 
     Raises InvalidStateError when no executor manager started this process, InvalidArgumentError when `concurrency` is
     less than 1. Ends the process with an error message when the link breaks.
@@ -48,21 +48,18 @@ def run(service: FlameService, concurrency: int = 1) -> None:
 
 
 def _serve_link(service: FlameService, wire: Wire, frames: list[Frame], concurrency: int) -> None:
-    if concurrency == 1 and not _is_coroutine(service.on_task_invoke):
+    entered: SessionContext | None = None
+    if concurrency == 1 and not is_coroutine(service.on_task_invoke):
         from flame.service.sequential import Sequential
 
-        if not any(map(_is_coroutine, (service.on_session_enter, service.on_session_leave))):
-            Sequential(service, wire).serve(frames)
-            return
+        if not any(map(is_coroutine, (service.on_session_enter, service.on_session_leave))):
+            sequential = Sequential(service, wire)
+            rest = sequential.serve(frames)
+            if rest is None:
+                return
+            frames, entered = rest, sequential.entered
     import asyncio
 
     from flame.service.concurrent import Concurrent
 
-    threads = not _is_coroutine(service.on_task_invoke)
-    asyncio.run(Concurrent(service, wire, concurrency, threads=threads).serve(frames))
-
-
-def _is_coroutine(handler: object) -> bool:
-    """Whether a call of the handler makes a coroutine: `async def`, also through a bound method."""
-    code = getattr(handler, "__code__", None)
-    return code is not None and bool(code.co_flags & _CO_COROUTINE)
+    asyncio.run(Concurrent(service, wire, concurrency, entered).serve(frames))

@@ -17,9 +17,9 @@ import time
 from collections import deque
 
 from flame.proto import link_pb2, shim_pb2, types_pb2
-from flame.service.api import FlameService, TaskCancelled, TaskContext
+from flame.service.api import FlameService, SessionContext, TaskCancelled, TaskContext
 from flame.service.attendant import Attendant
-from flame.service.incoming import Queued, begin_session, named_by, queued, take_out
+from flame.service.incoming import Queued, begin_session, is_coroutine, named_by, queued, take_out
 from flame.service.outcome import CODE, FULL, Outcomes, describe, log_traceback
 from flame.service.wire import Frame, LinkClosedError, Wire
 
@@ -35,9 +35,10 @@ _FLUSH_NS = 1_000_000
 
 
 class Sequential:
-    """The run loop. `serve` returns when the session was left."""
+    """The run loop. `serve` returns when the session was left, or could not be served here."""
 
     def __init__(self, service: FlameService, wire: Wire) -> None:
+        self.entered: SessionContext | None = None
         self._service = service
         self._wire = wire
         self._outcomes = Outcomes(wire.max_payload)
@@ -61,12 +62,19 @@ class Sequential:
         self._main = 0
         self._attendant = Attendant(self, wire.sock.fileno())
 
-    def serve(self, frames: list[Frame]) -> None:
-        """Serve the session, from these first frames on. Raises OSError when the link ends before the session."""
+    def serve(self, frames: list[Frame]) -> list[Frame] | None:
+        """Serve the session, from these first frames on. Raises OSError when the link ends before the session.
+
+        Answers None when it was left. A session that was entered and wants another loop, for more tasks at once or a
+        service whose handlers are `async def`, is left to the caller, with the frames that came behind its beginning.
+        """
         self._main = threading.get_ident()
         signal.signal(STRIKE, self._strike)
-        self._attendant.begin()
         with self._turn:
+            frames = self._until_entered(frames)
+            if self._wants_another_loop():
+                return frames
+            self._attendant.begin()
             self._handle(frames)
             while not self._leaving:
                 if self._queue:
@@ -81,6 +89,23 @@ class Sequential:
                     self._handle(self._wire.read(wait=True))
             self._flush(time.monotonic_ns())
             self._leave()
+        return None
+
+    def _until_entered(self, frames: list[Frame]) -> list[Frame]:
+        """Handle frames until the session is entered; gives those behind."""
+        while True:
+            for place, (kind, body) in enumerate(frames, 1):
+                if kind == link_pb2.ENTER:
+                    self._enter(body)
+                    return frames[place:]
+                self._handle([(kind, body)])
+            if self._leaving:
+                return []
+            frames = self._wire.read(wait=True)
+
+    def _wants_another_loop(self) -> bool:
+        context = self.entered
+        return context is not None and (context.concurrency > 1 or is_coroutine(self._service.on_task_invoke))
 
     # --- the main thread -----------------------------------------------------------------------------------------
 
@@ -159,6 +184,9 @@ class Sequential:
         result = types_pb2.Result()
         try:
             self._service.on_session_enter(context)
+            self._service = context.service or self._service
+            self.entered = context
+            result.concurrency = context.concurrency
         except Exception as error:
             result.return_code, result.message = CODE, describe(error)
             log_traceback(error)
@@ -183,8 +211,6 @@ class Sequential:
                 self._cancel(link_pb2.Cancel.FromString(body))
             elif kind == link_pb2.RETRACT:
                 self._retract(link_pb2.Retract.FromString(body).keep)
-            elif kind == link_pb2.ENTER:
-                self._enter(body)
             elif kind == link_pb2.LEAVE:
                 self._leaving = True
                 self._queue.clear()

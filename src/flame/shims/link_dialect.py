@@ -24,7 +24,9 @@ class LinkDialect:
         link.on_closed = self._on_closed
 
     async def enter(self, context: shim_pb2.SessionContext) -> types_pb2.Result:
-        return await self._ask(Kind.ENTER, Kind.ENTERED, context.SerializeToString())
+        result = await self._ask(Kind.ENTER, Kind.ENTERED, context.SerializeToString())
+        self.concurrency = result.concurrency or self.concurrency
+        return result
 
     async def leave(self) -> None:
         await self._ask(Kind.LEAVE, Kind.LEFT)

@@ -15,8 +15,8 @@ import pytest
 
 from blackbox.trouble import alive, until
 from flame.service import TaskContext
-from flame.service.child import TooMuchOutputError, run
-from flame.service.flmexec import ExecService, Request, configured_interpreters, interpreter, parse
+from flame.sandbox.inside.child import TooMuchOutputError, run
+from flame.sandbox.flmexec import ExecService, Request, configured_interpreters, interpreter, parse
 
 ENVIRON = {"PATH": os.environ["PATH"], "HOME": "/tmp"}
 SHELL = ["/bin/sh", "-c"]

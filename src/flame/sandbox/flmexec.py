@@ -21,14 +21,18 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from flame.service.api import FlameService, TaskContext
-from flame.service.child import Outcome, run
+from flame.sandbox.inside.child import Outcome, run
+from flame.service.api import FlameService, SessionContext, TaskContext
 from flame.service.runtime import run as serve
 
+if TYPE_CHECKING:
+    from flame.sandbox.inside.kernel_process import Started
+
+SANDBOX = "sandbox"  # what the ids of sandboxes begin with
 SHELLS = ("sh", "bash", "zsh", "csh", "tcsh", "ksh", "fish")
 INTERPRETERS = "FLAME_EXEC_INTERPRETERS"
 
@@ -59,7 +63,26 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class ExecService(FlameService):
-    """Runs each task's script in a folder of its own."""
+    """Runs each task's script in a folder of its own, or serves a sandbox when the session is one."""
+
+    def __init__(self, kernel: Started | None = None) -> None:
+        """`kernel`: one that was started ahead, should the session be a sandbox."""
+        self._kernel = kernel
+
+    def on_session_enter(self, context: SessionContext) -> None:
+        kernel, self._kernel = self._kernel, None
+        data = context.common_data()
+        if data is not None:
+            from flame.sandbox import wire
+
+            if wire.is_sandbox(data):
+                from flame.sandbox.inside.service import SandboxService
+
+                context.service, context.concurrency = SandboxService(kernel), wire.CONCURRENCY
+                return
+        if kernel is not None:
+            kernel.kill()
+            kernel.process.wait()
 
     def on_task_invoke(self, context: TaskContext) -> bytes:
         """Raises ValueError for a request that is none, or names no interpreter of this node."""
@@ -232,7 +255,17 @@ def _file_name(language: str) -> str:
 
 def main() -> None:
     """The console script `flmexec-service`."""
-    serve(ExecService())
+    session_id = os.environ.get("FLAME_SESSION_ID", "")
+    kernel: Started | None = None
+    # One that waits for a session has the time to get ready; sandboxes want to be quick.
+    if not session_id or session_id.startswith(f"{SANDBOX}-"):
+        from flame.sandbox.inside.kernel_process import Started
+        from flame.sandbox.inside.places import environment, working_folder
+
+        folder = working_folder()
+        kernel = Started(environment(os.environ, folder), folder)
+        from flame.sandbox.inside import service as service
+    serve(ExecService(kernel))
 
 
 if __name__ == "__main__":

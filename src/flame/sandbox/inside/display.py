@@ -1,0 +1,96 @@
+"""How the kernel shows a value: as text, and in the formats that its type offers.
+
+The kernel loads this before any code of the user, so it imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import base64
+import reprlib
+import sys
+from typing import Any
+
+MAX_TEXT = 1024 * 1024  # characters of one value's text
+_METHODS = {
+    "_repr_html_": "text/html",
+    "_repr_markdown_": "text/markdown",
+    "_repr_latex_": "text/latex",
+    "_repr_svg_": "image/svg+xml",
+    "_repr_png_": "image/png",
+    "_repr_jpeg_": "image/jpeg",
+    "_repr_json_": "application/json",
+    "_repr_javascript_": "application/javascript",
+    "_repr_pdf_": "application/pdf",
+}
+
+
+def shown(value: object) -> dict[str, Any]:
+    """The value as the agent is told: text, and formats by MIME type; bytes as {"base64": ...}."""
+    return {"text": _text(value), "formats": _formats(value)}
+
+
+def figures() -> list[dict[str, Any]]:
+    """The figures that matplotlib has open, as PNG; they are closed. Nothing where it is not in use."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is None:
+        return []
+    import io
+
+    found: list[dict[str, Any]] = []
+    for number in pyplot.get_fignums():
+        figure = pyplot.figure(number)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", bbox_inches="tight")
+        found.append({"text": _text(figure), "formats": {"image/png": _packed(file.getvalue())}})
+    pyplot.close("all")
+    return found
+
+
+def _text(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{reprlib.repr(type(value).__name__)} object whose repr raised {type(error).__name__}>"
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({len(text) - MAX_TEXT} characters left out)"
+
+
+def _formats(value: object) -> dict[str, Any]:
+    """What the methods of its type give. One that raises, or that says None, is left out."""
+    found: dict[str, Any] = {}
+    if isinstance(value, type):
+        return found  # its methods are for its instances
+    bundle = _called(value, "_repr_mimebundle_")
+    if isinstance(bundle, tuple) and bundle:
+        bundle = bundle[0]  # data, metadata
+    if isinstance(bundle, dict):
+        found.update((str(kind), _packed(data)) for kind, data in bundle.items() if kind != "text/plain")
+    for method, kind in _METHODS.items():
+        if kind not in found:
+            data = _called(value, method)
+            if isinstance(data, tuple) and data:
+                data = data[0]
+            if data is not None:
+                found[kind] = _packed(data)
+    return {kind: data for kind, data in found.items() if data is not None}
+
+
+def _called(value: object, method: str) -> Any:
+    try:
+        function = getattr(value, method, None)
+        return function() if callable(function) else None
+    except Exception:
+        return None
+
+
+def _packed(data: object) -> Any:
+    """Text as it is, bytes in base64, other things as JSON text; None for what is none of them."""
+    if isinstance(data, str):
+        return data
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return {"base64": base64.b64encode(data).decode()}
+    import json
+
+    try:
+        return json.dumps(data)
+    except (TypeError, ValueError):
+        return None

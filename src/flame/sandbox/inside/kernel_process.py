@@ -1,0 +1,199 @@
+"""The kernel seen from the service: a process that is started, asked, interrupted, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from flame.sandbox.inside.processes import as_victim, describe, kill_group
+
+_MAX_MESSAGE = 64 * 1024**2
+_CHUNK = 64 * 1024
+_PROGRAM = "from flame.sandbox.inside.kernel import main; main({})"
+
+
+class Started:
+    """A kernel's process. It may be started before there is an event loop."""
+
+    def __init__(self, env: Mapping[str, str], cwd: str) -> None:
+        """Raises OSError."""
+        ours, theirs = socket.socketpair()
+        try:
+            self.process = subprocess.Popen(
+                # -P: no file of the working folder is taken for a module of ours.
+                [sys.executable, "-P", "-c", _PROGRAM.format(theirs.fileno())],
+                env={"MPLBACKEND": "Agg", **env, "PYTHONUNBUFFERED": "1"},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.socket = ours
+        as_victim(self.process.pid)
+
+    def kill(self) -> None:
+        """End it and what it started in its group."""
+        kill_group(self.process.pid, signal.SIGKILL)
+
+
+class Kernel:
+    """A kernel that is asked one thing at a time. `printed` gets (stderr?, text bytes), `told` its messages."""
+
+    def __init__(self, started: Started) -> None:
+        self._process = started.process
+        self._started = started
+        self._socket = started.socket
+        self._loop = asyncio.get_running_loop()
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self._answer: asyncio.Future[dict[str, Any]] | None = None
+        self.printed: Callable[[bool, bytes], None] = _ignored
+        self.told: Callable[[dict[str, Any]], None] = _nothing
+        self.ended: asyncio.Future[str] = self._loop.create_future()  # in words
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._pipes = {self._process.stdout.fileno(): False, self._process.stderr.fileno(): True}
+        self._exit = os.pidfd_open(self._process.pid)
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._on_message)
+        self._loop.add_reader(self._exit, self._on_exit)
+        for pipe in self._pipes:
+            os.set_blocking(pipe, False)
+            self._loop.add_reader(pipe, self._on_output, pipe)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Its answer. Raises EOFError, with the reason, when it ends instead."""
+        if self.ended.done():
+            raise EOFError(self.ended.result())
+        self._answer = self._loop.create_future()
+        data = json.dumps(request).encode()
+        self._unsent += len(data).to_bytes(4, "little") + data
+        self._send()
+        try:
+            await asyncio.wait({self._answer, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+            if self._answer.done():
+                return self._answer.result()
+            raise EOFError(self.ended.result())
+        finally:
+            self._answer = None
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        if not self.ended.done():
+            os.kill(self.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it."""
+        if not self.ended.done():
+            self._started.kill()
+
+    def _send(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent[:_CHUNK])]
+        except BlockingIOError:
+            self._loop.add_writer(self._socket, self._send)
+            return
+        except OSError:
+            self._unsent.clear()  # it has ended; its exit status is on its way
+        self._loop.remove_writer(self._socket)
+
+    def _on_message(self) -> None:
+        try:
+            data = self._socket.recv(_CHUNK * 4)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._socket)
+            self.kill()  # it closed its socket: nobody can talk to it any more
+            return
+        self._received += data
+        while len(self._received) >= 4:
+            size = int.from_bytes(self._received[:4], "little")
+            if size > _MAX_MESSAGE:
+                self.kill()
+                return
+            if len(self._received) < 4 + size:
+                return
+            body = bytes(self._received[4 : 4 + size])
+            del self._received[: 4 + size]
+            try:
+                message: object = json.loads(body)
+            except ValueError:
+                message = None
+            if not isinstance(message, dict):
+                self.kill()
+                return
+            self._take(cast("dict[str, Any]", message))
+
+    def _take(self, message: dict[str, Any]) -> None:
+        self.drain()  # what it printed before it said so
+        if "done" not in message:
+            self.told(message)
+        elif self._answer is not None and not self._answer.done():
+            self._answer.set_result(message)
+
+    def drain(self) -> None:
+        """Take what is in the pipes."""
+        for pipe in list(self._pipes):
+            while self._on_output(pipe):
+                pass
+
+    def _on_output(self, pipe: int) -> bool:
+        """Whether there may be more."""
+        try:
+            data = os.read(pipe, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(pipe)
+            del self._pipes[pipe]
+            return False
+        self.printed(self._pipes[pipe], data)
+        return True
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._exit)
+        os.close(self._exit)
+        self._started.kill()  # what it left in its group
+        status = self._process.wait()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+        self.drain()
+        for pipe in self._pipes:
+            self._loop.remove_reader(pipe)
+        self._pipes.clear()
+        for file in (self._process.stdout, self._process.stderr):
+            assert file is not None
+            file.close()
+        self.ended.set_result(describe(status))
+
+
+def _ignored(stderr: bool, data: bytes) -> None:
+    """It prints while nothing runs."""
+
+
+def _nothing(message: dict[str, Any]) -> None:
+    """It tells something while nothing runs."""

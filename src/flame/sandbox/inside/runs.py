@@ -1,0 +1,254 @@
+"""Runs of code: one after another in the kernel, what each gives kept for those who follow it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import codecs
+import os
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, cast
+
+from flame.model.errors import InvalidStateError, NotFoundError
+from flame.sandbox.inside.kernel_process import Kernel, Started
+from flame.sandbox.inside.waiting import Bell, Clock
+from flame.sandbox.wire import Ended, FollowCode, Piece, Progress, Raised, RunCode, Shown
+
+MAX_OUTPUT = 4 * 1024**2  # characters that one run may print; what comes behind is dropped, and counted
+MAX_SHOWN = 32 * 1024**2  # of all that one run shows
+_ANSWER = 2 * 1024**2  # of pieces in one answer
+_KEPT = 32  # runs that have ended
+_OBEY_S = 3.0  # for code that was interrupted to end
+_PIECE = 64 * 1024
+
+
+class Run:
+    """One run and what came of it so far."""
+
+    def __init__(self, request: RunCode) -> None:
+        self.request = request
+        self.pieces: list[Piece] = []
+        self.ended: Ended | None = None
+        self.bell = Bell()
+        self.verdict = ""  # why it shall end
+        self.cut = 0
+        self._printed = 0
+        self._shown = 0
+        self._told = 0  # pieces that a client has, which do not change any more
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self._decoders = {False: decoder("replace"), True: decoder("replace")}
+
+    def print(self, stderr: bool, data: bytes) -> None:
+        """It printed this; what was not seen by anybody yet grows."""
+        text = self._decoders[stderr].decode(data)
+        room = MAX_OUTPUT - self._printed
+        self.cut += max(0, len(text) - room)
+        text = text[: max(0, room)]
+        if not text:
+            return
+        self._printed += len(text)
+        last = self.pieces[-1] if len(self.pieces) > self._told else Piece()
+        if _grows(last, stderr):
+            self.pieces[-1] = Piece(stderr=last.stderr + text) if stderr else Piece(stdout=last.stdout + text)
+        else:
+            self.pieces.append(Piece(stderr=text) if stderr else Piece(stdout=text))
+        self.bell.ring()
+
+    def told(self, message: dict[str, Any]) -> None:
+        """It shows a value."""
+        shown = cast("dict[str, Any]", message.get("shown") or {})
+        formats: dict[str, str | bytes] = {}
+        for kind, data in dict(shown.get("formats") or {}).items():
+            formats[str(kind)] = base64.b64decode(data["base64"]) if isinstance(data, dict) else str(data)
+        text = str(shown.get("text", ""))
+        size = len(text) + sum(map(len, formats.values()))
+        if self._shown + size > MAX_SHOWN:
+            self.cut += size
+            return
+        self._shown += size
+        self.pieces.append(Piece(shown=Shown(text, formats, bool(shown.get("value")))))
+        self.bell.ring()
+
+    def end(self, error: Raised | None, *, restarted: bool = False) -> None:
+        """It is over."""
+        self.ended = Ended(error, self.cut, restarted)
+        self.bell.ring()
+
+    def progress(self, seen: int) -> Progress:
+        """What came behind so many pieces, as much as fits into one answer."""
+        taken: list[Piece] = []
+        size = 0
+        for piece in self.pieces[seen:]:
+            size += len(piece.stdout) + len(piece.stderr)
+            size += sum(map(len, piece.shown.formats.values())) + len(piece.shown.text) if piece.shown else 0
+            if taken and size > _ANSWER:
+                break
+            taken.append(piece)
+        self._told = max(self._told, seen + len(taken))
+        return Progress(taken, self.ended if seen + len(taken) == len(self.pieces) else None)
+
+
+def _grows(piece: Piece, stderr: bool) -> bool:
+    text = piece.stderr if stderr else piece.stdout
+    return bool(text) and len(text) < _PIECE
+
+
+class Runs:
+    """The kernel and the runs that wait for it. `env` and `cwd` are those of the kernels."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.env: Mapping[str, str] = os.environ
+        self.cwd = ""
+        self._clock = clock
+        self._kernel: Kernel | None = None
+        self._queue: deque[Run] = deque()
+        self._runs: dict[str, Run] = {}
+        self._current: Run | None = None
+        self._working: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    async def run(self, request: RunCode) -> Progress:
+        run = self._runs.get(request.id)
+        if run is None:
+            run = self._runs[request.id] = Run(request)
+            self._queue.append(run)
+            if self._working is None or self._working.done():
+                self._working = asyncio.get_running_loop().create_task(self._work())
+        return await self._follow(run, 0, request.eager)
+
+    async def follow(self, request: FollowCode) -> Progress:
+        run = self._runs.get(request.id)
+        if run is None:
+            raise NotFoundError(f"there is no run {request.id} of code", remedy="old ones are forgotten")
+        return await self._follow(run, request.seen, request.eager)
+
+    def interrupt(self) -> None:
+        """End what runs, as Ctrl-C does; what waits goes on."""
+        if self._current is not None:
+            self._stop(self._current, "KeyboardInterrupt: interrupted")
+
+    async def restart(self) -> None:
+        """End the kernel and all that waits for it."""
+        for run in self._queue:
+            run.end(Raised("KernelRestarted", "the kernel was restarted before this code ran", ""), restarted=True)
+        self._queue.clear()
+        if self._current is not None:
+            self._current.verdict = "KernelRestarted: the kernel was restarted while this code ran"
+        if self._kernel is not None:
+            self._kernel.kill()
+            await asyncio.wait({self._kernel.ended})
+            self._kernel = None
+        self.prepare()
+
+    def prepare(self, started: Started | None = None) -> None:
+        """Start the kernel, or take this one, which runs already."""
+        if self._kernel is None or self._kernel.ended.done():
+            self._kernel = Kernel(started or Started(self.env, self.cwd))
+
+    @property
+    def pid(self) -> int | None:
+        """Of the kernel, None when there is none."""
+        return None if self._kernel is None or self._kernel.ended.done() else self._kernel.pid
+
+    def close(self) -> None:
+        if self._kernel is not None:
+            self._kernel.kill()
+
+    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ask the kernel something between two runs. Raises InvalidStateError when it ends instead."""
+        async with self._turn:
+            self.prepare()
+            assert self._kernel is not None
+            try:
+                return await self._kernel.ask(request)
+            except EOFError as error:
+                raise InvalidStateError(f"the kernel {error}") from None
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    async def _follow(self, run: Run, seen: int, eager: bool) -> Progress:
+        await run.bell.wait_until(lambda: run.ended or (eager and len(run.pieces) > seen))
+        return run.progress(seen)
+
+    async def _work(self) -> None:
+        while self._queue:
+            async with self._turn:
+                if self._queue:
+                    await self._run(self._queue.popleft())
+        for name in list(self._runs)[:-_KEPT]:
+            if self._runs[name].ended:
+                del self._runs[name]
+
+    async def _run(self, run: Run) -> None:
+        try:
+            self.prepare()
+        except OSError as error:
+            run.end(Raised("KernelDied", f"no kernel can be started: {error}", ""))
+            return
+        kernel = self._kernel
+        assert kernel is not None
+        self._current = run
+        kernel.printed, kernel.told = run.print, run.told
+        request = run.request
+        allowed = request.timeout
+        timer = self._clock.after(
+            allowed, lambda: self._stop(run, f"TimeoutError: the code ran for more than {allowed:g} s")
+        )
+        try:
+            answer = await kernel.ask({"do": "run", "code": request.code, "env": request.env})
+        except EOFError as error:
+            run.end(_killed(run.verdict, str(error)), restarted=True)
+            self._kernel = None
+        else:
+            run.end(_raised(run.verdict, cast("dict[str, str] | None", answer.get("error"))))
+        finally:
+            if timer is not None:
+                timer.cancel()
+            kernel.printed, kernel.told = _ignored, _nothing
+            self._current = None
+
+    def _stop(self, run: Run, verdict: str) -> None:
+        """Interrupt the run; a kernel that does not obey is ended."""
+        kernel = self._kernel
+        if run is not self._current or kernel is None:
+            return
+        run.verdict = run.verdict or verdict
+        kernel.interrupt()
+
+        def insist() -> None:
+            if run is self._current and kernel is self._kernel:
+                kernel.kill()
+
+        self._clock.after(_OBEY_S, insist)
+
+
+def _raised(verdict: str, error: dict[str, str] | None) -> Raised | None:
+    """How a run ended whose kernel goes on."""
+    if error is None:
+        return None
+    name, message, traceback = error.get("name", ""), error.get("message", ""), error.get("traceback", "")
+    if verdict and name == "KeyboardInterrupt":
+        name, _, message = verdict.partition(": ")
+        message += " and was interrupted" if name == "TimeoutError" else ""
+    return Raised(name, message, traceback)
+
+
+def _killed(verdict: str, how: str) -> Raised:
+    """How a run ended that took its kernel with it."""
+    if not verdict:
+        return Raised("KernelDied", f"the kernel {how}; its variables are lost", "")
+    name, _, message = verdict.partition(": ")
+    if name != "KernelRestarted":
+        message += "; it did not stop when interrupted, so the kernel was ended, and its variables are lost"
+    return Raised(name, message, "")
+
+
+def _ignored(stderr: bool, data: bytes) -> None:
+    """It prints while nothing runs."""
+
+
+def _nothing(message: dict[str, Any]) -> None:
+    """It shows something while nothing runs."""
