@@ -41,13 +41,6 @@ async def test_an_instance_inherits_no_more_than_its_three_streams(node: Node, l
     assert not [name for name in opened if name.startswith(("/", "pipe:"))]
 
 
-async def test_a_sandbox_is_told_of_no_socket_that_nobody_could_reach(node: Node) -> None:
-    await begin(node, 1, "process")
-    names = await ask(node, 1, "answer = list(os.environ)")
-    assert "FLAME_INSTANCE_LINK" in names
-    assert "FLAME_INSTANCE_ENDPOINT" not in names
-
-
 # --- its life --------------------------------------------------------------------------------------------------------
 
 
@@ -198,14 +191,6 @@ def test_memory_is_named_in_the_error_of_a_task_and_the_events_of_its_session(tm
 
 
 # --- refused, cleaned up ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("asked", [{"isolation": "process"}, {"limits": types_pb2.Limits(pids=9)}])
-async def test_a_shim_that_can_not_hold_it_refuses(node: Node, asked: dict[str, Any]) -> None:
-    node.manager.start(1, "true", shim=types_pb2.Stdio, **asked)
-    released = await node.manager.released(1)
-    assert released.code == 11
-    assert released.message.startswith("isolation and limits are held for shim Host only")
 
 
 async def test_a_folder_that_would_take_the_sandbox_apart_is_refused(node: Node) -> None:

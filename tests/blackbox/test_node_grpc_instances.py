@@ -155,10 +155,21 @@ async def test_a_grpc_instance_that_was_started_ahead_enters_the_session_that_co
 
 async def test_a_socket_without_a_server_behind_it_is_given_up(node: Node) -> None:
     source = """
-        open(os.environ["FLAME_INSTANCE_ENDPOINT"], "w").close()
+        import socket
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(os.environ["FLAME_INSTANCE_ENDPOINT"])
         time.sleep(3600)
     """
     node.start(1, source, start_timeout_ms=500)
     released = await node.manager.released(1)
     assert released.code == 11
     assert "did not become ready" in released.message
+
+
+@pytest.mark.parametrize("made", ["open(path, 'w').close()", "os.symlink(os.environ['FLAME_INSTANCE_LINK'], path)"])
+async def test_what_is_no_socket_of_its_own_is_not_connected_to(node: Node, made: str) -> None:
+    """A link could name any socket that the executor manager may connect to, from inside of a sandbox too."""
+    node.start(1, f"path = os.environ['FLAME_INSTANCE_ENDPOINT']\n{made}\ntime.sleep(3600)\n", isolation="process")
+    released = await node.manager.released(1)
+    assert released.code == 11
+    assert released.message.endswith("is no socket")

@@ -213,15 +213,6 @@ def test_a_program_without_our_sdk(cluster: Cluster) -> None:
         assert session.invoke(b"'goes on'", timeout=30) == b"goes on"
 
 
-def test_a_shim_that_no_node_has_is_said_by_name(cluster: Cluster) -> None:
-    register(cluster, "wasm", "", shim="Wasm")
-    with connect(cluster) as connection:
-        session = connection.create_session("wasm")
-        with pytest.raises(flame.FlameError, match="can't run shim WASM; it runs HOST, STDIO, REST"):
-            session.submit(b"").result(30)
-        session.close()
-
-
 def test_nothing_runs_after_the_executor_manager_was_killed(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster, connect(cluster) as connection:
         register(cluster, "evaluate", f"#!{sys.executable}\n{LINES}", "stdio=lines")

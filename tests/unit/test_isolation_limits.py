@@ -142,7 +142,7 @@ def test_usage_is_read_in_both_layouts(tmp_path: Path) -> None:
 
 
 def able(sandboxes: str = "", groups: str = "") -> Confinement:
-    return Confinement(Sandboxes("bwrap", Path("/nowhere"), sandboxes), Groups({}, groups), ())
+    return Confinement([Sandboxes("bwrap", Path("/nowhere"), sandboxes)], Groups({}, groups), ())
 
 
 def test_a_sandbox_gets_no_more_than_its_executor() -> None:

@@ -47,9 +47,14 @@ def test_what_can_not_work_is_refused(asked: dict[str, Any], message: str) -> No
             {"isolation": "none"},
             "application app has isolation process; a session of it can't",
         ),
+        (
+            {"isolation": "microvm"},
+            {"isolation": "gvisor"},
+            "application app has isolation microvm; a session of it can't",
+        ),
         ({"network": "none", "isolation": "process"}, {"network": "host"}, "application app has network none"),
-        ({}, {"network": "none"}, "network none needs isolation process"),
-        ({"limits": Limits(disk=1)}, {}, "limits.disk needs isolation process"),
+        ({}, {"network": "none"}, "network none needs isolation"),
+        ({"limits": Limits(disk=1)}, {}, "limits.disk needs isolation"),
     ],
 )
 def test_a_session_asks_for_no_less_than_its_application(
@@ -67,6 +72,8 @@ def test_the_stricter_of_both_holds() -> None:
         command="run", isolation="process", limits=Limits(memory=50 * MIB, pids=5, wall_ms=7), network="none"
     )
     assert strictest(application, session()) == application
+    assert strictest(ApplicationSpec(isolation="process"), session(isolation="gvisor")).isolation == "gvisor"
+    assert strictest(ApplicationSpec(isolation="microvm"), session(isolation="microvm")).isolation == "microvm"
     assert stricter(NO_LIMITS, NO_LIMITS) == NO_LIMITS
 
 
@@ -112,7 +119,7 @@ def test_only_nodes_that_can_isolate_get_its_executors() -> None:
 @pytest.mark.parametrize(
     ("event", "message"),
     [
-        (ev.CreateSession(9, "s", SessionSpec("app", network="none")), "network none needs isolation process"),
+        (ev.CreateSession(9, "s", SessionSpec("app", network="none")), "network none needs isolation"),
         (ev.RegisterApplication(9, "other", ApplicationSpec(isolation="vm")), "unknown isolation 'vm'"),
         (ev.UpdateApplication(9, "app", ApplicationSpec(network="lan")), "unknown network 'lan'"),
     ],

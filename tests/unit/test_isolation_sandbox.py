@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from flame.model.isolation import NO_LIMITS
+from flame.proto import shim_pb2, types_pb2
 from flame.shims import isolation_filter
 from flame.shims.isolation_sandbox import Room, Sandboxes, arguments, folders_of_interpreter, forbidden, readable
 from flame.shims.processes import Program, describe_status, signal_of
+from flame.shims.shim import Launch
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 X86, ARM, I386 = 0xC000003E, 0xC00000B7, 0x40000003
@@ -102,7 +105,12 @@ def test_what_is_hidden_stays_hidden_below_what_is_shown() -> None:
 
 
 def test_the_program_is_run_by_bubblewrap() -> None:
-    wrapped = Sandboxes("/usr/bin/bwrap", Path("/node")).wrap(Program("/bin/a", ["a", "b"], {"X": "1"}, "/w"), Room())
+    wrapped = Sandboxes("/usr/bin/bwrap", Path("/node")).wrap(
+        Program("/bin/a", ["a", "b"], {"X": "1"}, "/w"),
+        Room(),
+        NO_LIMITS,
+        Launch("e", "t", types_pb2.ApplicationSpec(), shim_pb2.SessionContext()),
+    )
     assert wrapped.path == wrapped.argv[0] == "/usr/bin/bwrap"
     assert wrapped.argv[-5:] == ["--chdir", "/tmp", "--", "/bin/a", "b"]
     assert (wrapped.boxed, wrapped.opened, wrapped.env, wrapped.cwd) == (True, ["/node/filter"], {"X": "1"}, "/w")

@@ -36,8 +36,8 @@ def test_values_are_not_expanded_again() -> None:
 def environment_of(context: shim_pb2.SessionContext, **application: str) -> dict[str, str]:
     environments = [types_pb2.Environment(name=name, value=value) for name, value in application.items()]
     launch = Launch("e-1", "token", types_pb2.ApplicationSpec(environments=environments), context)
-    around = Surroundings(environ={}, bin_dir=Path("/bin"), link="/s/link", max_payload=1)
-    return environment(launch, around, Path("/s/1.sock"), Path("/t"))
+    around = Surroundings(environ={}, bin_dir=Path("/bin"), max_payload=1)
+    return environment(launch, around, Path("/t"))
 
 
 def test_who_knows_no_session_is_told_none() -> None:

@@ -6,16 +6,18 @@ import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
+
+from flame.model.isolation import Limits
 from flame.proto import types_pb2
 from flame.shims.host import HostShim
-from flame.shims.isolation import Confinement
-from flame.shims.isolation_sandbox import Sandboxes
-from flame.shims.limits import Groups
+from flame.shims.isolation_sandbox import Room, Sandboxes
+from flame.shims.processes import Program
 from flame.shims.rest import RestShim
-from flame.shims.shim import Shim
+from flame.shims.shim import Launch, Shim
 from flame.shims.stdio import StdioShim
 from flame.shims.warm import WarmLimits
-from flame.testing.shims import Bench, ShimConformance
+from flame.testing.shims import Bench, Desk, ShimConformance, a_bench
 
 HEAD = """
 import os, sys, json, base64
@@ -104,25 +106,10 @@ def program(folder: Path, source: str, *labels: str) -> types_pb2.ApplicationSpe
     return types_pb2.ApplicationSpec(command=sys.executable, arguments=[str(file)], labels=labels)
 
 
-class NoPackages:
-    async def provide(self, name: str, application: types_pb2.ApplicationSpec) -> None:
-        return None
-
-
 class OfHost(ShimConformance):
     def make(self, bench: Bench) -> Shim:
         warm = WarmLimits(budget=0, idle=1, start_timeout=1, terminate_grace=1)
-        bare = Confinement(Sandboxes("", bench.folder, "not looked for"), Groups({}, "not looked for"), [])
-        return HostShim(
-            bench.keeper,
-            bench.reception,
-            bench.logs,
-            bench.workshop.folder,
-            bench.surroundings,
-            warm,
-            NoPackages(),
-            bare,
-        )
+        return HostShim(bench.workshop, bench.reception, warm)
 
 
 class TestHostLink(OfHost):
@@ -172,3 +159,88 @@ class TestRestPort(OfRest):
 class TestRestSocket(OfRest):
     def service(self, folder: Path) -> types_pb2.ApplicationSpec:
         return program(folder, ON_A_SOCKET)
+
+
+class Isolated(ShimConformance):
+    """The same at level process, with a limit of each kind."""
+
+    async def test_it_is_isolated(self) -> None:
+        async with self.desk() as desk:
+            (found,) = await desk.run(b"env HOME")
+            assert found == b"/tmp"
+
+
+def isolated(application: types_pb2.ApplicationSpec) -> types_pb2.ApplicationSpec:
+    """The application at level process, with limits."""
+    application.isolation = "process"
+    application.limits.CopyFrom(types_pb2.Limits(memory=256 << 20, pids=100, cpu_millis=1500, disk=64 << 20))
+    return application
+
+
+class TestHostLinkIsolated(Isolated, OfHost):
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return isolated(program(folder, LINK))
+
+
+class TestHostGrpcIsolated(Isolated, OfHost):
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return isolated(program(folder, GRPC))
+
+
+class TestStdioFramedIsolated(Isolated, OfStdio):
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return isolated(program(folder, LINK, "stdio=framed"))
+
+
+class TestStdioLinesIsolated(Isolated, OfStdio):
+    greets = False
+
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return isolated(program(folder, LINES))
+
+
+class TestStdioOnceIsolated(Isolated, OfStdio):
+    greets = lasts = False
+
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return isolated(program(folder, ONCE, "stdio=once"))
+
+
+class TestRestIsolated(Isolated, OfRest):
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        return isolated(program(folder, ON_A_SOCKET))
+
+
+class Sealed(Sandboxes):
+    """A level that no socket reaches into, as those with a kernel of their own; here it is a sandbox of bubblewrap."""
+
+    name = "microvm"
+    streams = True
+
+    def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
+        return super().wrap(program, msgspec.structs.replace(room, sockets=()), limits, launch)
+
+
+class TestHostSealed(Isolated):
+    def make(self, bench: Bench) -> Shim:
+        bench.workshop.confinement.levels["microvm"] = Sealed.find(bench.folder / "sealed")
+        return HostShim(
+            bench.workshop, bench.reception, WarmLimits(budget=0, idle=1, start_timeout=1, terminate_grace=1)
+        )
+
+    def service(self, folder: Path) -> types_pb2.ApplicationSpec:
+        application = isolated(program(folder, LINK))
+        application.isolation = "microvm"
+        return application
+
+
+async def test_an_http_server_can_not_be_where_no_socket_reaches(tmp_path: Path) -> None:
+    async with a_bench() as bench:
+        bench.workshop.confinement.levels["microvm"] = Sealed.find(bench.folder / "sealed")
+        application = program(tmp_path, ON_A_SOCKET)
+        application.isolation = "microvm"
+        report = await Desk(bench, RestShim(bench.workshop, bench.reception), application).gone()
+        assert (report.code, report.message) == (
+            11,
+            "an HTTP server can't be reached at isolation microvm: use another shim",
+        )

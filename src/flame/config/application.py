@@ -56,9 +56,9 @@ def _application(root: Section) -> ApplicationDocument:
             installer=spec.text("installer"),
             start_timeout_ms=spec.integer("start_timeout_ms", 0, maximum=2**32 - 1),
             warm_instances=spec.integer("warm_instances", 0, maximum=2**32 - 1),
-            isolation=spec.choice("isolation", LEVELS, ""),
+            isolation=spec.choice("isolation", ("", *LEVELS), ""),
             limits=_limits(spec.section("limits")),
-            network=spec.choice("network", NETWORKS, ""),
+            network=spec.choice("network", ("", *NETWORKS), ""),
         ),
     )
     root.finish()

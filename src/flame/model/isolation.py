@@ -12,14 +12,15 @@ from flame.model.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from flame.model.specs import ApplicationSpec, SessionSpec
 
-LEVELS = ("", "none", "process")  # "" is "none" unless the application or the session says more
-NETWORKS = ("", "none", "host")  # "" is "none" at level process, else "host"
-PROCESS = "process"
+NONE = "none"
+LEVELS = (NONE, "process", "gvisor", "microvm")  # each is stricter than those before it; "" is none unless more is said
+NETWORKS = ("none", "host")  # "" is none above level none, which always has the node's
 MIN_MEMORY = 16 * 1024**2  # below, no interpreter starts
 MIN_PIDS = 4  # the sandbox itself has two
 
 # Labels that nodes give themselves. Sessions that need what they tell are placed by them.
-PROCESS_LABEL = "flame.isolation.process"
+ISOLATION_LABEL = "flame.isolation."  # and a level
+SHIM_LABEL = "flame.shim."  # and a shim
 LIMITS_LABEL = "flame.limits"
 YES, NO = "yes", "no"
 
@@ -48,11 +49,18 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
 NO_LIMITS = Limits()
 
 
+def isolated(level: str) -> bool:
+    """Whether an instance of this level is more than a plain process."""
+    return level not in ("", NONE)
+
+
 def check(isolation: str, limits: Limits, network: str) -> None:
     """Raises InvalidArgumentError for what no application and no session may ask for."""
-    if isolation not in LEVELS:
-        raise InvalidArgumentError(f"unknown isolation {isolation!r}", remedy="write none or process, or leave it out")
-    if network not in NETWORKS:
+    if isolation not in ("", *LEVELS):
+        raise InvalidArgumentError(
+            f"unknown isolation {isolation!r}", remedy=f"write one of {', '.join(LEVELS)}, or leave it out"
+        )
+    if network not in ("", *NETWORKS):
         raise InvalidArgumentError(f"unknown network {network!r}", remedy="write none or host, or leave it out")
     if 0 < limits.memory < MIN_MEMORY:
         raise InvalidArgumentError(f"limits.memory {limits.memory} is below {MIN_MEMORY} bytes: nothing would start")
@@ -63,9 +71,9 @@ def check(isolation: str, limits: Limits, network: str) -> None:
 def check_together(application: ApplicationSpec, session: SessionSpec) -> None:
     """Raises InvalidArgumentError when the session asks for less than its application, or for what can't be held."""
     check(session.isolation, session.limits, session.network)
-    if application.isolation == PROCESS and session.isolation == "none":
+    if session.isolation and _strictness(session.isolation) < _strictness(application.isolation):
         raise InvalidArgumentError(
-            f"application {session.application} has isolation process; a session of it can't have less",
+            f"application {session.application} has isolation {application.isolation}; a session of it can't have less",
             remedy="leave isolation out",
         )
     if application.network == "none" and session.network == "host":
@@ -74,11 +82,11 @@ def check_together(application: ApplicationSpec, session: SessionSpec) -> None:
             remedy="leave network out",
         )
     together = strictest(application, session)
-    if together.isolation != PROCESS:
+    if not isolated(together.isolation):
         if together.network == "none":
-            raise InvalidArgumentError("network none needs isolation process", remedy="set isolation to process")
+            raise InvalidArgumentError("network none needs isolation", remedy="set isolation to process or more")
         if together.limits.disk:
-            raise InvalidArgumentError("limits.disk needs isolation process", remedy="set isolation to process")
+            raise InvalidArgumentError("limits.disk needs isolation", remedy="set isolation to process or more")
 
 
 def stricter(one: Limits, other: Limits) -> Limits:
@@ -89,8 +97,7 @@ def stricter(one: Limits, other: Limits) -> Limits:
 
 def strictest(application: ApplicationSpec, session: SessionSpec) -> ApplicationSpec:
     """The application as its instances for this session are started."""
-    levels = (application.isolation, session.isolation)
-    isolation = PROCESS if PROCESS in levels else session.isolation or application.isolation
+    isolation = max(session.isolation or application.isolation, application.isolation, key=_strictness)
     limits = stricter(application.limits, session.limits)
     network = session.network or application.network
     return msgspec.structs.replace(application, isolation=isolation, limits=limits, network=network)
@@ -100,8 +107,12 @@ def placed(application: ApplicationSpec, session: SessionSpec) -> SessionSpec:
     """The session, with the labels in its selector that a node must have to start its instances as they shall be."""
     together = strictest(application, session)
     labels: dict[str, str] = {}
-    if together.isolation == PROCESS:
-        labels[PROCESS_LABEL] = YES
+    if isolated(together.isolation):
+        labels[ISOLATION_LABEL + together.isolation] = YES
     if together.limits.grouped:
         labels[LIMITS_LABEL] = YES
     return msgspec.structs.replace(session, selector={**session.selector, **labels}) if labels else session
+
+
+def _strictness(level: str) -> int:
+    return LEVELS.index(level or NONE)

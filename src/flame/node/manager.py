@@ -20,9 +20,8 @@ from google.protobuf.message import DecodeError
 
 from flame.link import Frame, Kind, Link
 from flame.model.errors import FlameError, InvalidConfigError, NotFoundError, ProtocolError
-from flame.model.isolation import PROCESS
 from flame.model.resources import Resources
-from flame.model.states import BindCode, ExecutorState, Shim
+from flame.model.states import ExecutorState
 from flame.node import capacity
 from flame.node.description import LOOPBACK, describe, own_address
 from flame.node.dialer import Dialer
@@ -30,6 +29,7 @@ from flame.node.executor import Executor
 from flame.node.folders import Folders
 from flame.node.installing import open_store
 from flame.node.settings import NodeSettings
+from flame.node.shims import choose, find_shims, labels
 from flame.proto import frontend_pb2, link_pb2, types_pb2
 from flame.shims.environment import Surroundings
 from flame.shims.host import HostShim
@@ -37,10 +37,6 @@ from flame.shims.isolation import Confinement
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper
 from flame.shims.reception import Reception, default_socket_root
-from flame.shims.rest import RestShim
-from flame.shims.shim import BindError, Instance, Launch, Owner
-from flame.shims.shim import Shim as AnyShim
-from flame.shims.stdio import StdioShim
 from flame.shims.warm import WarmLimits
 from flame.shims.workplace import Workshop
 
@@ -91,7 +87,7 @@ class ExecutorManager:
             raise InvalidConfigError(f"can't use the folders of this node: {error}") from error
         try:
             self._logs = LogStore(settings.work_dir / "logs", settings.log_bytes, settings.log_keep)
-            self._reception = Reception(self._folders.sockets, settings.max_payload)
+            self._reception = Reception(self._folders.sockets, settings.max_payload, self._folders.doors)
             await self._reception.open()
         except OSError as error:
             self._folders.release()
@@ -107,10 +103,9 @@ class ExecutorManager:
             self._folders.release()
             raise InvalidConfigError(f"can't use the folders of this node: {error}") from error
         self._able = self._confinement.labels()
-        for why in (self._confinement.sandboxes.missing, self._confinement.groups.missing):
-            if why:
-                logger.info("node %s: %s", settings.name, why)
-        self._keeper = Keeper(remove=[self._folders.sockets])
+        for why in self._confinement.missing():
+            logger.info("node %s: %s", settings.name, why)
+        self._keeper = Keeper(remove=[self._folders.sockets, self._folders.doors])
         try:
             self._packages = await asyncio.to_thread(open_store, settings, self._keeper, self._folders.executors)
         except OSError as error:
@@ -121,7 +116,6 @@ class ExecutorManager:
         surroundings = Surroundings(
             environ=os.environ,
             bin_dir=Path(sys.executable).parent,
-            link=str(self._reception.link_path),
             max_payload=settings.max_payload,
             endpoint=settings.endpoint,
             cache_endpoint=settings.cache_endpoint,
@@ -133,22 +127,14 @@ class ExecutorManager:
             start_timeout=settings.start_timeout,
             terminate_grace=settings.terminate_grace,
         )
-        self._host = HostShim(
-            self._keeper,
-            self._reception,
-            self._logs,
-            self._folders.executors,
-            surroundings,
-            warm,
-            self._packages,
-            self._confinement,
+        workshop = Workshop(
+            self._keeper, self._logs, self._folders.executors, surroundings, self._packages, self._confinement
         )
-        workshop = Workshop(self._keeper, self._logs, self._folders.executors, surroundings, self._host.prepare)
-        self._shims: dict[Shim, AnyShim] = {
-            Shim.HOST: self._host,
-            Shim.STDIO: StdioShim(workshop),
-            Shim.REST: RestShim(workshop, self._reception),
-        }
+        self._host = HostShim(workshop, self._reception, warm)
+        self._shims = await asyncio.to_thread(
+            find_shims, self._host, workshop, self._reception, settings.work_dir / "shims"
+        )
+        self._able.update(labels(self._shims))
         self._background(self._stay_connected())
         self._background(self._prune_logs())
 
@@ -313,19 +299,7 @@ class ExecutorManager:
                     executor.retract(body)
 
     def _start(self, channel: int, start: link_pb2.Start) -> None:
-        try:
-            kind = Shim(start.application.shim)
-        except ValueError:
-            kind = None
-        shim = self._shims.get(kind) if kind is not None else None
-        if shim is None:
-            name = kind.name if kind is not None else start.application.shim
-            known = ", ".join(shim.name for shim in self._shims)
-            shim = MissingShim(f"this node can't run shim {name}; it runs {known}")
-        elif shim is not self._host and (
-            start.application.isolation == PROCESS or start.application.HasField("limits")
-        ):
-            shim = MissingShim("isolation and limits are held for shim Host only: leave them out, or use that one")
+        shim = choose(self._shims, start.application.shim)
         executor = Executor(channel, start, self._machine.visible(start.gpus), shim, self, self.settings)
         self.executors[channel] = executor
         self._lives.add(executor.life)
@@ -348,16 +322,3 @@ class ExecutorManager:
         while True:
             await asyncio.sleep(_PRUNE_S)
             self._logs.prune()
-
-
-class MissingShim:
-    """Stands in for a shim that this node does not have."""
-
-    def __init__(self, why: str) -> None:
-        self._why = why
-
-    async def prepare(self, launch: Launch) -> Launch:
-        raise BindError(BindCode.START, self._why)
-
-    async def start(self, launch: Launch, owner: Owner) -> Instance:
-        raise BindError(BindCode.START, self._why)

@@ -26,7 +26,6 @@ class Surroundings(msgspec.Struct, frozen=True):
 
     environ: Mapping[str, str]
     bin_dir: Path  # goes first in PATH: the commands that were installed beside Flame
-    link: str  # path of the socket where instances connect
     max_payload: int
     endpoint: str = ""
     cache_endpoint: str = ""
@@ -43,8 +42,8 @@ def expand(text: str, *sources: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
-def environment(launch: Launch, around: Surroundings, endpoint: Path, tmp: Path) -> dict[str, str]:
-    """The whole environment of an instance. `endpoint` is where a gRPC service shall listen, `tmp` its own folder."""
+def environment(launch: Launch, around: Surroundings, tmp: Path) -> dict[str, str]:
+    """The environment of an instance, but for how it is talked to. `tmp` is its own folder."""
     own = around.environ
     level = own.get("RUST_LOG", "info")
     context = launch.context
@@ -62,9 +61,7 @@ def environment(launch: Launch, around: Surroundings, endpoint: Path, tmp: Path)
     fixed = {
         "RUST_LOG": level,
         "FLAME_LOG": own.get("FLAME_LOG", level),
-        "FLAME_INSTANCE_LINK": around.link,
         "FLAME_INSTANCE_TOKEN": launch.token,
-        "FLAME_INSTANCE_ENDPOINT": str(endpoint),
         # Stays what it is for all that the instance starts: the keeper knows them by it.
         "FLAME_INSTANCE_ID": launch.executor_id,
         "FLAME_EXECUTOR_ID": launch.executor_id,

@@ -1,4 +1,4 @@
-"""The host shim: an instance is a process of this machine, in its own group and its own folder.
+"""The host shim: an instance is a program that uses an SDK. It speaks the link, or listens on a gRPC socket.
 
 A new process is started for an executor, or one that was started ahead (pool.py) is bound to it. Until then such a
 process has an id and a token that mean something only between the two of them.
@@ -7,65 +7,37 @@ process has an id and a token that mean something only between the two of them.
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import signal
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-import msgspec
-
-from flame.model.errors import FlameError, UnavailableError
+from flame.model.errors import UnavailableError
 from flame.model.states import BindCode
 from flame.shims import grpc_dialect
-from flame.shims.environment import Surroundings, environment, program, working_directory
-from flame.shims.isolation import Confined, Confinement
+from flame.shims.instance import ProgramInstance
 from flame.shims.link_dialect import LinkDialect
-from flame.shims.logs import ExecutorLog, LogStore
 from flame.shims.pool import Pool
-from flame.shims.processes import Keeper, Process, describe_status, signal_of
-from flame.shims.reception import Reception
-from flame.shims.shim import BindError, Dialect, Launch, Owner, Packages, Usage
+from flame.shims.reception import Arrival, Reception
+from flame.shims.shim import BindError, Dialect, Launch, Owner
+from flame.shims.stdio_framed import FramedStream
+from flame.shims.streams import StreamDoor
 from flame.shims.warm import WarmLimits
-
-_LAST_LINES = 20
-_LAST_BYTES = 2000
+from flame.shims.workplace import Workshop
 
 
 class HostShim:
-    """Starts processes. `folder` is where each executor gets a folder of its own as long as it lives."""
+    """Starts programs that use an SDK."""
 
-    def __init__(
-        self,
-        keeper: Keeper,
-        reception: Reception,
-        logs: LogStore,
-        folder: Path,
-        surroundings: Surroundings,
-        warm: WarmLimits,
-        packages: Packages,
-        confinement: Confinement,
-    ) -> None:
-        self._keeper = keeper
+    missing = ""
+
+    def __init__(self, workshop: Workshop, reception: Reception, warm: WarmLimits) -> None:
+        self._workshop = workshop
         self._reception = reception
-        self._logs = logs
-        self._folder = folder
-        self._surroundings = surroundings
-        self._packages = packages
-        self._confinement = confinement
-        self._number = 0
-        self._pool: Pool[HostInstance] = Pool(self._spawn, warm)
+        self._pool: Pool[ProgramInstance] = Pool(self._spawn, warm)
 
     async def prepare(self, launch: Launch) -> Launch:
         """Install the application's package if it is not there yet. Raises BindError with code 10."""
-        try:
-            package = await self._packages.provide(launch.context.application.name, launch.application)
-        except FlameError as error:
-            raise BindError(BindCode.INSTALL, _text(error)) from error
-        return msgspec.structs.replace(launch, package=package)
+        return await self._workshop.prepare(launch)
 
-    async def start(self, launch: Launch, owner: Owner) -> HostInstance:
+    async def start(self, launch: Launch, owner: Owner) -> ProgramInstance:
         """Start the application's command, or take a process of it that waits. Raises BindError with code 11."""
         instance = self._pool.starting(launch)
         try:
@@ -76,195 +48,85 @@ class HostShim:
         except BaseException:
             self._pool.over(launch.executor_id)
             raise
-        instance.entered = partial(self._pool.entered, launch)
-        instance.disposed = partial(self._pool.over, launch.executor_id)
+        instance.on_entered = partial(self._pool.entered, launch)
+        instance.on_disposed = partial(self._pool.over, launch.executor_id)
         return instance
 
     async def close(self) -> None:
         """End the processes that wait for an executor, and start no more of them; returns when they are gone."""
         await self._pool.close()
 
-    async def _bind(self, instance: HostInstance, launch: Launch, owner: Owner) -> None:
+    async def _bind(self, instance: ProgramInstance, launch: Launch, owner: Owner) -> None:
         try:
             instance.bind(owner)
-            self._logs.claim(instance.log, launch.executor_id, launch.context.session_id)
+            instance.place.claim(launch.executor_id, launch.context.session_id)
         except OSError as error:
             instance.kill()
             await instance.ended
             await instance.dispose()
             raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
 
-    async def _spawn(self, launch: Launch, owner: Owner) -> HostInstance:
-        """Start a process. One without a session keeps its log to itself until it is bound."""
-        application = launch.application
-        own = self._folder / launch.executor_id
-        tmp = own / "tmp"
-        self._number += 1
-        socket = self._reception.folder / f"{self._number:x}.sock"
+    async def _spawn(self, launch: Launch, owner: Owner) -> ProgramInstance:
+        if self._workshop.confinement.streams(launch):
+            return await self._spawn_with_streams(launch, owner)
         try:
-            tmp.mkdir(parents=True, mode=0o700)
-            session_id = launch.context.session_id
-            log = self._logs.create(launch.executor_id, session_id) if session_id else self._logs.unclaimed(own / "log")
+            arrival = self._reception.expect(launch.executor_id, launch.token)
         except OSError as error:
-            raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
-        instance = HostInstance(launch, owner, own, socket, log, self._reception, self._surroundings.max_payload)
+            raise BindError(BindCode.START, f"can't make a folder for the instance's socket: {error}") from error
+        door = HostDoor(self._reception, arrival, owner, self._workshop.surroundings.max_payload)
         try:
-            instance.hold_package()
-            limits = self._confinement.held(launch)
-            around = self._confinement.surroundings(launch, self._surroundings)
-            env = environment(launch, around, socket, self._confinement.temporary(launch, tmp))
-            wanted = program(application, env, around.environ, working_directory(application, own))
-            confined = self._confinement.confine(launch, wanted, limits, [Path(around.link)])
-            instance.confined = confined
-            if limits.output:
-                log.watch(limits.output, partial(instance.flooded, limits.output))
-            stdout, stderr = log.open_pipes()
-            try:
-                process = await self._keeper.spawn(launch.executor_id, confined.program, stdout, stderr)
-            except OSError as error:
-                text = error.strerror or str(error)
-                raise BindError(BindCode.START, f"can't start command {wanted.path!r}: {text}") from error
-            finally:
-                os.close(stdout)
-                os.close(stderr)
+            link = self._reception.link_path
+            variables = {"FLAME_INSTANCE_LINK": str(link), "FLAME_INSTANCE_ENDPOINT": str(arrival.socket)}
+            place = await self._workshop.open(launch, variables, [link, arrival.folder])
+        except BaseException:
+            await door.close()
+            raise
+        instance = ProgramInstance(place, door, owner)
+        try:
+            await instance.run(place.program)
         except BaseException:
             await instance.dispose()
             raise
-        instance.run(process)
         return instance
 
+    async def _spawn_with_streams(self, launch: Launch, owner: Owner) -> ProgramInstance:
+        """No socket reaches where it runs."""
+        place = await self._workshop.open(launch, {"FLAME_INSTANCE_STDIO": "framed"})
+        door = StreamDoor(FramedStream(owner, place.max_payload))
+        return await door.start(place, owner)
 
-class HostInstance:
-    """One process and what it started."""
 
-    def __init__(
-        self,
-        launch: Launch,
-        owner: Owner,
-        folder: Path,
-        socket: Path,
-        log: ExecutorLog,
-        reception: Reception,
-        max_payload: int,
-    ) -> None:
-        self.pid = 0
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._launch = launch
-        self._owner = owner
-        self._folder = folder
-        self._socket = socket
-        self.log = log
-        self.confined: Confined | None = None
-        self.entered: Callable[[], None] = _nothing
-        self.disposed: Callable[[], None] = _nothing
-        self._let_go: Callable[[], None] = _nothing
+class HostDoor:
+    """The link, or a gRPC socket: whichever comes first."""
+
+    hint = ""
+
+    def __init__(self, reception: Reception, arrival: Arrival, owner: Owner, max_payload: int) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.over.set_result(None)
         self._reception = reception
-        self._max_payload = max_payload
-        self._process: Process | None = None
-        self._dialect: Dialect | None = None
-        # Its first sign of life, waited for before it is started.
-        self._link, self._file = reception.expect(launch.executor_id, launch.token, socket)
-
-    def hold_package(self) -> None:
-        """The node keeps its package until it is disposed of. Raises BindError."""
-        package = self._launch.package
-        if package is not None:
-            try:
-                package.hold()
-            except FlameError as error:
-                raise BindError(BindCode.INSTALL, _text(error)) from error
-            self._let_go = package.release
-
-    def run(self, process: Process) -> None:
-        """It was started."""
-        self._process = process
-        self.pid = process.pid
-        process.ended.add_done_callback(self._on_exit)
-
-    def bind(self, owner: Owner) -> None:
-        """It waited, and belongs to this owner from now on."""
+        self._arrival = arrival
         self._owner = owner
-        if self._dialect is not None:
-            self._dialect.owner = owner
+        self._max_payload = max_payload
 
     async def ready(self) -> Dialect:
-        """Wait for its link or its gRPC socket, whichever comes first. Raises BindError (11) when it ends before."""
-        if self._dialect is not None:
-            return self._dialect
-        await asyncio.wait({self._link, self._file, self.ended}, return_when=asyncio.FIRST_COMPLETED)
-        if self._link.done():
-            self._dialect = LinkDialect(self._link.result(), self._owner)
-            return self._dialect
-        if not self.ended.done():
-            connecting = asyncio.ensure_future(grpc_dialect.connect(self._socket, self._owner, self._max_payload))
-            try:
-                await asyncio.wait({connecting, self.ended}, return_when=asyncio.FIRST_COMPLETED)
-                if connecting.done():
-                    self._dialect = connecting.result()
-                    return self._dialect
-            finally:
-                connecting.cancel()
-        raise BindError(BindCode.START, f"the instance {self.ended.result()} before it was ready{self.last_words()}")
+        arrival = self._arrival
+        await asyncio.wait({arrival.link, arrival.file}, return_when=asyncio.FIRST_COMPLETED)
+        if arrival.link.done():
+            dialect: Dialect = LinkDialect(arrival.link.result(), self._owner)
+        else:
+            dialect = await grpc_dialect.connect(arrival.address(), self._owner, self._max_payload)
+        self._reception.settled(arrival)
+        return dialect
 
-    def last_words(self) -> str:
-        """The end of its stderr, as a clause to append to a message."""
-        self.log.catch_up()
-        text = self.log.streams["stderr"].tail(_LAST_BYTES).decode(errors="replace").strip()
-        if not text:
-            return ""
-        return "; the end of its stderr:\n" + "\n".join(text.splitlines()[-_LAST_LINES:])
+    def bind(self, owner: Owner) -> None:
+        self._owner = owner
 
-    def flooded(self, allowed: int) -> None:
-        """It wrote more than it may."""
-        self._owner.broken(f"it wrote more than its limit of {allowed} bytes to stdout and stderr")
+    def last_call(self) -> None:
+        pass
 
-    def usage(self) -> Usage | None:
-        """What its control group counted."""
-        confined = self.confined
-        return confined.group.usage() if confined is not None and confined.group is not None else None
-
-    def terminate(self) -> None:
-        if self._process is not None:
-            self._process.signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.signal(signal.SIGKILL)
-
-    async def dispose(self) -> None:
-        """Close its log and connection, remove its socket and folder."""
-        self._reception.forget(self._launch.executor_id, self._socket)
-        if self._dialect is not None:
-            self._dialect.close()
-        elif self._link.done():
-            self._link.result().close(UnavailableError("the executor has ended"))
-        self.log.end()
-        await asyncio.to_thread(self._remove)
-        self._let_go()
-        self.disposed()
-
-    def _remove(self) -> None:
-        self._socket.unlink(missing_ok=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self.confined is not None and self.confined.group is not None:
-            self.confined.group.remove()
-
-    def _on_exit(self, status: asyncio.Future[int]) -> None:
-        if self.ended.done():
-            return
-        number = status.result()
-        confined = self.confined
-        if confined is None:
-            self.ended.set_result(describe_status(number))
-            return
-        boxed = confined.program.boxed
-        words = describe_status(number, boxed=boxed)
-        self.ended.set_result(confined.why(words, killed=signal_of(number, boxed=boxed) == signal.SIGKILL))
-
-
-def _text(error: FlameError) -> str:
-    return f"{error.message}; {error.remedy}" if error.remedy else error.message
-
-
-def _nothing() -> None:
-    """Nobody wants to know."""
+    async def close(self) -> None:
+        link = self._arrival.link
+        if link.done() and not link.cancelled():
+            link.result().close(UnavailableError("the executor has ended"))
+        await self._reception.forget(self._arrival)

@@ -6,88 +6,99 @@ What can't be held is refused with the reason: nothing is started with less than
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from flame.model.isolation import LIMITS_LABEL, NO, NO_LIMITS, PROCESS, PROCESS_LABEL, YES, Limits, stricter
+from flame.model.isolation import ISOLATION_LABEL, LIMITS_LABEL, NO, NO_LIMITS, YES, Limits, isolated, stricter
 from flame.model.states import BindCode
 from flame.proto import types_pb2
 from flame.shims.environment import Surroundings
-from flame.shims.isolation_sandbox import (
-    DEFAULT_DISK,
-    TMP,
-    Room,
-    Sandboxes,
-    folders_of_interpreter,
-    forbidden,
-    readable,
-)
+from flame.shims.isolation_sandbox import DEFAULT_DISK, TMP, Room, folders_of_interpreter, forbidden, readable
+from flame.shims.levels import Level, find_levels
 from flame.shims.limits import Group, Groups
-from flame.shims.processes import Program
+from flame.shims.processes import Program, describe_status, signal_of
 from flame.shims.shim import BindError, Launch
 
-DEFAULT_PIDS = 1024  # at level process
+DEFAULT_PIDS = 1024  # of isolated instances
 _PASSED = ("PATH", "RUST_LOG", "FLAME_LOG")  # what a sandboxed instance may know of the manager's environment
-_OUTSIDE = "FLAME_INSTANCE_ENDPOINT"  # a socket that is made in a sandbox can't be reached from outside
 _PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "FLAME_APP_DIR", "VIRTUAL_ENV")
 
 
 class Confinement:
     """What a node can do. `hidden` are folders that no sandbox shows, whatever is above them."""
 
-    def __init__(self, sandboxes: Sandboxes, groups: Groups, hidden: Sequence[Path]) -> None:
-        self.sandboxes = sandboxes
+    def __init__(self, levels: Sequence[Level], groups: Groups, hidden: Sequence[Path]) -> None:
+        self.levels = {level.name: level for level in levels}
         self.groups = groups
         self._hidden = hidden
 
     @classmethod
     def find(cls, folder: Path, hidden: Sequence[Path], environ: Mapping[str, str] = os.environ) -> Confinement:
-        """Look at this machine. `folder` is for what sandboxes share. Blocks a moment; raises OSError."""
-        return cls(Sandboxes.find(folder, environ), Groups.find(), hidden)
+        """Look at this machine. `folder` is for what the levels need. Blocks a moment; raises OSError."""
+        return cls(find_levels(folder, environ), Groups.find(), hidden)
 
     def labels(self) -> dict[str, str]:
         """What the node tells the scheduler."""
-        return {
-            PROCESS_LABEL: NO if self.sandboxes.missing else YES,
-            LIMITS_LABEL: NO if self.groups.missing else YES,
-        }
+        found = {ISOLATION_LABEL + level.name: NO if level.missing else YES for level in self.levels.values()}
+        return {**found, LIMITS_LABEL: NO if self.groups.missing else YES}
+
+    def missing(self) -> list[str]:
+        """Why this node can't do what it can't do."""
+        levels = [f"no isolation {level.name}: {level.missing}" for level in self.levels.values() if level.missing]
+        return [*levels, *([self.groups.missing] if self.groups.missing else [])]
+
+    def streams(self, launch: Launch) -> bool:
+        """Whether the instance can be reached over its stdin and stdout only. Raises BindError."""
+        level = self._level(launch)
+        return level is not None and level.streams
+
+    def shares_network(self, launch: Launch) -> bool:
+        """Whether a port that the instance listens at is one of the node's."""
+        return not isolated(launch.application.isolation) or launch.application.network == "host"
 
     def surroundings(self, launch: Launch, around: Surroundings) -> Surroundings:
         """What the instance may know of the node."""
-        if launch.application.isolation != PROCESS:
+        if not isolated(launch.application.isolation):
             return around
         environ = {name: around.environ[name] for name in _PASSED if name in around.environ}
         return msgspec.structs.replace(around, environ={**environ, "HOME": TMP})
 
     def temporary(self, launch: Launch, own: Path) -> Path:
         """Its folder for temporary files; `own` is the one of a plain process."""
-        return Path(TMP) if launch.application.isolation == PROCESS else own
+        return Path(TMP) if isolated(launch.application.isolation) else own
 
     def held(self, launch: Launch) -> Limits:
         """The limits of its instance. Raises BindError when this node can't hold what was asked for."""
-        application = launch.application
-        asked = limits_of(application.limits)
-        if application.isolation not in ("", "none", PROCESS):
-            raise BindError(BindCode.START, f"this node does not know isolation {application.isolation!r}")
+        asked = limits_of(launch.application.limits)
+        level = self._level(launch)
         if self.groups.missing and asked.grouped:
             raise BindError(BindCode.START, f"this node can't hold limits: {self.groups.missing}")
-        if application.isolation != PROCESS:
+        if level is None:
             return asked
-        if self.sandboxes.missing:
-            raise BindError(BindCode.START, f"this node can't isolate at level process: {self.sandboxes.missing}")
         if launch.devices:
-            raise BindError(BindCode.START, "isolation process can't give GPUs to an instance: leave one of them out")
+            raise BindError(
+                BindCode.START, f"isolation {level.name} can't give GPUs to an instance: leave one of them out"
+            )
         return asked if self.groups.missing else with_defaults(asked, launch.resreq)
 
-    def confine(self, launch: Launch, program: Program, limits: Limits, sockets: Sequence[Path]) -> Confined:
-        """The program as it is started here. Raises BindError."""
-        if launch.application.isolation == PROCESS:
-            env = {name: value for name, value in program.env.items() if name != _OUTSIDE}
-            room = self._room(launch, program, limits, sockets)
-            program = self.sandboxes.wrap(msgspec.structs.replace(program, env=env), room)
-        group = self._group(launch, limits)  # last, since it has to be removed again
+    def confine(
+        self,
+        launch: Launch,
+        name: str,
+        program: Program,
+        limits: Limits,
+        sockets: Sequence[Path] = (),
+        shown: Sequence[Path] = (),
+    ) -> Confined:
+        """The program as it is started here; `name` is that of its control group. `sockets` are those, and folders for
+        them, that it may use, `shown` are files that it shall see. Raises BindError."""
+        level = self._level(launch)
+        if level is not None:
+            program = level.wrap(program, self._room(launch, program, limits, sockets, shown), limits, launch)
+        group = self._group(name, limits)  # last, since it has to be removed again
         if group is not None:
             program = msgspec.structs.replace(program, groups=[str(folder) for folder in group.folders])
         return Confined(program, group, limits)
@@ -96,15 +107,29 @@ class Confinement:
         """Nothing of the node runs any more."""
         self.groups.remove()
 
-    def _group(self, launch: Launch, limits: Limits) -> Group | None:
+    def _level(self, launch: Launch) -> Level | None:
+        """The level of its instance, None = a plain process. Raises BindError when this node does not have it."""
+        name = launch.application.isolation
+        if not isolated(name):
+            return None
+        level = self.levels.get(name)
+        if level is None:
+            raise BindError(BindCode.START, f"this node does not know isolation {name!r}")
+        if level.missing:
+            raise BindError(BindCode.START, f"this node can't isolate at level {name}: {level.missing}")
+        return level
+
+    def _group(self, name: str, limits: Limits) -> Group | None:
         if not limits.grouped:
             return None
         try:
-            return self.groups.make(launch.executor_id, limits)
+            return self.groups.make(name, limits)
         except OSError as error:
             raise BindError(BindCode.START, f"this node can't hold limits: {error}") from error
 
-    def _room(self, launch: Launch, program: Program, limits: Limits, sockets: Sequence[Path]) -> Room:
+    def _room(
+        self, launch: Launch, program: Program, limits: Limits, sockets: Sequence[Path], shown: Sequence[Path]
+    ) -> Room:
         application = launch.application
         cwd = application.working_directory
         if cwd and cwd != TMP and forbidden(Path(cwd)):
@@ -116,11 +141,11 @@ class Confinement:
         folders = [Path(part) for text in listed for part in text.split(":") if part.startswith("/")]
         own = [Path(cwd)] if cwd and cwd != TMP else []
         return Room(
-            readable=readable([*own, *folders, *folders_of_interpreter(Path(program.path)), *named]),
+            readable=readable([*own, *folders, *folders_of_interpreter(Path(program.path)), *named, *shown]),
             sockets=sockets,
             hidden=self._hidden,
             disk=limits.disk or min(DEFAULT_DISK, limits.memory // 2 or DEFAULT_DISK),
-            network=application.network == "host",
+            network=self.shares_network(launch),
             cwd=cwd or TMP,
         )
 
@@ -132,11 +157,16 @@ class Confined(msgspec.Struct, frozen=True):
     group: Group | None
     limits: Limits
 
-    def why(self, ended: str, *, killed: bool) -> str:
-        """Why it ended, where its group knows more than `ended` says. `killed`: by SIGKILL."""
-        if killed and self.group is not None and self.limits.memory and self.group.usage().kills:
+    def how(self, status: int) -> str:
+        """How it ended, from its wait status and what its group knows."""
+        if self.ran_out(status):
             return f"ran out of memory: it needed more than its limit of {self.limits.memory} bytes"
-        return ended
+        return describe_status(status, boxed=self.program.boxed)
+
+    def ran_out(self, status: int) -> bool:
+        """Whether it was killed because it needed more memory than its limit."""
+        killed = signal_of(status, boxed=self.program.boxed) == signal.SIGKILL
+        return killed and self.group is not None and bool(self.limits.memory) and self.group.usage().kills > 0
 
 
 def limits_of(message: types_pb2.Limits) -> Limits:
@@ -144,7 +174,7 @@ def limits_of(message: types_pb2.Limits) -> Limits:
 
 
 def with_defaults(asked: Limits, resreq: types_pb2.ResourceRequirement | None) -> Limits:
-    """At level process an instance gets no more than what its executor was given."""
+    """An isolated instance gets no more than what its executor was given."""
     given = NO_LIMITS
     if resreq is not None:
         given = Limits(memory=resreq.memory, cpu_millis=resreq.cpu * 1000)

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import msgspec
 
+from flame.model.isolation import Limits
 from flame.shims import isolation_filter
 from flame.shims.keeper import FIRST_OPENED
 from flame.shims.processes import Program
+from flame.shims.shim import Launch
 
 TMP = "/tmp"
 DEFAULT_DISK = 256 * 1024**2
@@ -43,8 +45,9 @@ _PROBE_S = 10.0
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """What one sandbox has. `readable` are files and folders that can be read in it, `sockets` what it may connect to,
-    `hidden` what shall not be seen even where a folder above it is readable; `disk` is the size of /tmp in bytes."""
+    """What one sandbox has. `readable` are files and folders that can be read in it, `hidden` what shall not be
+    seen even where a folder above it is readable. `sockets` are those it may connect to, and folders where it may make
+    some; `disk` is the size of /tmp in bytes."""
 
     readable: Sequence[Path] = ()
     sockets: Sequence[Path] = ()
@@ -55,7 +58,10 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sandboxes:
-    """The sandboxes of a node. `missing` says why there can be none; empty = there can."""
+    """The sandboxes of a node, which are its level process. `missing` says why there can be none; empty = there can."""
+
+    name = "process"
+    streams = False
 
     def __init__(self, bwrap: str, folder: Path, missing: str = "") -> None:
         self.missing = missing
@@ -80,7 +86,7 @@ class Sandboxes:
         found.missing = found._probe()
         return found
 
-    def wrap(self, program: Program, room: Room) -> Program:
+    def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
         """The program, run in a sandbox."""
         argv = [self._bwrap, *arguments(room, self._folder, FIRST_OPENED), "--", program.path, *program.argv[1:]]
         opened = [str(self._folder / "filter")]

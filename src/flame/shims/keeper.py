@@ -4,9 +4,10 @@ It starts the instances and never outlives its owner with them: when its socket 
 every process below it and ends. It is their subreaper, so a process that an instance left behind (double fork, own
 session, own group) stays below it; and the kernel kills the instances when the keeper itself is killed.
 
-The socket carries one JSON object per packet. Requests: `{"op": "spawn", "id"}` with three descriptors (a file with
-the JSON of a Program of processes.py; stdout; stderr) and `{"op": "signal", "id", "signal"}`. Events: `started`
-with `pid`, `failed` with `error`, `exited` with the wait `status`; after `exited` nothing of that id runs any more.
+The socket carries one JSON object per packet. Requests: `{"op": "spawn", "id"}` with descriptors (a file with the
+JSON of a Program of processes.py; stdout; stderr; stdin, if it gets one) and `{"op": "signal", "id", "signal"}`.
+Events: `started` with `pid`, `failed` with `error`, `exited` with the wait `status`; after `exited` nothing of that id
+runs any more.
 
 Only the standard library, and little of it: this is started with `python -I -S`.
 """
@@ -22,6 +23,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -32,6 +34,8 @@ _END_S = 10.0  # how long it goes on killing at its own end
 _PAUSE_S = 0.01
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+Reach = Callable[[int, int], None]
+
 
 class Keeper:
     """The processes it looks after: `mains` maps the pid of each instance's first process to the instance's id."""
@@ -41,7 +45,7 @@ class Keeper:
         self.mains: dict[int, str] = {}
         self.pids: dict[str, int] = {}
         self.groups: dict[str, list[str]] = {}  # control groups of each instance
-        self.boxed: set[str] = set()  # instances whose first process only watches over a sandbox
+        self.reach: dict[str, Reach] = {}  # how signals other than SIGKILL come to the instance
         self.wakeup, wakeup_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_in, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, wake_up)
@@ -58,7 +62,7 @@ class Keeper:
                 self.drain_wakeup()
                 self.reap()
             if self.control.fileno() in ready:
-                packet, descriptors, _, _ = socket.recv_fds(self.control, _PACKET, 3)
+                packet, descriptors, _, _ = socket.recv_fds(self.control, _PACKET, 4)
                 for descriptor in descriptors:  # the flag that says so in one step is dropped by this function
                     os.set_inheritable(descriptor, False)
                 if not packet:
@@ -76,11 +80,9 @@ class Keeper:
                     os.close(descriptor)
         elif instance in self.pids:
             number = int(str(request["signal"]))
-            if instance in self.boxed and number != signal.SIGKILL:
-                signal_inside(self.pids[instance], number)
-                return
+            reach = os.killpg if number == signal.SIGKILL else self.reach[instance]
             try:
-                os.killpg(self.pids[instance], number)
+                reach(self.pids[instance], number)
             except ProcessLookupError:
                 pass
 
@@ -91,7 +93,7 @@ class Keeper:
         except OSError:
             pass
 
-    def spawn(self, instance: str, spec: int, stdout: int, stderr: int) -> None:
+    def spawn(self, instance: str, spec: int, stdout: int, stderr: int, stdin: int | None = None) -> None:
         """Start a program in a process group of its own, and wait until it runs or failed to."""
         with open(spec, closefd=False) as file:
             wanted = json.load(file)
@@ -100,7 +102,7 @@ class Keeper:
         pid = os.fork()
         if not pid:
             try:
-                become(wanted, keeper, (self.devnull, stdout, stderr))
+                become(wanted, keeper, (self.devnull if stdin is None else stdin, stdout, stderr))
             except BaseException as error:
                 text = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
                 os.write(status_in, text.encode())
@@ -116,8 +118,7 @@ class Keeper:
             self.mains[pid] = instance
             self.pids[instance] = pid
             self.groups[instance] = wanted["groups"]
-            if wanted["boxed"]:
-                self.boxed.add(instance)
+            self.reach[instance] = os.kill if wanted["relays"] else signal_inside if wanted["boxed"] else os.killpg
             self.tell("started", instance, pid=pid)
 
     def reap(self) -> None:
@@ -136,7 +137,7 @@ class Keeper:
             _, status = os.waitpid(ended.si_pid, 0)
             if instance is not None:
                 del self.pids[instance]
-                self.boxed.discard(instance)
+                del self.reach[instance]
                 self.sweep(instance, self.groups.pop(instance))
                 self.tell("exited", instance, status=status)
 

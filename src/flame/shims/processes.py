@@ -28,7 +28,8 @@ class Program(msgspec.Struct, frozen=True):
     """What to run: the file, its arguments (the name first), environment and working directory.
 
     It gets the files `opened` as descriptors from keeper.FIRST_OPENED on, and starts in these control groups (their
-    folders). A `boxed` one only watches over the processes of a sandbox, which get the signals that are meant for it.
+    folders). A `boxed` one only watches over the processes of a sandbox, which get the signals that are meant for it,
+    unless it `relays` them by itself.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Program(msgspec.Struct, frozen=True):
     opened: Sequence[str] = ()
     groups: Sequence[str] = ()
     boxed: bool = False
+    relays: bool = False
 
 
 class Process:
@@ -69,7 +71,9 @@ class Keeper:
         self._gone: asyncio.Future[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
-    async def spawn(self, identity: str, program: Program, stdout: int, stderr: int) -> Process:
+    async def spawn(
+        self, identity: str, program: Program, stdout: int, stderr: int, stdin: int | None = None
+    ) -> Process:
         """Start a program; the descriptors are the caller's to close. Raises OSError when it can't be started.
 
         `identity` names it as long as it runs; its environment must carry it as FLAME_INSTANCE_ID.
@@ -83,7 +87,7 @@ class Keeper:
             # Larger than a packet may be: environments and arguments have no limit worth the name.
             os.write(spec, msgspec.json.encode(program))
             os.lseek(spec, 0, os.SEEK_SET)
-            self.request({"op": "spawn", "id": identity}, (spec, stdout, stderr))
+            self.request({"op": "spawn", "id": identity}, (spec, stdout, stderr, *(() if stdin is None else (stdin,))))
             return await asyncio.shield(started)
         except asyncio.CancelledError:
             # It may have been started all the same: nobody else would end it.

@@ -1,60 +1,109 @@
-"""Where instances come in: one socket per node for those that speak the link, and a watch for the sockets that gRPC
-services make. All of it lies in one private folder with a short path, because a socket's path has 107 bytes at most."""
+"""Where instances come in: one socket per node for those that speak the link, and for each instance a folder where it
+may make a socket of its own. All of it has short paths, because a socket's path has 107 bytes at most.
+
+What an instance makes in its folder is not trusted: a link there could name any socket of this machine.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import os
+import shutil
+import stat
 from pathlib import Path
 
-from asyncinotify import Inotify, Mask
+from asyncinotify import Inotify, Mask, Watch
 
 from flame.link import FRAME_SLACK, Link, LinkServer, serve, unix
 from flame.model.errors import InvalidConfigError, PermissionDeniedError, UnauthenticatedError
+from flame.model.states import BindCode
 from flame.proto import link_pb2
+from flame.shims.shim import BindError
 
-_LINK = "link"
-_LONGEST_NAME = len("ffffffff.sock")
+_LINK, _SOCKET = "link", "s"
+_LONGEST_NAME = len(f"ffffffff/{_SOCKET}")
+
+
+class Arrival:
+    """How one instance may come in: over the link, or at the socket that it makes. `folder` is its own."""
+
+    def __init__(self, executor_id: str, token: str, folder: Path) -> None:
+        loop = asyncio.get_running_loop()
+        self.executor_id = executor_id
+        self.token = token
+        self.folder = folder
+        self.socket = folder / _SOCKET
+        self.link: asyncio.Future[Link] = loop.create_future()
+        self.file: asyncio.Future[None] = loop.create_future()  # done when something is at `socket`
+        self.watch: Watch | None = None
+        self._descriptor = -1
+
+    def address(self) -> Path:
+        """Another path of what is at `socket` now, which stays what it is. Raises BindError when that is no socket, and
+        FileNotFoundError."""
+        self.close()
+        self._descriptor = os.open(self.socket, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if not stat.S_ISSOCK(os.fstat(self._descriptor).st_mode):
+            raise BindError(BindCode.START, f"what the instance made at {self.socket} is no socket")
+        return Path(f"/proc/self/fd/{self._descriptor}")
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class Reception:
-    """Waits for instances. `folder` is made and removed by the caller."""
+    """Waits for instances. `folder` and `doors`, where their folders are made, are made and removed by the caller."""
 
-    def __init__(self, folder: Path, max_payload: int) -> None:
+    def __init__(self, folder: Path, max_payload: int, doors: Path | None = None) -> None:
         self.folder = folder
         self.link_path = folder / _LINK
+        self._doors = doors or folder
         self._max_payload = max_payload
         self._server: LinkServer | None = None
         self._inotify: Inotify | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._links: dict[str, tuple[str, asyncio.Future[Link]]] = {}  # executor id: token, who waits
-        self._sockets: dict[str, asyncio.Future[Path]] = {}  # by file name
+        self._number = 0
+        self._expected: dict[str, Arrival] = {}  # by executor id
+        self._watched: dict[Path, Arrival] = {}  # by folder
 
     async def open(self) -> None:
         """Listen. Raises InvalidConfigError when the folder's path is too long."""
-        unix(self.folder / ("x" * _LONGEST_NAME))
+        for folder in (self.folder, self._doors):
+            unix(folder / ("x" * _LONGEST_NAME))
         # No pings: an instance that is busy in C code can't answer them, and that is no fault. One that hangs is
         # found by the deadlines of what it shall do.
         limit = self._max_payload + FRAME_SLACK
         self._server = await serve(unix(self.link_path), self._accept, max_frame=limit, heartbeat=None)
         self._inotify = Inotify()
-        self._inotify.add_watch(self.folder, Mask.CREATE | Mask.MOVED_TO)  # pyright: ignore[reportUnknownMemberType]
         self._watching = asyncio.get_running_loop().create_task(self._watch(self._inotify))
 
-    def expect(self, executor_id: str, token: str, socket: Path) -> tuple[asyncio.Future[Link], asyncio.Future[Path]]:
-        """Two futures for an instance that is about to start: its link, and its gRPC socket."""
-        loop = asyncio.get_running_loop()
-        link: asyncio.Future[Link] = loop.create_future()
-        file: asyncio.Future[Path] = loop.create_future()
-        self._links[executor_id] = (token, link)
-        self._sockets[socket.name] = file
-        return link, file
+    def expect(self, executor_id: str, token: str) -> Arrival:
+        """An instance is about to start. Raises OSError."""
+        assert self._inotify is not None
+        self._number += 1
+        folder = self._doors / f"{self._number:x}"
+        folder.mkdir(mode=0o700)
+        arrival = Arrival(executor_id, token, folder)
+        mask = Mask.CREATE | Mask.MOVED_TO
+        arrival.watch = self._inotify.add_watch(folder, mask)  # pyright: ignore[reportUnknownMemberType]
+        self._expected[executor_id] = self._watched[folder] = arrival
+        return arrival
 
-    def forget(self, executor_id: str, socket: Path) -> None:
-        """Nobody waits for this instance any more."""
-        self._links.pop(executor_id, None)
-        self._sockets.pop(socket.name, None)
+    def settled(self, arrival: Arrival) -> None:
+        """It has come in: nothing else that it makes matters."""
+        if self._watched.pop(arrival.folder, None) is not None and self._inotify is not None:
+            assert arrival.watch is not None
+            self._inotify.rm_watch(arrival.watch)
+
+    async def forget(self, arrival: Arrival) -> None:
+        """Nobody waits for this instance any more: its folder goes."""
+        self._expected.pop(arrival.executor_id, None)
+        self.settled(arrival)
+        arrival.close()
+        await asyncio.to_thread(shutil.rmtree, arrival.folder, ignore_errors=True)
 
     async def close(self) -> None:
         """Close all links of instances too."""
@@ -73,17 +122,26 @@ class Reception:
             raise PermissionDeniedError(f"this socket is for instances, not for a {hello.role!r}")
         if link.peer.uid not in (os.getuid(), 0):
             raise PermissionDeniedError(f"this socket is not for user {link.peer.uid}")
-        token, waiter = self._links.get(hello.id, ("", None))
-        if waiter is None or waiter.done() or not hmac.compare_digest(token.encode(), hello.token.encode()):
+        arrival = self._expected.get(hello.id)
+        known = arrival is not None and hmac.compare_digest(arrival.token.encode(), hello.token.encode())
+        if arrival is None or not known or arrival.link.done():
             raise UnauthenticatedError("no instance with this id and token is expected")
-        waiter.set_result(link)
+        arrival.link.set_result(link)
         return link_pb2.Welcome(max_payload=self._max_payload)
 
     async def _watch(self, inotify: Inotify) -> None:
         async for event in inotify:
-            waiter = self._sockets.get(str(event.name)) if event.name is not None else None
-            if waiter is not None and not waiter.done():
-                waiter.set_result(self.folder / str(event.name))
+            if Mask.Q_OVERFLOW in event.mask:  # somebody makes files without end; what others made may be lost
+                for arrival in self._watched.values():
+                    self._look(arrival)
+            elif event.name is not None and event.name.name == _SOCKET and event.watch is not None:
+                found = self._watched.get(event.watch.path)
+                if found is not None:
+                    self._look(found)
+
+    def _look(self, arrival: Arrival) -> None:
+        if not arrival.file.done() and os.path.lexists(arrival.socket):
+            arrival.file.set_result(None)
 
 
 def default_socket_root() -> Path:

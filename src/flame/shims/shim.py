@@ -160,6 +160,11 @@ class Usage(msgspec.Struct, frozen=True):
     peak_memory: int = 0  # bytes
     kills: int = 0
 
+    def and_then(self, later: Usage) -> Usage:
+        """Of two programs, one after the other."""
+        peak = max(self.peak_memory, later.peak_memory)
+        return Usage(self.cpu + later.cpu, peak, self.kills + later.kills)
+
 
 @runtime_checkable
 class Measured(Protocol):
@@ -171,7 +176,9 @@ class Measured(Protocol):
 
 
 class Shim(Protocol):
-    """Starts instances."""
+    """Starts instances. `missing` says why this node can't run it, empty = it can."""
+
+    missing: str
 
     async def prepare(self, launch: Launch) -> Launch:
         """What the instance needs is there afterwards: its package. It may take long. Raises BindError."""

@@ -20,7 +20,7 @@ class FramedStream:
     def __init__(self, owner: Owner, max_payload: int) -> None:
         loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = loop.create_future()
-        self._owner = owner
+        self.owner = owner
         self._max_payload = max_payload
         self._dialect: asyncio.Future[LinkDialect] = loop.create_future()
         self._link = Link(self._greeted, max_frame=max_payload + FRAME_SLACK, heartbeat=None)
@@ -47,7 +47,7 @@ class FramedStream:
         if hello.role != "instance":
             raise PermissionDeniedError(f"an instance's HELLO has the role instance, not {hello.role!r}")
         link.hello = hello
-        self._dialect.set_result(LinkDialect(link, self._owner))
+        self._dialect.set_result(LinkDialect(link, self.owner))
         link.welcome_with(link_pb2.Welcome(max_payload=self._max_payload))
 
     def _closed_early(self, link: Link, error: FlameError | None) -> None:

@@ -7,18 +7,16 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
+
+import msgspec
 
 from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.shims.backlog import FAILED, Answers, Backlog, Waiting, names, too_large
-from flame.shims.processes import Process, Program, describe_status
-from flame.shims.shim import Owner
-from flame.shims.workplace import Workplace
+from flame.shims.shim import BindError, Owner, Usage
+from flame.shims.workplace import Running, Workplace
 
 _PIPE = 1 << 20
 _KILL_AFTER_S = 1.0  # a cancelled program's time between SIGTERM and SIGKILL
-# The keeper gives programs no stdin of their own: the shell takes it from a file.
-_STDIN_IS_A_FILE = 'exec "$@" <"$0"'
 
 
 class OnceInstance:
@@ -40,11 +38,12 @@ class OnceInstance:
         self._over = False
         self._leaving = False
         self._paused = False
-        self._process: Process | None = None
+        self._process: Running | None = None
         self._current: Waiting | None = None
         self._sentence: link_pb2.Cancel | None = None  # of the current task
         self._alarm: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
+        place.watch_output(self._flooded)
         self._life = asyncio.get_running_loop().create_task(self._live())
 
     # --- Instance --------------------------------------------------------------------------------------------------
@@ -57,6 +56,9 @@ class OnceInstance:
 
     def last_words(self) -> str:
         return self._place.last_words()
+
+    def usage(self) -> Usage | None:
+        return self._place.usage()
 
     def terminate(self) -> None:
         self._end(signal.SIGTERM)
@@ -134,29 +136,29 @@ class OnceInstance:
                 self._current = self._sentence = None
                 busy = asyncio.get_running_loop().time() - began
                 self.owner.results(answers.wire(round(busy * 1e6)))
-        except OSError as error:
-            how = f"could not run its command: {error.strerror or error}"
+        except (OSError, BindError) as error:
+            why = error.message if isinstance(error, BindError) else error.strerror or str(error)
+            how = f"could not run its command: {why}"
         finally:
             self._over = True
             self._idle.set()
             self.ended.set_result(how)
 
     async def _run(self, task: Waiting) -> Answers:
-        """Run one program to its end. Raises OSError when it can't be started, which is no fault of the task."""
+        """Run one program to its end. Raises OSError and BindError when it can't be started, which is no fault of the
+        task."""
         place, answers = self._place, Answers()
-        stdin = place.folder / f"stdin-{task.task_id}"
         heard = place.stderr_end()
         output = _Output(place.max_payload, self._too_much)
         try:
-            await asyncio.to_thread(stdin.write_bytes, task.data or b"")
-            process = self._process = await place.spawn(*self._command(task, stdin, output))
+            running = self._process = await self._spawn(task, output)
             output.begin()
-            self.pid = self.pid or process.pid
+            self.pid = self.pid or running.pid
             if self._sentence is not None:
                 self._stop_current()
             if self._over:
-                process.signal(signal.SIGKILL)
-            status = await process.ended
+                running.signal(signal.SIGKILL)
+            await running.ended
             produced = output.rest()
         finally:
             self._process = None
@@ -164,40 +166,49 @@ class OnceInstance:
                 self._alarm.cancel()
                 self._alarm = None
             output.close()
-            stdin.unlink(missing_ok=True)
+        code = running.code()
         if self._sentence is not None:
             answers.stopped(task.task_id, task.attempt, self._sentence)
         elif produced is None:
             message = too_large(place.max_payload, place.max_payload, at_least=True)
             answers.failed(task.task_id, task.attempt, FAILED, message)
-        elif status:
-            code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
-            # By SIGKILL programs are ended from outside: for want of memory, or with all that this node runs.
-            killed = code == 128 + signal.SIGKILL
-            message = f"the program {describe_status(status)}{place.last_words(heard)}"
-            answers.failed(task.task_id, task.attempt, code, message, retryable=killed)
+        elif code:
+            message = f"the program {running.how()}{place.last_words(heard)}"
+            # A further attempt would need as much memory.
+            retryable = running.killed and not running.out_of_memory
+            answers.failed(task.task_id, task.attempt, code, message, retryable=retryable)
         else:
             answers.succeeded(task.task_id, task.attempt, produced, place.max_payload)
+        await place.over(running)
         return answers
 
-    def _command(self, task: Waiting, stdin: Path, output: _Output) -> tuple[Program, int, str]:
-        found = self._place.program
+    async def _spawn(self, task: Waiting, output: _Output) -> Running:
+        """The program, with the task's input as its stdin."""
+        place = self._place
         # Its own name, so that what it leaves behind is found by it.
-        identity = f"{self._place.launch.executor_id}.{task.task_id}.{task.attempt}"
-        env = self._place.variables(
-            FLAME_INSTANCE_STDIO="once",
-            FLAME_INSTANCE_ID=identity,
-            FLAME_TASK_ID=str(task.task_id),
-            FLAME_TASK_ATTEMPT=str(task.attempt),
+        identity = f"{place.launch.executor_id}.{task.task_id}.{task.attempt}"
+        env = place.variables(
+            FLAME_INSTANCE_ID=identity, FLAME_TASK_ID=str(task.task_id), FLAME_TASK_ATTEMPT=str(task.attempt)
         )
-        command = ["sh", "-c", _STDIN_IS_A_FILE, str(stdin), found.path, *found.argv[1:]]
-        return Program("/bin/sh", command, env, found.cwd), output.writing, identity
+        file = place.folder / f"stdin-{task.task_id}"
+        try:
+            await asyncio.to_thread(file.write_bytes, task.data or b"")
+            stdin = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            file.unlink(missing_ok=True)
+        try:
+            return await place.spawn(msgspec.structs.replace(place.program, env=env), output.writing, stdin, identity)
+        finally:
+            os.close(stdin)
 
     def _stop_current(self) -> None:
         if self._process is not None:
             self._process.signal(signal.SIGTERM)
             loop = asyncio.get_running_loop()
             self._alarm = loop.call_later(_KILL_AFTER_S, self._process.signal, signal.SIGKILL)
+
+    def _flooded(self, why: str) -> None:
+        self.owner.broken(why)
 
     def _too_much(self) -> None:
         if self._process is not None:

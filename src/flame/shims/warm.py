@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from flame.model.isolation import PROCESS
+from flame.model.isolation import isolated
 from flame.proto import shim_pb2, types_pb2
 from flame.shims.shim import Launch
 
@@ -48,7 +48,7 @@ def recipe(launch: Launch) -> bytes | None:
     parts = (application, launch.context.application)
     package = launch.package.identity if launch.package is not None else ""  # what its address names may change
     # Its limits come from there; elsewhere an instance sees nothing of it.
-    resreq = launch.resreq if launch.application.isolation == PROCESS else None
+    resreq = launch.resreq if isolated(launch.application.isolation) else None
     size = (resreq.cpu, resreq.memory) if resreq is not None else ()
     return msgspec.msgpack.encode([package, size, *(part.SerializeToString(deterministic=True) for part in parts)])
 

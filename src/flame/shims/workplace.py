@@ -1,29 +1,31 @@
-"""What an instance has on its node while it lives: a folder, a log, a hold on its package, an environment."""
+"""What an instance has on its node while it lives: a folder, a log, a hold on its package, an environment, limits."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from flame.model.errors import FlameError
 from flame.model.states import BindCode
 from flame.shims.environment import Surroundings, environment, program, working_directory
+from flame.shims.isolation import Confined, Confinement
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper, Process, Program
-from flame.shims.shim import BindError, Launch
+from flame.shims.shim import BindError, Launch, Packages, Usage
 
 _LAST_LINES = 20
 _LAST_BYTES = 2000
-# The doors of the host shim; a program behind another one must not knock there.
-_NOT_OURS = ("FLAME_INSTANCE_LINK", "FLAME_INSTANCE_ENDPOINT")
 
 
 class Workshop:
-    """What a node gives to the shims that run programs. `folder` is where each executor gets a folder of its own,
-    `prepare` installs the package that a launch needs."""
+    """What a node gives to the shims that run programs. `folder` is where each executor gets a folder of its own."""
 
     def __init__(
         self,
@@ -31,24 +33,40 @@ class Workshop:
         logs: LogStore,
         folder: Path,
         surroundings: Surroundings,
-        prepare: Callable[[Launch], Awaitable[Launch]],
+        packages: Packages,
+        confinement: Confinement,
     ) -> None:
         self.keeper = keeper
         self.logs = logs
         self.folder = folder
         self.surroundings = surroundings
-        self.prepare = prepare
+        self.confinement = confinement
+        self._packages = packages
 
-    async def open(self, launch: Launch) -> Workplace:
-        """A place for one instance; the caller closes it. Raises BindError."""
+    async def prepare(self, launch: Launch) -> Launch:
+        """Install the application's package if it is not there yet. Raises BindError with code 10."""
+        try:
+            package = await self._packages.provide(launch.context.application.name, launch.application)
+        except FlameError as error:
+            raise BindError(BindCode.INSTALL, in_words(error)) from error
+        return msgspec.structs.replace(launch, package=package)
+
+    async def open(
+        self, launch: Launch, variables: Mapping[str, str] | None = None, sockets: Sequence[Path] = ()
+    ) -> Workplace:
+        """A place for one instance; the caller closes it. Raises BindError.
+
+        `variables` are for its environment, which its arguments may name. `sockets` are what it may connect to, and
+        folders where it may make some.
+        """
         own = self.folder / launch.executor_id
         try:
             (own / "tmp").mkdir(parents=True, mode=0o700)
-            place = Workplace(self, launch, own)
+            place = Workplace(self, launch, own, sockets)
         except OSError as error:
             raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
         try:
-            place.furnish()
+            place.furnish(variables or {})
         except BaseException:
             await place.close()
             raise
@@ -61,29 +79,36 @@ class Workplace:
     env: dict[str, str]
     program: Program
 
-    def __init__(self, workshop: Workshop, launch: Launch, folder: Path) -> None:
+    def __init__(self, workshop: Workshop, launch: Launch, folder: Path, sockets: Sequence[Path]) -> None:
         """Raises OSError."""
         self.launch = launch
         self.folder = folder
         self.max_payload = workshop.surroundings.max_payload
-        self.log = workshop.logs.create(launch.executor_id, launch.context.session_id)
+        session_id = launch.context.session_id
+        # One without a session keeps its log to itself until it is bound.
+        logs = workshop.logs
+        self.log = logs.create(launch.executor_id, session_id) if session_id else logs.unclaimed(folder / "log")
         self._workshop = workshop
+        self._sockets = sockets
+        self._shown: list[Path] = []
         self._held = False
+        self._running: list[Running] = []
+        self._spent: Usage | None = None  # by programs that ended
         # The log's own stdout is for those whose stdout means nothing else.
         self._stdout, self._stderr = self.log.open_pipes()
 
-    def furnish(self) -> None:
+    def furnish(self, variables: Mapping[str, str]) -> None:
         """Hold the package, find the command, lay out the session's common data. Raises BindError."""
-        launch, around = self.launch, self._workshop.surroundings
+        launch, confinement = self.launch, self._workshop.confinement
         if launch.package is not None:
             try:
                 launch.package.hold()
             except FlameError as error:
                 raise BindError(BindCode.INSTALL, in_words(error)) from error
             self._held = True
-        self.env = environment(launch, around, self.folder, self.folder / "tmp")
-        for name in _NOT_OURS:
-            del self.env[name]
+        self.limits = confinement.held(launch)
+        around = confinement.surroundings(launch, self._workshop.surroundings)
+        self.env = {**environment(launch, around, confinement.temporary(launch, self.folder / "tmp")), **variables}
         if launch.context.HasField("common_data"):
             file = self.folder / "common_data"
             try:
@@ -91,30 +116,72 @@ class Workplace:
             except OSError as error:
                 raise BindError(BindCode.START, f"can't write the session's common data: {error}") from error
             self.env["FLAME_COMMON_DATA_FILE"] = str(file)
+            self._shown.append(file)
         cwd = working_directory(launch.application, self.folder)
         self.program = program(launch.application, self.env, around.environ, cwd)
+
+    def claim(self, executor_id: str, session_id: str) -> None:
+        """What was started ahead belongs to this executor from now on. Raises OSError."""
+        self._workshop.logs.claim(self.log, executor_id, session_id)
+
+    def watch_output(self, broken: Callable[[str], None]) -> None:
+        """Call `broken` with the reason, once, when more is written to the log than the limits allow."""
+        allowed = self.limits.output
+        if allowed:
+            why = f"it wrote more than its limit of {allowed} bytes to stdout and stderr"
+            self.log.watch(allowed, partial(broken, why))
 
     def variables(self, **more: str) -> dict[str, str]:
         """The environment with these besides."""
         return {**self.env, **more}
 
-    async def spawn(self, wanted: Program, stdout: int | None = None, identity: str = "") -> Process:
-        """Start a program whose stderr, and stdout unless it is given, go to the log. Raises OSError.
+    async def spawn(
+        self, wanted: Program, stdout: int | None = None, stdin: int | None = None, identity: str = ""
+    ) -> Running:
+        """Start a program in its confinement. Its stderr, and stdout unless it is given, go to the log; without a
+        stdin it has an empty one. Raises OSError and BindError.
 
         `identity`: see Keeper.spawn; the executor's id if empty.
         """
+        name = identity or self.launch.executor_id
         out = self._stdout if stdout is None else stdout
-        return await self._workshop.keeper.spawn(identity or self.launch.executor_id, wanted, out, self._stderr)
+        workshop = self._workshop
+        confined = workshop.confinement.confine(self.launch, name, wanted, self.limits, self._sockets, self._shown)
+        try:
+            process = await workshop.keeper.spawn(name, confined.program, out, self._stderr, stdin)
+        except BaseException:
+            await _remove_group(confined)
+            raise
+        running = Running(process, confined)
+        self._running.append(running)
+        return running
 
-    async def start(self, wanted: Program, stdout: int | None = None) -> Process:
+    async def start(self, wanted: Program, stdout: int | None = None, stdin: int | None = None) -> Running:
         """Start the one program of an instance. Raises BindError."""
         try:
-            return await self.spawn(wanted, stdout)
+            return await self.spawn(wanted, stdout, stdin)
         except OSError as error:
             text = error.strerror or str(error)
             raise BindError(BindCode.START, f"can't start command {self.program.path!r}: {text}") from error
         finally:
             self.release_output()
+
+    async def over(self, running: Running) -> None:
+        """This one has ended, and nobody asks for it any more."""
+        self._running.remove(running)
+        used = running.usage()
+        if used is not None:
+            self._spent = used if self._spent is None else self._spent.and_then(used)
+        await _remove_group(running.confined)
+
+    def usage(self) -> Usage | None:
+        """What its programs used so far; None when nobody counts."""
+        total = self._spent
+        for running in self._running:
+            used = running.usage()
+            if used is not None:
+                total = used if total is None else total.and_then(used)
+        return total
 
     def release_output(self) -> None:
         """Nothing more is started here: the log ends when those that run do."""
@@ -140,9 +207,49 @@ class Workplace:
         """Remove the folder and let go of everything."""
         self.release_output()
         self.log.end()
+        for running in self._running:
+            await _remove_group(running.confined)
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
         if self._held and self.launch.package is not None:
             self.launch.package.release()
+
+
+class Running:
+    """A program that was started in its confinement. `ended` gets the wait status."""
+
+    def __init__(self, process: Process, confined: Confined) -> None:
+        self.pid = process.pid
+        self.ended = process.ended
+        self.confined = confined
+        self.signal = process.signal
+
+    def how(self) -> str:
+        """How it ended, such as "was killed by SIGSEGV" or "ran out of memory: ..."."""
+        return self.confined.how(self.ended.result())
+
+    def code(self) -> int:
+        """Its exit status, as a shell tells it: 128 and the number of the signal that killed it."""
+        status = self.ended.result()
+        return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+
+    @property
+    def killed(self) -> bool:
+        """Whether it was ended by SIGKILL, which comes from outside: for want of memory, or with all of its node."""
+        return self.code() == 128 + signal.SIGKILL
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it was ended because it needed more memory than its limit."""
+        return self.confined.ran_out(self.ended.result())
+
+    def usage(self) -> Usage | None:
+        """What it used so far; None when nobody counts."""
+        return self.confined.group.usage() if self.confined.group is not None else None
+
+
+async def _remove_group(confined: Confined) -> None:
+    if confined.group is not None:
+        await asyncio.to_thread(confined.group.remove)
 
 
 def in_words(error: FlameError) -> str:

@@ -18,8 +18,8 @@ LAST_WORDS = "last words"
 def act(data: bytes) -> bytes:
     """Do what the first word says with the rest; gives the output.
 
-    `echo TEXT`, `size N` (so many bytes), `env NAME`, `child` (leaves a process behind; its pid), `log N` (lines on
-    stderr), `fail TEXT` (raises ValueError), `exit STATUS`, `hang`.
+    `echo TEXT`, `size N` (so many bytes), `env NAME`, `child NAME` (leaves a process with that argument behind),
+    `log N` (lines on stderr), `fail TEXT` (raises ValueError), `exit STATUS`, `hang`.
     """
     word, _, rest = data.partition(b" ")
     text = rest.decode(errors="replace")
@@ -30,9 +30,9 @@ def act(data: bytes) -> bytes:
     if word == b"env":
         return os.environ.get(text, "").encode()
     if word == b"child":
-        child = subprocess.Popen(["sleep", str(FOREVER_S)], start_new_session=True, stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        return b"%d" % child.pid
+        subprocess.Popen(["sh", "-c", f"sleep {FOREVER_S}; :", text], start_new_session=True, stdin=subprocess.DEVNULL,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        return rest
     if word == b"log":
         for number in range(int(text)):
             sys.stderr.write(f"line {number}\n")

@@ -24,10 +24,11 @@ from flame.node.executor import Executor
 from flame.node.settings import NodeSettings
 from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.shims.environment import Surroundings
+from flame.shims.isolation import Confinement
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper
 from flame.shims.reception import Reception
-from flame.shims.shim import Launch, Shim
+from flame.shims.shim import Shim
 from flame.shims.workplace import Workshop
 from flame.testing.conduct import LAST_WORDS
 
@@ -49,9 +50,9 @@ class Bench(msgspec.Struct, frozen=True):
     workshop: Workshop
 
 
-async def _prepared(launch: Launch) -> Launch:
-    """There are no packages here."""
-    return launch
+class _NoPackages:
+    async def provide(self, name: str, application: types_pb2.ApplicationSpec) -> None:
+        return None
 
 
 @asynccontextmanager
@@ -66,14 +67,15 @@ async def a_bench() -> AsyncGenerator[Bench]:
         await reception.open()
         keeper.start()
         logs = LogStore(folder / "logs", LOG_BYTES, PATIENCE_S)
-        link = str(reception.link_path)
-        surroundings = Surroundings(os.environ, Path(sys.executable).parent, link, LIMIT)
-        workshop = Workshop(keeper, logs, executors, surroundings, _prepared)
+        surroundings = Surroundings(os.environ, Path(sys.executable).parent, LIMIT)
+        confinement = await asyncio.to_thread(Confinement.find, folder / "isolation", [executors, sockets])
+        workshop = Workshop(keeper, logs, executors, surroundings, _NoPackages(), confinement)
         try:
             yield Bench(folder, keeper, logs, reception, surroundings, workshop)
         finally:
             await keeper.close()
             await reception.close()
+            confinement.release()
 
 
 class Desk:
@@ -325,11 +327,12 @@ class ShimConformance:
 
     async def test_nothing_is_left_when_it_is_stopped(self) -> None:
         async with self.desk() as desk:
-            (child,) = await desk.run(b"child")
+            child = f"left-by-{desk.executor.id}"
+            assert await desk.run(f"child {child}".encode()) == [child.encode()]
             report = await desk.stop()
             assert not report.crashed
             assert not report.code
-            assert not _runs(int(child))
+            assert not _named(child)
             assert not _runs(report.pid)
 
     async def test_nothing_is_left_when_it_is_killed(self) -> None:
@@ -343,11 +346,12 @@ class ShimConformance:
 
     async def test_nothing_is_left_when_its_executor_manager_ends(self) -> None:
         async with self.desk() as desk:
-            (child,) = await desk.run(b"child")
+            child = f"left-by-{desk.executor.id}"
+            assert await desk.run(f"child {child}".encode()) == [child.encode()]
             desk.give(b"hang")
             # What the keeper sees when the executor manager is killed: its socket closes.
             await desk.bench.keeper.close()
-            assert not _runs(int(child))
+            assert not _named(child)
             assert not _runs(desk.reports[-1].pid)
 
 
@@ -358,3 +362,15 @@ def _runs(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(") ")[2][0] not in "ZX"
+
+
+def _named(name: str) -> list[int]:
+    """The processes of this machine with this argument. An isolated one does not know its number here."""
+    found: list[int] = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdecimal() and name.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found

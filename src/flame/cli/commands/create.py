@@ -10,6 +10,7 @@ import click
 
 from flame.cli import completing
 from flame.cli.options import all_options, settings_of
+from flame.model.isolation import LEVELS, NETWORKS
 
 _LETTERS = string.ascii_letters + string.digits
 
@@ -52,8 +53,8 @@ _LETTERS = string.ascii_letters + string.digits
 @click.option(
     "--max-running-per-key", type=click.IntRange(1, 2**32 - 1), metavar="N", help="Tasks of one key at a time (1)."
 )
-@click.option("--isolation", type=click.Choice(("none", "process")), help="Its application's, or a stricter one.")
-@click.option("--network", type=click.Choice(("none", "host")), help="What its instances may reach.")
+@click.option("--isolation", type=click.Choice(LEVELS), help="Its application's, or a stricter one.")
+@click.option("--network", type=click.Choice(NETWORKS), help="What its instances may reach.")
 @click.option("--common-data", metavar="TEXT", help="Data that every instance gets when it enters the session.")
 @click.option(
     "--common-data-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The same from a file."

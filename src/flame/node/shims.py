@@ -1,0 +1,74 @@
+"""The shims of a node: which there are, which it can run, and what it says of that."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, cast
+
+from flame.model.isolation import NO, SHIM_LABEL, YES
+from flame.model.states import BindCode
+from flame.model.states import Shim as Kind
+from flame.shims.host import HostShim
+from flame.shims.reception import Reception
+from flame.shims.rest import RestShim
+from flame.shims.shim import BindError, Instance, Launch, Owner, Shim
+from flame.shims.stdio import StdioShim
+from flame.shims.workplace import Workshop
+
+# Those that need something installed: the module and the class, whose `find` looks what this machine has.
+_FOUND = {
+    Kind.WASM: ("flame.shims.wasm", "WasmShim"),
+    Kind.CONTAINER: ("flame.shims.container", "ContainerShim"),
+}
+
+
+class _Maker(Protocol):
+    def find(self, workshop: Workshop, folder: Path) -> Shim: ...
+
+
+def find_shims(host: HostShim, workshop: Workshop, reception: Reception, folder: Path) -> dict[Kind, Shim]:
+    """All shims. Those that need something of their own have a folder in `folder`, made when they need it. Blocks a
+    moment; raises OSError."""
+    found: dict[Kind, Shim] = {
+        Kind.HOST: host,
+        Kind.STDIO: StdioShim(workshop),
+        Kind.REST: RestShim(workshop, reception),
+    }
+    for kind, (module, maker) in _FOUND.items():
+        name = kind.name.lower()
+        if importlib.util.find_spec(module) is None:
+            found[kind] = MissingShim(f"this installation has no shim {name}")
+        else:
+            found[kind] = cast(_Maker, getattr(importlib.import_module(module), maker)).find(workshop, folder / name)
+    return found
+
+
+def labels(shims: Mapping[Kind, Shim]) -> dict[str, str]:
+    """What the node tells the scheduler of them."""
+    return {SHIM_LABEL + kind.name.lower(): NO if shim.missing else YES for kind, shim in shims.items()}
+
+
+def choose(shims: Mapping[Kind, Shim], wanted: int) -> Shim:
+    """The shim of that number; one that only says why it can't, where this node can't run it."""
+    known = {int(kind): shim for kind, shim in shims.items()}
+    shim = known.get(wanted)
+    if shim is None:
+        names = ", ".join(kind.name.lower() for kind, each in shims.items() if not each.missing)
+        return MissingShim(f"this node does not know shim {wanted}; it runs {names}")
+    return MissingShim(f"this node can't run that shim: {shim.missing}") if shim.missing else shim
+
+
+class MissingShim:
+    """Stands in for a shim that this node does not have."""
+
+    def __init__(self, missing: str) -> None:
+        self.missing = missing
+
+    async def prepare(self, launch: Launch) -> Launch:
+        raise BindError(BindCode.START, self.missing)
+
+    async def start(self, launch: Launch, owner: Owner) -> Instance:
+        raise BindError(BindCode.START, self.missing)

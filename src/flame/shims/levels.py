@@ -1,0 +1,75 @@
+"""The levels of isolation of a node: each is a program in front of an instance's own program."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+import msgspec
+
+from flame.model.isolation import Limits
+from flame.shims.processes import Program
+from flame.shims.shim import Launch
+
+if TYPE_CHECKING:
+    from flame.shims.isolation_sandbox import Room
+
+# By name, the module and the class whose `find` looks what this machine can do. Imported by nodes only.
+_MAKERS = {
+    "process": ("flame.shims.isolation_sandbox", "Sandboxes"),
+    "gvisor": ("flame.shims.gvisor", "Gvisor"),
+    "microvm": ("flame.shims.microvm", "Microvm"),
+}
+
+
+class Level(Protocol):
+    """One level. `missing` says why this node can't offer it, empty = it can. `streams`: no unix socket reaches inside,
+    so the instance's link goes over stdin and stdout (FLAME_INSTANCE_STDIO=framed)."""
+
+    name: str
+    missing: str
+    streams: bool
+
+    def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
+        """The program that is started instead. Raises BindError.
+
+        It passes stdin, stdout and stderr through, exits as the given program does (with 128 and the number when that
+        was killed by a signal; `boxed` is true), and takes everything down when it is killed or its parent dies. Other
+        signals go to the processes below its first child, or, with `relays`, to itself, which passes them on.
+        """
+        ...
+
+
+class _Maker(Protocol):
+    def find(self, folder: Path, environ: Mapping[str, str]) -> Level: ...
+
+
+class Absent(msgspec.Struct):
+    """A level that there is no code for in this installation."""
+
+    name: str
+    missing: str
+    streams: bool = False
+
+    def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
+        raise AssertionError(self.missing)  # nobody asks for a level that is missing
+
+
+def find_levels(folder: Path, environ: Mapping[str, str] = os.environ) -> list[Level]:
+    """Look what this machine can do. Each level has a folder of its own in `folder`, made when it needs one. Blocks for
+    as long as the slowest look takes; raises OSError."""
+    with ThreadPoolExecutor() as pool:
+        looks = [pool.submit(_find, name, folder / name, environ) for name in _MAKERS]
+        return [look.result() for look in looks]
+
+
+def _find(name: str, folder: Path, environ: Mapping[str, str]) -> Level:
+    module, maker = _MAKERS[name]
+    if importlib.util.find_spec(module) is None:
+        return Absent(name, f"this installation has no level {name}")
+    return cast(_Maker, getattr(importlib.import_module(module), maker)).find(folder, environ)
