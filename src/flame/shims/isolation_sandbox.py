@@ -24,7 +24,7 @@ from flame.shims.shim import Launch
 
 TMP = "/tmp"
 DEFAULT_DISK = 256 * 1024**2
-_SHARED_MEMORY = 64 * 1024**2
+SHARED_MEMORY = 64 * 1024**2
 _ALIASES = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr, folders on older systems
 _ETC = (
     "ld.so.cache",
@@ -42,6 +42,11 @@ _ETC = (
 _ETC_OF_NETWORKS = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
 _FORBIDDEN = ("/", "/proc", "/sys", "/dev", "/run", "/etc")
 _PROBE_S = 10.0
+
+# What is done (`show` a path of the node read-only, `open` one to be written to, `link`, `hide` what is there), the path
+# inside, and what stands behind it.
+Step = tuple[str, str, str]
+_OPTIONS = {"show": "--ro-bind", "open": "--bind", "link": "--symlink"}
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,37 +118,41 @@ def arguments(room: Room, folder: Path, descriptor: int) -> list[str]:
     found = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     found += [] if room.network else ["--unshare-net"]
     found += ["--die-with-parent", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "flame"]
-    found += ["--seccomp", str(descriptor), *_read_only(Path("/usr"))]
-    for name in _ALIASES:
-        alias = Path("/") / name
-        if alias.is_symlink():
-            found += ["--symlink", os.readlink(alias), str(alias)]  # noqa: PTH115 - as it is written
-        elif alias.is_dir():
-            found += _read_only(alias)
-    for name in (*_ETC, *(_ETC_OF_NETWORKS if room.network else ())):
-        found += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    for name in ("passwd", "group"):
-        found += ["--ro-bind", str(folder / name), f"/etc/{name}"]
+    found += ["--seccomp", str(descriptor)]
     # Read-only too: who owns /proc/sys outside could write to it, without any capability.
     found += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]
-    found += ["--size", str(_SHARED_MEMORY), "--perms", "1777", "--tmpfs", "/dev/shm"]
+    found += ["--size", str(SHARED_MEMORY), "--perms", "1777", "--tmpfs", "/dev/shm"]
     found += ["--size", str(room.disk), "--perms", "1777", "--tmpfs", TMP]
-    shown = sorted({*own_folders(), *room.readable}, key=lambda path: len(path.parts))
-    for path in shown:
-        found += _read_only(path)
-    covered: list[Path] = []
-    for path in room.hidden:
-        above = [each for each in shown if path.is_relative_to(each)]
-        if above:
-            found += ["--size", "4096", "--perms", "0711", "--tmpfs", str(path)]
-            for each in shown:
-                found += _read_only(each) if each != path and each.is_relative_to(path) else []
+    covered: list[str] = []
+    for kind, path, source in layout(room, folder):
+        if kind == "hide":
+            found += ["--size", "4096", "--perms", "0711", "--tmpfs", path]
             covered.append(path)
-    for path in room.sockets:
-        found += ["--bind", str(path), str(path)]
+        else:
+            found += [_OPTIONS[kind], source, path]
     for path in (*covered, "/dev", "/"):
-        found += ["--remount-ro", str(path)]
+        found += ["--remount-ro", path]
     return [*found, "--chdir", room.cwd]
+
+
+def layout(room: Room, folder: Path) -> list[Step]:
+    """What is where inside, in the order in which it is put there. `folder` has the files passwd and group."""
+    found: list[Step] = []
+    for path in (Path("/usr"), *(Path("/") / name for name in _ALIASES)):
+        if path.is_symlink():
+            found.append(("link", str(path), os.readlink(path)))  # noqa: PTH115 - as it is written
+        elif path.is_dir():
+            found.append(_show(path))
+    etc = (Path("/etc") / name for name in (*_ETC, *(_ETC_OF_NETWORKS if room.network else ())))
+    found += [_show(path) for path in etc if path.exists()]
+    found += [("show", f"/etc/{name}", str(folder / name)) for name in ("passwd", "group")]
+    shown = sorted({*own_folders(), *room.readable}, key=lambda path: len(path.parts))
+    found += [_show(path) for path in shown]
+    for path in room.hidden:
+        if any(path.is_relative_to(each) for each in shown):
+            found.append(("hide", str(path), ""))
+            found += [_show(each) for each in shown if each != path and each.is_relative_to(path)]
+    return [*found, *(("open", str(path), str(path)) for path in room.sockets)]
 
 
 def own_folders() -> list[Path]:
@@ -190,5 +199,5 @@ def _visible(path: Path, shown: Iterable[Path]) -> bool:
     return any(path.is_relative_to(each) for each in (Path("/usr"), *(Path("/") / name for name in _ALIASES), *shown))
 
 
-def _read_only(path: Path) -> list[str]:
-    return ["--ro-bind", str(path), str(path)]
+def _show(path: Path) -> Step:
+    return ("show", str(path), str(path))
