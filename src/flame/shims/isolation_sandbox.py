@@ -43,8 +43,8 @@ _ETC_OF_NETWORKS = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
 _FORBIDDEN = ("/", "/proc", "/sys", "/dev", "/run", "/etc")
 _PROBE_S = 10.0
 
-# What is done (`show` a path of the node read-only, `open` one to be written to, `link`, `hide` what is there), the path
-# inside, and what stands behind it.
+# What is done (`show` a path of the node read-only, `open` one to be written to, `link`, `hide` what is there), the
+# path inside, and what stands behind it.
 Step = tuple[str, str, str]
 _OPTIONS = {"show": "--ro-bind", "open": "--bind", "link": "--symlink"}
 
