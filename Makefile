@@ -76,6 +76,7 @@ format: $(DEVELOPED)
 
 test: $(DEVELOPED) $(FOREIGN) lint
 	@sh tools/install_bubblewrap.sh
+	@sh tools/install_gvisor.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-torch: $(BIN)/python

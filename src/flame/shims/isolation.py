@@ -98,7 +98,8 @@ class Confinement:
         level = self._level(launch)
         if level is not None:
             program = level.wrap(program, self._room(launch, program, limits, sockets, shown), limits, launch)
-        group = self._group(name, limits)  # last, since it has to be removed again
+        outside = limits if level is None else level.around(limits)
+        group = self._group(name, outside)  # last, since it has to be removed again
         if group is not None:
             program = msgspec.structs.replace(program, groups=[str(folder) for folder in group.folders])
         return Confined(program, group, limits)

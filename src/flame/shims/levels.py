@@ -44,6 +44,10 @@ class Level(Protocol):
         """
         ...
 
+    def around(self, limits: Limits) -> Limits:
+        """What a control group is held to that holds the wrapped program, so that the instance is held to `limits`."""
+        ...
+
 
 class _Maker(Protocol):
     def find(self, folder: Path, environ: Mapping[str, str]) -> Level: ...
@@ -58,6 +62,9 @@ class Absent(msgspec.Struct):
 
     def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
         raise AssertionError(self.missing)  # nobody asks for a level that is missing
+
+    def around(self, limits: Limits) -> Limits:
+        raise AssertionError(self.missing)
 
 
 def find_levels(folder: Path, environ: Mapping[str, str] = os.environ) -> list[Level]:

@@ -1,0 +1,99 @@
+"""Level gvisor: a program runs on a kernel of its own, gVisor's, that is a process of the node (`runsc`)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from flame.model.isolation import Limits
+from flame.shims.gvisor_root import plan
+from flame.shims.gvisor_runner import PREFIX
+from flame.shims.isolation_sandbox import TMP, Room
+from flame.shims.processes import Program
+from flame.shims.shim import Launch
+
+_RUNNER = Path(__file__).with_name("gvisor_runner.py")
+# How it catches system calls, the best first. Not kvm: on machines without real virtualisation it hangs.
+_PLATFORMS = ("systrap", "ptrace")
+# As the programs inside see files that are changed outside; no control groups, since those of the node hold all of it.
+_OPTIONS = ("--ignore-cgroups", "--file-access=shared", "--overlay2=none")
+_PROBE_S = 10.0
+_LAST_CHARACTERS = 1000
+_KNOWN_BY = ("FLAME_INSTANCE_ID",)
+# gVisor has threads of its own, and up to three of the node's for each one inside.
+_OWN_PIDS, _PIDS_PER_PID = 100, 3
+
+
+class Gvisor:
+    """Sandboxes of gVisor. `missing` says why there can be none here; empty = there can. `streams`: this runsc can't
+    give them sockets."""
+
+    name = "gvisor"
+
+    def __init__(self, command: Sequence[str], folder: Path, missing: str = "", *, streams: bool = False) -> None:
+        self.missing = missing
+        self.streams = streams
+        self._command = command
+        self._folder = folder
+
+    @classmethod
+    def find(cls, folder: Path, environ: Mapping[str, str]) -> Gvisor:
+        """Look whether this machine can make them, by making one. Blocks a moment; raises OSError."""
+        runsc = shutil.which("runsc", path=environ.get("PATH"))
+        if runsc is None:
+            return cls((), folder, "gVisor (runsc) is not installed: put runsc into the PATH of the executor manager")
+        (folder / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "passwd").write_text(f"flame:x:0:0::{TMP}:/bin/sh\n")
+        (folder / "group").write_text("flame:x:0:\n")
+        _, known = _run([runsc, "flags"])
+        options = [option for option in _OPTIONS if f"-{option.strip('-').partition('=')[0]}" in known]
+        problems: list[str] = []
+        for platform in _PLATFORMS:
+            found = cls([runsc, f"--platform={platform}", *options], folder, streams="-host-uds" not in known)
+            found.missing = found._probe()
+            if not found.missing:
+                return found
+            problems.append(f"{platform}: {found.missing}")
+        return cls((), folder, f"gVisor (runsc) can't make a sandbox here: {'; '.join(problems)}")
+
+    def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
+        """The program, run in a sandbox."""
+        return self._wrap(program, room, limits.pids)
+
+    def around(self, limits: Limits) -> Limits:
+        """What its control group holds it to. Processes are counted by gVisor; the group only bounds gVisor itself."""
+        pids = limits.pids and _OWN_PIDS + _PIDS_PER_PID * limits.pids
+        return msgspec.structs.replace(limits, pids=pids)
+
+    def _wrap(self, program: Program, room: Room, pids: int) -> Program:
+        wanted = msgspec.json.encode(plan(room, pids, self._folder, self._command)).decode()
+        argv = [sys.executable, "-I", "-S", str(_RUNNER), wanted, program.path, *program.argv[1:]]
+        env = {PREFIX + name: value for name, value in program.env.items()}
+        env.update((name, program.env[name]) for name in _KNOWN_BY if name in program.env)
+        return msgspec.structs.replace(program, path=sys.executable, argv=argv, env=env, boxed=True, relays=True)
+
+    def _probe(self) -> str:
+        """Why no sandbox can be made, empty = one could."""
+        wrapped = self._wrap(Program("/bin/sh", ["sh", "-c", ":"], {}, "/"), Room(), 0)
+        status, text = _run(wrapped.argv, wrapped.env)
+        return text[-_LAST_CHARACTERS:] or f"exit status {status}" if status else ""
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Its exit status and what it wrote; -1 when it did not end in time."""
+    with tempfile.TemporaryFile() as words:
+        try:
+            done = subprocess.run(
+                command, env=environ, stdin=subprocess.DEVNULL, stdout=words, stderr=words,
+                timeout=_PROBE_S, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return -1, str(error)
+        words.seek(0)
+        return done.returncode, words.read().decode(errors="replace").strip()

@@ -1,0 +1,88 @@
+"""What a program sees in a sandbox of gVisor, as data: the tree that becomes its root, and its OCI configuration.
+
+It is what it sees at level process (isolation_sandbox.py); only the kernel is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from flame.shims.isolation_sandbox import SHARED_MEMORY, TMP, Room, Step, layout
+
+_IN_MEMORY = (TMP, "/dev", "/proc", "/sys")  # made by gVisor itself: nothing of the tree is seen below
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What gvisor_runner.py does: it makes `tree`, adds what only it knows to `configuration`, and runs `command`. All
+    of it is in `folder`, where nobody else sees it."""
+
+    folder: str
+    network: bool
+    command: Sequence[str]
+    tree: Sequence[Step]
+    configuration: dict[str, object]
+
+
+def plan(room: Room, pids: int, folder: Path, command: Sequence[str]) -> Plan:
+    """`pids` is how many processes and threads it may have, 0 = not said. `folder` has the files passwd and group, and
+    an empty folder `run`; `command` is runsc with its own options."""
+    steps = layout(room, folder)
+    mounts = [_mount(step) for step in steps if _is_below(step[1], _IN_MEMORY)]
+    tree = [step for step in steps if not _is_below(step[1], _IN_MEMORY)]
+    return Plan(str(folder / "run"), room.network, [*command, *options(room)], tree, configuration(room, pids, mounts))
+
+
+def options(room: Room) -> list[str]:
+    """The options of runsc that follow from the room."""
+    sockets = "all" if any(path.is_dir() for path in room.sockets) else "open" if room.sockets else "none"
+    return [f"--network={'host' if room.network else 'none'}", f"--host-uds={sockets}"]
+
+
+def configuration(room: Room, pids: int, mounts: Sequence[dict[str, object]]) -> dict[str, object]:
+    """All but the root, and the arguments and the environment of the process."""
+    limits = {"RLIMIT_CORE": 0, **({"RLIMIT_NPROC": pids} if pids else {})}
+    namespaces = ("pid", "ipc", "uts", "mount", *(() if room.network else ("network",)))
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": "flame",
+        "process": {
+            # Whom the files belong to that are shown: root, which is here what the node's user is called outside.
+            "user": {"uid": 0, "gid": 0},
+            "cwd": room.cwd,
+            "capabilities": {},
+            "noNewPrivileges": True,
+            "rlimits": [{"type": name, "hard": most, "soft": most} for name, most in limits.items()],
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "dev", "source": "dev"},
+            _memory("/dev/shm", SHARED_MEMORY, "1777"),
+            _memory(TMP, room.disk, "1777"),
+            *mounts,
+        ],
+        "linux": {"namespaces": [{"type": name} for name in namespaces]},
+    }
+
+
+def _mount(step: Step) -> dict[str, object]:
+    kind, path, source = step
+    if kind == "hide":
+        return _memory(path, 4096, "0711", "ro")
+    options = ["rbind", "rw" if kind == "open" else "ro"]
+    return {"destination": path, "type": "bind", "source": source, "options": options}
+
+
+def _memory(path: str, size: int, mode: str, *more: str) -> dict[str, object]:
+    return {
+        "destination": path,
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": ["nosuid", "nodev", f"size={size}", f"mode={mode}", *more],
+    }
+
+
+def _is_below(path: str, folders: Sequence[str]) -> bool:
+    return any(Path(path).is_relative_to(folder) for folder in folders)
