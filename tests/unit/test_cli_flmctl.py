@@ -236,6 +236,34 @@ def test_create_may_ask_for_more_isolation(script: Script, capsys: pytest.Captur
     assert (request.session.isolation, request.session.network) == ("process", "host")
 
 
+def test_create_may_ask_for_limits(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["CreateSession"] = session()
+    assert flame("create", "-a", "pi", "--limit", "memory=256Mi,cpu=0.5", "--limit", "wall=2.5") == 0
+    request = fe.CreateSessionRequest.FromString(script.asked[-1][1])
+    assert request.session.limits == ty.Limits(memory=256 << 20, cpu_millis=500, wall_ms=2500)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("memory", "invalid limit 'memory'\nhint: write NAME=VALUE, such as memory=256Mi"),
+        ("disks=1", "unknown limit 'disks'\nhint: the known ones are memory, pids, cpu, disk, wall, output"),
+        ("pids=1.5", "invalid limit pids=1.5\nhint: write a whole number"),
+        ("cpu=nan", "invalid limit cpu=nan\nhint: write a number"),
+        ("wall=99999999", "invalid limit wall=99999999"),
+        ("memory=much", "invalid size 'much'"),
+        ("memory=0", "limit memory is 0: nothing would start"),
+        ("pids=5,pids=6", "limit pids stands twice"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(
+    script: Script, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    assert flame("create", "-a", "pi", "--limit", text) == 2
+    assert words in capsys.readouterr().err
+    assert not script.asked
+
+
 # --- changes -------------------------------------------------------------------------------------------------------
 
 

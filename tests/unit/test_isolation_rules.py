@@ -13,7 +13,7 @@ from flame.model.errors import InvalidArgumentError
 from flame.model.isolation import NO_LIMITS, Limits, check, check_together, placed, stricter, strictest
 from flame.model.resources import Resources
 from flame.model.specs import ApplicationSpec, SessionSpec
-from flame.model.states import ExecutorState
+from flame.model.states import ExecutorState, Shim
 
 MIB = 1024**2
 
@@ -97,6 +97,20 @@ def test_a_session_is_placed_where_its_wishes_can_be_held(
 def test_the_label_of_a_node_can_not_be_wished_away() -> None:
     spec = session(selector={"flame.isolation.process": "no"}, isolation="process")
     assert placed(ApplicationSpec(), spec).selector == {"flame.isolation.process": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("shim", "selector"),
+    [
+        (Shim.HOST, {}),
+        (Shim.STDIO, {}),
+        (Shim.REST, {}),
+        (Shim.WASM, {"flame.shim.wasm": "yes"}),
+        (Shim.CONTAINER, {"flame.shim.container": "yes"}),
+    ],
+)
+def test_a_shim_that_needs_something_installed_needs_a_node_that_has_it(shim: Shim, selector: dict[str, str]) -> None:
+    assert placed(ApplicationSpec(shim=shim), session()).selector == selector
 
 
 # --- in the engine ---------------------------------------------------------------------------------------------------

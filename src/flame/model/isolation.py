@@ -3,11 +3,14 @@ application does, never for less."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from flame.model.errors import InvalidArgumentError
+from flame.model.resources import parse_size
+from flame.model.states import Shim
 
 if TYPE_CHECKING:
     from flame.model.specs import ApplicationSpec, SessionSpec
@@ -22,6 +25,7 @@ MIN_PIDS = 4  # the sandbox itself has two
 ISOLATION_LABEL = "flame.isolation."  # and a level
 SHIM_LABEL = "flame.shim."  # and a shim
 LIMITS_LABEL = "flame.limits"
+_EVERYWHERE = (Shim.HOST, Shim.STDIO, Shim.REST)  # shims that need nothing installed
 YES, NO = "yes", "no"
 
 
@@ -47,6 +51,34 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 NO_LIMITS = Limits()
+# How limits are written: the field, and how many of it one unit is; 0 = a size in bytes.
+_UNITS = {
+    "memory": ("memory", 0),
+    "pids": ("pids", 1),
+    "cpu": ("cpu_millis", 1000),
+    "disk": ("disk", 0),
+    "wall": ("wall_ms", 1000),
+    "output": ("output", 0),
+}
+
+
+def parse_limits(texts: Iterable[str]) -> Limits:
+    """Limits from texts such as `memory=256Mi`, `pids=64`, `cpu=0.5` (cores) and `wall=600` (seconds); several may
+    stand in one, with commas. Raises InvalidArgumentError."""
+    found: dict[str, int] = {}
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        name, separator, value = (piece.strip() for piece in part.partition("="))
+        if not separator or not value:
+            raise InvalidArgumentError(f"invalid limit {part!r}", remedy="write NAME=VALUE, such as memory=256Mi")
+        if name not in _UNITS:
+            raise InvalidArgumentError(f"unknown limit {name!r}", remedy=f"the known ones are {', '.join(_UNITS)}")
+        field, scale = _UNITS[name]
+        if field in found:
+            raise InvalidArgumentError(f"limit {name} stands twice")
+        found[field] = parse_size(value) if not scale else _number(name, value, scale)
+        if not found[field]:
+            raise InvalidArgumentError(f"limit {name} is {value}: nothing would start", remedy="leave it out")
+    return Limits(**found)
 
 
 def isolated(level: str) -> bool:
@@ -109,6 +141,8 @@ def placed(application: ApplicationSpec, session: SessionSpec) -> SessionSpec:
     labels: dict[str, str] = {}
     if isolated(together.isolation):
         labels[ISOLATION_LABEL + together.isolation] = YES
+    if application.shim not in _EVERYWHERE:
+        labels[SHIM_LABEL + application.shim.name.lower()] = YES
     if together.limits.grouped:
         labels[LIMITS_LABEL] = YES
     return msgspec.structs.replace(session, selector={**session.selector, **labels}) if labels else session
@@ -116,3 +150,13 @@ def placed(application: ApplicationSpec, session: SessionSpec) -> SessionSpec:
 
 def _strictness(level: str) -> int:
     return LEVELS.index(level or NONE)
+
+
+def _number(name: str, text: str, scale: int) -> int:
+    """So many units as a whole number of the field's. Raises InvalidArgumentError."""
+    whole, _, rest = text.partition(".")
+    digits = (whole + rest).isdecimal() and text.isascii()
+    if not digits or (scale == 1 and "." in text) or float(text) * scale >= 2**32:
+        kind = "a number" if scale > 1 else "a whole number"
+        raise InvalidArgumentError(f"invalid limit {name}={text}", remedy=f"write {kind}, such as {name}=2")
+    return round(float(text) * scale)

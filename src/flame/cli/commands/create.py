@@ -7,6 +7,7 @@ import string
 from pathlib import Path
 
 import click
+import msgspec
 
 from flame.cli import completing
 from flame.cli.options import all_options, settings_of
@@ -55,6 +56,13 @@ _LETTERS = string.ascii_letters + string.digits
 )
 @click.option("--isolation", type=click.Choice(LEVELS), help="Its application's, or a stricter one.")
 @click.option("--network", type=click.Choice(NETWORKS), help="What its instances may reach.")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What an instance may use: memory=256Mi, pids=64, cpu=0.5, disk=64Mi, wall=600, output=10Mi.",
+)
 @click.option("--common-data", metavar="TEXT", help="Data that every instance gets when it enters the session.")
 @click.option(
     "--common-data-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The same from a file."
@@ -83,6 +91,7 @@ def create(
     max_running_per_key: int | None,
     isolation: str | None,
     network: str | None,
+    limits: tuple[str, ...],
     common_data: str | None,
     common_data_file: Path | None,
     labels: tuple[str, ...],
@@ -96,6 +105,7 @@ def create(
     from flame.cli.objects.resources import requirement
     from flame.cli.objects.sessions import session_kind
     from flame.cli.output import show_one
+    from flame.model.isolation import parse_limits
     from flame.model.resources import parse_resources
     from flame.proto import types_pb2 as ty
 
@@ -120,6 +130,7 @@ def create(
         max_running_per_key=max_running_per_key or 0,
         isolation=isolation or "",
         network=network or "",
+        limits=ty.Limits(**msgspec.structs.asdict(parse_limits(limits))) if limits else None,
         retention_s=retention,
         resreq=requirement(parse_resources(resreq)) if resreq is not None else None,
     )
