@@ -149,9 +149,10 @@ def test_a_session_that_no_node_can_run_says_what_it_waits_for(
         assert node.labels["flame.shim.stdio"] == "yes"
         connection.register_application("app", {"command": "/bin/true", **attributes})
         with connection.create_session("app") as session:
-            session.submit(b"")
+            future = session.submit(b"")
             done = subprocess.run(
                 [str(Path(sys.executable).with_name("flmctl")), "explain", "session", session.id],
                 env=cluster.environ(), capture_output=True, text=True, check=True,
             )  # fmt: skip
             assert label in done.stdout
+            future.cancel()
