@@ -128,6 +128,7 @@ if TYPE_CHECKING:
         progress,
         register_joblib,
     )
+    from flame.sandbox import Sandbox, SandboxLostError
     from flame.service import (
         ApplicationContext,
         FlameService,
@@ -192,6 +193,8 @@ __all__ = [
     "ResourceRequirement",
     "Runner",
     "RunnerService",
+    "Sandbox",
+    "SandboxLostError",
     "Session",
     "SessionAttributes",
     "SessionContext",
@@ -298,6 +301,7 @@ _SOURCES = {
     "flame.runner": (
         "Executor ObjectFuture RemoteFunction Runner RunnerService StateLostError function progress register_joblib"
     ),
+    "flame.sandbox": "Sandbox SandboxLostError",
     "flame.service": "ApplicationContext FlameService GangContext SessionContext TaskCancelled TaskContext run",
 }
 _SOURCE_OF = {name: module for module, names in _SOURCES.items() for name in names.split()}
@@ -308,7 +312,7 @@ def __getattr__(name: str) -> Any:
 
     module = _SOURCE_OF.get(name)
     if module is None:
-        if name in ("aio", "local", "objects", "runner", "typed"):
+        if name in ("aio", "local", "objects", "runner", "sandbox", "typed"):
             return import_module(f"flame.{name}")
         raise AttributeError(f"module 'flame' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(module), name)

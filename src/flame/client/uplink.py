@@ -276,7 +276,8 @@ class Uplink:
         """The session is closed and all its tasks have ended: forget it."""
         if self._streams.pop(stream.channel, None) is None:
             return
-        stream.quiet()
+        # What is submitted from now on needs another one, where the cluster refuses it.
+        stream.fail(InvalidStateError(f"session <{stream.session_id}> is not open", remedy="create a new session"))
         if self._by_session.get(stream.session_id) is stream:
             del self._by_session[stream.session_id]
         if self.link is not None:

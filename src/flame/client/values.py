@@ -94,7 +94,7 @@ class SessionAttributes:
     the labels that a node must have, `tolerations` the taints that it may have ("key=value", or "key" for every value),
     `prefer_nodes` the nodes to try first, by name, host or address, or as references to objects (`flame.put`): then the
     nodes beside the caches that hold them. `isolation`, `limits` and `network` may be stricter than those of the
-    application.
+    application. The session is closed when it has had no unfinished task for `idle_timeout` seconds (None = never).
     """
 
     application: str
@@ -119,6 +119,7 @@ class SessionAttributes:
     isolation: str = ""
     limits: Limits | None = None
     network: str = ""
+    idle_timeout: int | None = None
 
 
 @dataclass

@@ -222,6 +222,7 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
             isolation=attrs.isolation,
             limits=limits_to(attrs.limits),
             network=attrs.network,
+            idle_timeout_s=attrs.idle_timeout,
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"invalid attributes of a session: {error}") from error

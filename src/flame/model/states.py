@@ -76,3 +76,4 @@ class EventCode(IntEnum):
     INSTANCE_LOST = 1003
     UNSATISFIABLE = 1004
     GANG_LOST = 1005
+    IDLE = 1006

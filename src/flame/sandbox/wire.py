@@ -34,7 +34,7 @@ def is_sandbox(data: bytes | None) -> bool:
     return data is not None and data.startswith(MARK)
 
 
-# --- answers -----------------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -60,10 +60,12 @@ class Begun(msgspec.Struct, frozen=True):
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """Something that code displayed: formats by MIME type. `value`: it is the value of the last expression."""
+    """Something that code displayed: formats by MIME type, as text or as bytes. `value`: it is the value of the last
+    expression."""
 
     text: str
-    formats: dict[str, str | bytes]
+    texts: dict[str, str]
+    data: dict[str, bytes]
     value: bool = False
 
 
@@ -151,7 +153,10 @@ class File(msgspec.Struct, frozen=True):
 
 
 class Files(msgspec.Struct, frozen=True):
+    """`next`: where the list goes on, empty at its end."""
+
     files: list[File]
+    next: str = ""
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -190,10 +195,10 @@ class Part(msgspec.Struct, frozen=True):
     skipped: dict[str, str] = {}
 
 
-# --- calls -------------------------------------------------------------------------------------------------------------
+# --- calls ------------------------------------------------------------------------------------------------------------
 
 
-class _Call(msgspec.Struct, frozen=True, tag=True, tag_field="call", omit_defaults=True):
+class _Call(msgspec.Struct, tag=True, tag_field="call", omit_defaults=True):
     """Base of all calls."""
 
 
@@ -224,7 +229,9 @@ class FollowCode(_Call):
 
 
 class Interrupt(_Call):
-    """Interrupt the code that runs. -> Done"""
+    """Interrupt the code that runs, or only this run. -> Done"""
+
+    id: str = ""
 
 
 class RestartKernel(_Call):
@@ -256,6 +263,7 @@ class FollowCommand(_Call):
     at_stdout: int = 0
     at_stderr: int = 0
     wait: bool = False
+    patience: float = POLL_S
 
 
 class Write(_Call):
@@ -299,10 +307,10 @@ class Stat(_Call):
 
 
 class ListFolder(_Call):
-    """`after`: the last name that the client has; a long list comes in parts. -> Files"""
+    """`start`: `next` of the part before; a long list comes in parts. -> Files"""
 
     path: str
-    after: str = ""
+    start: str = ""
 
 
 class ReadFile(_Call):
@@ -356,6 +364,7 @@ class FollowWatch(_Call):
     """What changed since the last answer. A poll. -> Changes"""
 
     id: str
+    patience: float = POLL_S
 
 
 class EndWatch(_Call):

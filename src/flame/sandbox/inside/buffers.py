@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from flame.sandbox.wire import POLL_S
@@ -54,7 +54,7 @@ class Buffer:
         self._awaited = asyncio.get_running_loop().call_later(_PATIENCE_S, self._forget)
 
     @contextmanager
-    def followed(self, place: int) -> Iterator[None]:
+    def followed(self, place: int) -> Generator[None]:
         """Somebody has what is before this place, and waits for more."""
         key = object()
         self._readers[key] = place

@@ -55,7 +55,7 @@ class Running:
         self._closing = False
         self._room = Bell()
 
-    # --- its life ----------------------------------------------------------------------------------------------------
+    # --- its life ---------------------------------------------------------------------------------------------------
 
     def start(self, env: Mapping[str, str], cwd: str, stdin: int | None) -> None:
         """`stdin` is a file for it, else there is a pipe. Raises OSError."""
@@ -101,7 +101,8 @@ class Running:
                 env={"TERM": "xterm-256color", **env},
                 cwd=cwd,
                 pass_fds=[theirs],
-                preexec_fn=lambda: os.login_tty(theirs),  # makes a session, and the terminal its own
+                # Makes a session, and the terminal its own; takes no lock that a thread may hold.
+                preexec_fn=lambda: os.login_tty(theirs),  # noqa: PLW1509
             )
         except BaseException:
             os.close(ours)
@@ -152,7 +153,7 @@ class Running:
                 processes.signal_all(processes.below(self.pid), number)
             processes.kill_group(self.pid, number)
 
-    # --- what it prints ------------------------------------------------------------------------------------------------
+    # --- what it prints ---------------------------------------------------------------------------------------------
 
     def _read(self, descriptor: int, *, to_the_end: bool = False) -> None:
         buffer = self._readers.get(descriptor)
@@ -192,7 +193,7 @@ class Running:
         if self._readers.pop(descriptor, None) is not None:
             os.close(descriptor)
 
-    async def follow(self, at_stdout: int, at_stderr: int, *, wait: bool) -> Output:
+    async def follow(self, at_stdout: int, at_stderr: int, *, wait: bool, patience: float = POLL_S) -> Output:
         """What it printed from there on, or with `wait` its end."""
         with self.stdout.followed(at_stdout), self.stderr.followed(at_stderr):
             self._read_on()
@@ -201,15 +202,13 @@ class Running:
                 there = self.stdout.end - at_stdout + self.stderr.end - at_stderr
                 return self.ended is not None or there >= (_ANSWER if wait else 1)
 
-            await self.bell.wait_until(enough)
+            await self.bell.wait_until(enough, min(patience, POLL_S))
             stdout, next_stdout, lost_stdout = self.stdout.take(at_stdout, _ANSWER)
             stderr, next_stderr, lost_stderr = self.stderr.take(at_stderr, _ANSWER)
         over = next_stdout == self.stdout.end and next_stderr == self.stderr.end
-        return Output(
-            stdout, stderr, next_stdout, next_stderr, lost_stdout + lost_stderr, self.ended if over else None
-        )
+        return Output(stdout, stderr, next_stdout, next_stderr, lost_stdout + lost_stderr, self.ended if over else None)
 
-    # --- what it reads -------------------------------------------------------------------------------------------------
+    # --- what it reads ----------------------------------------------------------------------------------------------
 
     async def write(self, request: Write) -> int:
         """How many of these bytes were taken. Raises InvalidStateError."""
@@ -282,7 +281,7 @@ class Commands:
         if not running.words or not all(running.words) or any("\0" in word for word in running.words):
             raise InvalidArgumentError("a command is words, the first one a program, without NUL characters")
         cwd = str(Path(self.folder, request.cwd))
-        if not Path(cwd).is_dir():
+        if not os.path.isdir(cwd):  # noqa: ASYNC240, PTH112 - it takes no time
             raise InvalidArgumentError(f"cwd {request.cwd!r} is no folder of the sandbox")
         env = {**self.env, **request.env}
         stdin = self._stdin(request)
@@ -315,7 +314,8 @@ class Commands:
         return file
 
     async def follow(self, request: FollowCommand) -> Output:
-        return await self.named(request.id).follow(request.at_stdout, request.at_stderr, wait=request.wait)
+        running = self.named(request.id)
+        return await running.follow(request.at_stdout, request.at_stderr, wait=request.wait, patience=request.patience)
 
     def kill(self, name: str, number: int) -> None:
         """Raises NotFoundError, InvalidArgumentError."""
@@ -329,7 +329,9 @@ class Commands:
         try:
             return self._commands[name]
         except KeyError:
-            raise NotFoundError(f"there is no command {name}", remedy="those that ended long ago are forgotten") from None
+            raise NotFoundError(
+                f"there is no command {name}", remedy="those that ended long ago are forgotten"
+            ) from None
 
     def list(self) -> list[Command]:
         """Those that run."""

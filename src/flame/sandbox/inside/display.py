@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import reprlib
 import sys
-from typing import Any
+from typing import Any, cast
 
 MAX_TEXT = 1024 * 1024  # characters of one value's text
 _METHODS = {
@@ -60,33 +60,35 @@ def _formats(value: object) -> dict[str, Any]:
     if isinstance(value, type):
         return found  # its methods are for its instances
     bundle = _called(value, "_repr_mimebundle_")
-    if isinstance(bundle, tuple) and bundle:
-        bundle = bundle[0]  # data, metadata
     if isinstance(bundle, dict):
-        found.update((str(kind), _packed(data)) for kind, data in bundle.items() if kind != "text/plain")
+        formats = cast("dict[object, object]", bundle)
+        found.update((str(kind), _packed(data)) for kind, data in formats.items() if kind != "text/plain")
     for method, kind in _METHODS.items():
         if kind not in found:
             data = _called(value, method)
-            if isinstance(data, tuple) and data:
-                data = data[0]
             if data is not None:
                 found[kind] = _packed(data)
     return {kind: data for kind, data in found.items() if data is not None}
 
 
-def _called(value: object, method: str) -> Any:
+def _called(value: object, method: str) -> object:
+    """What the method gives, without the metadata that may go with it."""
     try:
         function = getattr(value, method, None)
-        return function() if callable(function) else None
+        found: object = function() if callable(function) else None
     except Exception:
         return None
+    if not isinstance(found, tuple):
+        return found
+    parts = cast("tuple[object, ...]", found)
+    return parts[0] if parts else None
 
 
 def _packed(data: object) -> Any:
     """Text as it is, bytes in base64, other things as JSON text; None for what is none of them."""
     if isinstance(data, str):
         return data
-    if isinstance(data, (bytes, bytearray, memoryview)):
+    if isinstance(data, (bytes, bytearray)):
         return {"base64": base64.b64encode(data).decode()}
     import json
 

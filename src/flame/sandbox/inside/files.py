@@ -11,7 +11,8 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from flame.model.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
-from flame.sandbox.wire import Content, File, ReadFile, WriteFile
+from flame.sandbox.wire import Content, File, Files, ReadFile, WriteFile
 
 MAX_LISTED = 2000  # names in one answer
 MAX_PIECE = 8 * 1024**2
@@ -69,18 +70,19 @@ class Folder:
         except OSError as error:
             raise _in_words(error, path) from None
 
-    def list(self, path: str, after: str) -> list[File]:
-        """The folder's entries by name, behind `after`; a limited number of them."""
+    def list(self, path: str, start: str) -> Files:
+        """The folder's entries by name; a limited number of them."""
         folder = self.resolve(path)
         with _told(path):
-            names = sorted(name for name in os.listdir(folder) if name > after)[:MAX_LISTED]
+            names = sorted(os.fsencode(entry.name) for entry in folder.iterdir())
+        names = names[bisect_right(names, bytes.fromhex(start)) :] if start else names
         found: list[File] = []
-        for name in names:
+        for name in names[:MAX_LISTED]:
             try:
-                found.append(described(folder / name))
+                found.append(described(folder / os.fsdecode(name)))
             except OSError:
                 continue  # it went meanwhile
-        return found
+        return Files(found, names[MAX_LISTED - 1].hex() if len(names) > MAX_LISTED else "")
 
     def read(self, request: ReadFile) -> Content:
         """A part of a file. Raises InvalidArgumentError for what is none."""
@@ -117,7 +119,7 @@ class Folder:
                     written = os.pwrite(draft.descriptor, data, offset)
                     data, offset = data[written:], offset + written
                 if request.last:
-                    os.replace(draft.path, draft.target)
+                    draft.path.replace(draft.target)
                     os.close(self._drafts.pop(request.id).descriptor)
             except BaseException:
                 if request.id in self._drafts:
@@ -163,7 +165,7 @@ class Folder:
         target = self.resolve(new)
         with _told(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self.resolve(path), target)
+            self.resolve(path).rename(target)
 
     def close(self) -> None:
         for draft in self._drafts.values():
@@ -189,7 +191,7 @@ def _text(name: str) -> str:
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
+def _told(path: str) -> Generator[None]:
     """What goes wrong with a file, in the user's words."""
     try:
         yield

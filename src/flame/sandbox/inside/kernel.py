@@ -22,7 +22,7 @@ from flame.sandbox.inside import display
 _CELL = "<run {}>"
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """The service has closed the socket."""
 
 
@@ -33,7 +33,7 @@ class Channel:
         self._descriptor = descriptor
 
     def receive(self) -> dict[str, Any]:
-        """The next request. Raises Gone."""
+        """The next request. Raises GoneError."""
         size = int.from_bytes(self._exactly(4), "little")
         return json.loads(self._exactly(size))
 
@@ -48,7 +48,7 @@ class Channel:
         while len(data) < size:
             piece = os.read(self._descriptor, min(size - len(data), 1 << 20))
             if not piece:
-                raise Gone
+                raise GoneError
             data += piece
         return bytes(data)
 
@@ -118,7 +118,8 @@ class Kernel:
         tree = ast.parse(code, name)
         last: ast.Expression | None = None
         if tree.body and isinstance(tree.body[-1], ast.Expr):
-            last = ast.Expression(tree.body.pop().value)  # pyright: ignore[reportAttributeAccessIssue]
+            last = ast.Expression(tree.body[-1].value)
+            del tree.body[-1]
         if tree.body:
             self._evaluate(_compiled(tree, name, "exec"))
         if last is not None:
@@ -196,7 +197,10 @@ def _described(error: BaseException) -> dict[str, str]:
     while frames is not None and not frames.tb_frame.f_code.co_filename.startswith("<run "):
         frames = frames.tb_next
     try:
-        text = "".join(traceback.format_exception(type(error), error, frames))
+        lines = traceback.TracebackException(type(error), error, frames)
+        if isinstance(error, KeyboardInterrupt) and lines.stack and lines.stack[-1].filename == __file__:
+            lines.stack.pop()  # the signal's handler
+        text = "".join(lines.format())
     except Exception:
         text = f"{type(error).__name__}: {message}\n"
     return {"name": type(error).__name__, "message": message, "traceback": text}
@@ -208,6 +212,6 @@ def main(descriptor: int) -> None:
     sys.path.insert(0, "")
     try:
         Kernel(Channel(descriptor)).serve()
-    except (Gone, OSError):
+    except (GoneError, OSError):
         pass
     os._exit(0)  # no thread that code has left keeps it

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 OWN = "FLAME_INSTANCE_ID"  # the variable by which what the sandbox started is known
 
@@ -41,65 +43,43 @@ def as_victim(pid: int) -> None:
         pass
 
 
-def everybody(known: set[int]) -> set[int]:
-    """All processes that the sandbox started and that run: those below `known` ones, those with a variable of it in
-    their environment, and those with the process group or session of one of these. This process is none of them."""
-    own = os.getpid()
-    parents: dict[int, tuple[int, int, int]] = {}
-    found: set[int] = set()
-    instance = os.environ.get(OWN, "")
-    mark = f"{OWN}={instance}".encode() if instance else b""
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == own:
-            continue
-        pid = int(name)
-        try:
-            stat = Path(f"/proc/{name}/stat").read_text(errors="replace")
-            fields = stat[stat.rindex(")") + 2 :].split()
-            if fields[0] in "ZX":
-                continue
-            parents[pid] = (int(fields[1]), int(fields[2]), int(fields[3]))
-            marked = mark and mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            marked = False
-        if pid in known or (marked and pid in parents):
-            found.add(pid)
-    grew = True
-    while grew:
-        more = {
-            pid
-            for pid, (parent, group, session) in parents.items()
-            if pid not in found and (parent in found or parent == own or group in found or session in found)
-        }
-        grew = bool(more)
-        found |= more
-    return found - _above(parents, own)
+class Family(NamedTuple):
+    """Where a process belongs."""
+
+    parent: int
+    group: int
+    session: int
+
+
+def running() -> dict[int, Family]:
+    """All processes that can be seen here and have not ended."""
+    found: dict[int, Family] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                text = (folder / "stat").read_text(errors="replace")
+            except OSError:
+                continue  # it has ended
+            state, parent, group, session = text[text.rindex(")") + 2 :].split(maxsplit=4)[:4]
+            if state not in "ZX":
+                found[int(folder.name)] = Family(int(parent), int(group), int(session))
+    return found
 
 
 def below(root: int) -> set[int]:
     """A process, all that it started in turn, and those of its group or session, as far as they can be told."""
-    parents: dict[int, tuple[int, int, int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                stat = Path(f"/proc/{name}/stat").read_text(errors="replace")
-                fields = stat[stat.rindex(")") + 2 :].split()
-                if fields[0] not in "ZX":
-                    parents[int(name)] = (int(fields[1]), int(fields[2]), int(fields[3]))
-            except (OSError, ValueError):
-                continue
-    found = {root}
-    grew = True
-    while grew:
-        more = {
-            pid
-            for pid, (parent, group, session) in parents.items()
-            if pid not in found and (parent in found or group == root or session == root)
-        }
-        grew = bool(more)
-        found |= more
-    found.discard(os.getpid())
-    return {pid for pid in found if pid in parents}
+    return _with_descendants(running(), {root}) - {os.getpid()}
+
+
+def everybody(known: set[int]) -> set[int]:
+    """All that the sandbox started and that runs: the `known` ones, those that this process started, those that have a
+    variable of it in their environment, and what belongs to them. This process is none of them."""
+    own, found = os.getpid(), running()
+    instance = os.environ.get(OWN, "")
+    mark = f"{OWN}={instance}".encode()
+    roots = {pid for pid, family in found.items() if pid in known or family.parent == own}
+    roots |= {pid for pid in found if instance and _marked(pid, mark)}
+    return _with_descendants(found, roots - _above(found, own) - {own}) - {own}
 
 
 def signal_all(pids: set[int], number: int) -> None:
@@ -111,14 +91,31 @@ def signal_all(pids: set[int], number: int) -> None:
             continue
 
 
-def _above(parents: dict[int, tuple[int, int, int]], pid: int) -> set[int]:
-    """Those that this process runs below: at level process, what made the sandbox."""
-    found: set[int] = set()
+def _with_descendants(processes: Mapping[int, Family], roots: set[int]) -> set[int]:
+    found = roots & processes.keys()
+    grew = bool(found)
+    while grew:
+        more = {
+            pid
+            for pid, family in processes.items()
+            if pid not in found and (family.parent in found or family.group in roots or family.session in roots)
+        }
+        grew = bool(more)
+        found |= more
+    return found
+
+
+def _marked(pid: int, mark: bytes) -> bool:
     try:
-        parent = os.getppid() if pid == os.getpid() else 0
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
-        return found
-    while parent and parent not in found:
-        found.add(parent)
-        parent = parents.get(parent, (0, 0, 0))[0]
+        return False
+
+
+def _above(processes: Mapping[int, Family], pid: int) -> set[int]:
+    """Those that a process runs below: at level process, what made the sandbox."""
+    found: set[int] = set()
+    while pid in processes and pid not in found:
+        found.add(pid)
+        pid = processes[pid].parent
     return found

@@ -58,16 +58,19 @@ class Run:
     def told(self, message: dict[str, Any]) -> None:
         """It shows a value."""
         shown = cast("dict[str, Any]", message.get("shown") or {})
-        formats: dict[str, str | bytes] = {}
-        for kind, data in dict(shown.get("formats") or {}).items():
-            formats[str(kind)] = base64.b64decode(data["base64"]) if isinstance(data, dict) else str(data)
-        text = str(shown.get("text", ""))
-        size = len(text) + sum(map(len, formats.values()))
-        if self._shown + size > MAX_SHOWN:
-            self.cut += size
+        texts: dict[str, str] = {}
+        data: dict[str, bytes] = {}
+        for kind, packed in cast("dict[str, str | dict[str, str]]", shown.get("formats") or {}).items():
+            if isinstance(packed, dict):
+                data[kind] = base64.b64decode(packed["base64"])
+            else:
+                texts[kind] = packed
+        made = Shown(str(shown.get("text", "")), texts, data, bool(shown.get("value")))
+        if self._shown + _size(made) > MAX_SHOWN:
+            self.cut += _size(made)
             return
-        self._shown += size
-        self.pieces.append(Piece(shown=Shown(text, formats, bool(shown.get("value")))))
+        self._shown += _size(made)
+        self.pieces.append(Piece(shown=made))
         self.bell.ring()
 
     def end(self, error: Raised | None, *, restarted: bool = False) -> None:
@@ -81,12 +84,16 @@ class Run:
         size = 0
         for piece in self.pieces[seen:]:
             size += len(piece.stdout) + len(piece.stderr)
-            size += sum(map(len, piece.shown.formats.values())) + len(piece.shown.text) if piece.shown else 0
+            size += _size(piece.shown) if piece.shown is not None else 0
             if taken and size > _ANSWER:
                 break
             taken.append(piece)
         self._told = max(self._told, seen + len(taken))
         return Progress(taken, self.ended if seen + len(taken) == len(self.pieces) else None)
+
+
+def _size(shown: Shown) -> int:
+    return len(shown.text) + sum(map(len, shown.texts.values())) + sum(map(len, shown.data.values()))
 
 
 def _grows(piece: Piece, stderr: bool) -> bool:
@@ -125,9 +132,12 @@ class Runs:
             raise NotFoundError(f"there is no run {request.id} of code", remedy="old ones are forgotten")
         return await self._follow(run, request.seen, request.eager)
 
-    def interrupt(self) -> None:
-        """End what runs, as Ctrl-C does; what waits goes on."""
-        if self._current is not None:
+    def interrupt(self, name: str = "") -> None:
+        """End what runs, as Ctrl-C does; what waits goes on. With a name: that run, also while it waits."""
+        for run in [run for run in self._queue if name and run.request.id == name]:
+            self._queue.remove(run)
+            run.end(Raised("KeyboardInterrupt", "interrupted before it began", ""))
+        if self._current is not None and name in ("", self._current.request.id):
             self._stop(self._current, "KeyboardInterrupt: interrupted")
 
     async def restart(self) -> None:

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from flame.model.errors import FlameError, FlameErrorCode, InvalidStateError, ProtocolError
+from flame.model.errors import FlameError, FlameErrorCode, InvalidStateError
 from flame.sandbox import wire
 from flame.sandbox.inside.commands import Commands
 from flame.sandbox.inside.files import Folder
@@ -102,7 +102,7 @@ _HANDLERS: dict[type[Any], Callable[[SandboxService, Any], Awaitable[wire.Answer
     wire.Begin: SandboxService._begin,  # pyright: ignore[reportPrivateUsage]
     wire.RunCode: lambda service, call: service.runs.run(call),
     wire.FollowCode: lambda service, call: service.runs.follow(call),
-    wire.Interrupt: _at_once(lambda service, call: service.runs.interrupt()),
+    wire.Interrupt: _at_once(lambda service, call: service.runs.interrupt(call.id)),
     wire.RestartKernel: SandboxService._restart,  # pyright: ignore[reportPrivateUsage]
     wire.StartCommand: lambda service, call: service.commands.start(call),
     wire.FollowCommand: lambda service, call: service.commands.follow(call),
@@ -112,7 +112,7 @@ _HANDLERS: dict[type[Any], Callable[[SandboxService, Any], Awaitable[wire.Answer
     wire.Resize: _at_once(lambda service, call: service.commands.named(call.id).resize(call.rows, call.columns)),
     wire.ListCommands: _at_once(lambda service, call: wire.Commands(service.commands.list())),
     wire.Stat: SandboxService._stat,  # pyright: ignore[reportPrivateUsage]
-    wire.ListFolder: _at_once(lambda service, call: wire.Files(service.files.list(call.path, call.after))),
+    wire.ListFolder: _at_once(lambda service, call: service.files.list(call.path, call.start)),
     wire.ReadFile: _at_once(lambda service, call: service.files.read(call)),
     wire.WriteFile: _at_once(lambda service, call: service.files.write(call)),
     wire.MakeDir: _at_once(lambda service, call: service.files.make_dir(call.path)),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pickle
 import types
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
 _NAMESPACE = "flame: the kernel's namespace"
 _OWN = frozenset({"__builtins__", "__name__", "__doc__", "__package__", "__loader__", "__spec__", "_"})
@@ -16,8 +17,10 @@ _OWN = frozenset({"__builtins__", "__name__", "__doc__", "__package__", "__loade
 class _Pickler(cloudpickle.Pickler):
     """Functions of the kernel keep its namespace as their globals, instead of each a copy of it."""
 
+    globals_ref: dict[int, dict[str, Any]]
+
     def __init__(self, file: Any, namespace: dict[str, Any]) -> None:
-        super().__init__(file)
+        super().__init__(file)  # pyright: ignore[reportUnknownMemberType]
         self._stand_in: dict[str, Any] = {_NAMESPACE: True}
         self.globals_ref[id(namespace)] = self._stand_in
 
@@ -60,10 +63,10 @@ def save(module: types.ModuleType, path: str, leave_out: Iterable[object] = ()) 
 
 def load(module: types.ModuleType, path: str) -> None:
     """Take over the variables of such a file. Raises what their classes raise."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         module.__dict__.update(_Unpickler(file, module.__dict__).load())
 
 
 def _write(values: dict[str, Any], module: types.ModuleType, path: str) -> None:
-    with open(path, "wb") as file:
-        _Pickler(file, module.__dict__).dump(values)
+    with Path(path).open("wb") as file:
+        _Pickler(file, module.__dict__).dump(values)  # pyright: ignore[reportUnknownMemberType]

@@ -1,0 +1,257 @@
+"""`AsyncSandbox`: sandboxes for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from flame.client.async_connection import AsyncConnection, connect
+from flame.client.values import ResourceRequirement
+from flame.model.errors import FlameError, InvalidStateError, NotFoundError
+from flame.model.isolation import Limits
+from flame.model.states import SessionState
+from flame.sandbox import code as code_steps
+from flame.sandbox import commands as command_steps
+from flame.sandbox import files as file_steps
+from flame.sandbox import opening, wire
+from flame.sandbox.calling import AsyncCaller, closed_error
+from flame.sandbox.steps import do
+from flame.sandbox.values import CommandInfo, CommandResult, Execution, FileInfo, Output
+
+
+class AsyncSandbox:
+    """A sandbox; see `flame.Sandbox`, whose methods it has as coroutines. Callbacks may be coroutines as well."""
+
+    def __init__(self, caller: AsyncCaller, *, created: bool, connection: AsyncConnection | None = None) -> None:
+        """Made by `create` and `open`. `connection`: one of its own, that ends with it."""
+        self._caller = caller
+        self._call = caller.run
+        self._created = created
+        self._connection = connection
+        self.files = AsyncFiles(caller)
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def create(
+        cls,
+        *,
+        isolation: str = "process",
+        network: str = "none",
+        limits: Limits | None = None,
+        resreq: ResourceRequirement | str | None = None,
+        env: Mapping[str, str] | None = None,
+        idle_timeout: float | timedelta | None = 600.0,
+        labels: Mapping[str, str] | None = None,
+        tenant: str = "",
+        timeout: float = 60.0,
+        connection: AsyncConnection | None = None,
+    ) -> Self:
+        """See `flame.Sandbox.create`. Without a `connection` it has one of its own."""
+        attrs = opening.attributes(
+            isolation=isolation,
+            network=network,
+            limits=limits,
+            resreq=resreq,
+            idle_timeout=idle_timeout,
+            labels=labels,
+            tenant=tenant,
+        )
+        own = None if connection is not None else await connect()
+        try:
+            session = await (connection or own or await connect()).create_session(attrs)
+            try:
+                begin = wire.encode_call(wire.Begin(dict(env or {})))
+                wire.decode_answer(await session.invoke(begin, timeout), wire.Begun)
+            except BaseException as error:
+                if isinstance(error, FlameError):
+                    await session.refresh()
+                await session.close(force=True)
+                if isinstance(error, FlameError):
+                    raise opening.not_started(session, error, timeout) from None
+                raise
+        except BaseException:
+            if own is not None:
+                await own.close()
+            raise
+        return cls(AsyncCaller(session), created=True, connection=own)
+
+    @classmethod
+    async def open(cls, sandbox_id: str, *, connection: AsyncConnection | None = None) -> Self:
+        """See `flame.Sandbox.open`."""
+        own = None if connection is not None else await connect()
+        try:
+            session = await (connection or own or await connect()).get_session(sandbox_id)
+            opening.check_session(session)
+            if session.state is not SessionState.OPEN:
+                raise closed_error(session)
+        except BaseException:
+            if own is not None:
+                await own.close()
+            raise
+        return cls(AsyncCaller(session), created=False, connection=own)
+
+    @property
+    def id(self) -> str:
+        """Its id, good for `open`."""
+        return self._caller.session.id
+
+    async def close(self) -> None:
+        """End it for everybody, with all that runs in it. Closing a closed one does nothing."""
+        if not self._caller.closed:
+            self._caller.closed = True
+            await end(self._caller)
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        self._caller.closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await (self.close() if self._created else self._let_go())
+
+    # --- code --------------------------------------------------------------------------------------------------------
+
+    async def run_code(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_stdout: code_steps.OnText | None = None,
+        on_stderr: code_steps.OnText | None = None,
+        on_result: code_steps.OnResult | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Execution:
+        """See `flame.Sandbox.run_code`."""
+        return await self._call(code_steps.run(code, timeout, on_stdout, on_stderr, on_result, env))
+
+    async def interrupt(self) -> None:
+        """See `flame.Sandbox.interrupt`."""
+        await self._call(do(wire.Interrupt()))
+
+    async def restart_kernel(self) -> None:
+        """See `flame.Sandbox.restart_kernel`."""
+        await self._call(do(wire.RestartKernel()))
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    async def run_command(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        on_stdout: command_steps.OnBytes | None = None,
+        on_stderr: command_steps.OnBytes | None = None,
+    ) -> CommandResult:
+        """See `flame.Sandbox.run_command`."""
+        return await self._call(command_steps.run(command, stdin, timeout, env, cwd, on_stdout, on_stderr))
+
+    async def start_command(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        pty: tuple[int, int] | None = None,
+    ) -> AsyncRunningCommand:
+        """See `flame.Sandbox.start_command`."""
+        name = await self._call(command_steps.start(command, stdin, timeout, env, cwd, pty))
+        return AsyncRunningCommand(self._caller, name)
+
+    async def commands(self) -> list[CommandInfo]:
+        """The commands that run, whoever started them."""
+        return await self._call(command_steps.running())
+
+    def command(self, command_id: str) -> AsyncRunningCommand:
+        """A command by its id, read from its first byte that is still there."""
+        return AsyncRunningCommand(self._caller, command_id)
+
+
+class AsyncRunningCommand:
+    """A command that was started; see `flame.sandbox.RunningCommand`."""
+
+    def __init__(self, caller: AsyncCaller, command_id: str) -> None:
+        self._call = caller.run
+        self._follower = command_steps.Follower(command_id)
+
+    @property
+    def id(self) -> str:
+        return self._follower.id
+
+    async def read(self) -> Output | None:
+        return await self._call(self._follower.read())
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        while (output := await self.read()) is not None:
+            yield output
+
+    async def wait(self, timeout: float | None = None) -> CommandResult:
+        return await self._call(command_steps.wait_for(self._follower, timeout))
+
+    async def write(self, data: bytes | str) -> None:
+        await self._call(command_steps.write(self.id, data.encode() if isinstance(data, str) else data))
+
+    async def close_stdin(self) -> None:
+        await self._call(command_steps.write(self.id, b"", end=True))
+
+    async def kill(self, signal: int = 9) -> None:
+        await self._call(do(wire.Kill(self.id, signal)))
+
+    async def resize(self, rows: int, columns: int) -> None:
+        await self._call(do(wire.Resize(self.id, rows, columns)))
+
+
+class AsyncFiles:
+    """The files of a sandbox; see `flame.sandbox.Files`."""
+
+    def __init__(self, caller: AsyncCaller) -> None:
+        self._call = caller.run
+
+    async def read(self, path: str) -> bytes:
+        return await self._call(file_steps.read(path))
+
+    async def read_text(self, path: str, encoding: str = "utf-8") -> str:
+        return (await self.read(path)).decode(encoding)
+
+    async def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> None:
+        await self._call(file_steps.write(path, data.encode() if isinstance(data, str) else data, mode))
+
+    async def list(self, path: str = ".") -> list[FileInfo]:
+        return await self._call(file_steps.listed(path))
+
+    async def stat(self, path: str) -> FileInfo:
+        return await self._call(file_steps.stat(path))
+
+    async def exists(self, path: str) -> bool:
+        return await self._call(file_steps.exists(path))
+
+    async def make_dir(self, path: str) -> None:
+        await self._call(do(wire.MakeDir(path)))
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        await self._call(do(wire.Remove(path, recursive)))
+
+    async def rename(self, path: str, new: str) -> None:
+        await self._call(do(wire.Rename(path, new)))
+
+
+async def end(caller: AsyncCaller) -> None:
+    """Close the session of a sandbox, whatever became of it."""
+    try:
+        await caller.session.close(force=True)
+    except (NotFoundError, InvalidStateError):
+        pass  # it is forgotten already

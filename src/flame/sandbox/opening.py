@@ -1,0 +1,69 @@
+"""How a sandbox is asked for: the attributes of its session, and what can't be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from flame.client.snapshot import SessionSnapshot
+from flame.client.values import ResourceRequirement, SessionAttributes, short_name
+from flame.model.errors import FlameError, InvalidArgumentError, TimedOutError, UnavailableError
+from flame.model.isolation import Limits
+from flame.model.specs import TaskOptions
+from flame.sandbox import wire
+
+RETENTION = 3600  # seconds that a closed sandbox is remembered, so that it can be told why it was closed
+PREFIX = "sandbox"
+
+
+def attributes(
+    *,
+    isolation: str,
+    network: str,
+    limits: Limits | None,
+    resreq: ResourceRequirement | str | None,
+    idle_timeout: float | timedelta | None,
+    labels: Mapping[str, str] | None,
+    tenant: str,
+) -> SessionAttributes:
+    """The session of a new sandbox. Raises InvalidArgumentError."""
+    if isolation in ("", "none") and network == "none":
+        raise InvalidArgumentError(
+            "a sandbox with isolation none can't be kept off the network",
+            remedy="give it isolation, or say network='host'",
+        )
+    seconds = idle_timeout.total_seconds() if isinstance(idle_timeout, timedelta) else idle_timeout
+    if seconds is not None and not seconds >= 1:
+        raise InvalidArgumentError(f"idle_timeout must be at least 1 second, or None, not {idle_timeout!r}")
+    return SessionAttributes(
+        application=wire.APPLICATION,
+        id=short_name(PREFIX, 12),
+        common_data=wire.common_data(),
+        min_instances=1,
+        max_instances=1,
+        resreq=resreq,
+        labels=dict(labels or {}),
+        task_defaults=TaskOptions(max_retries=0),
+        retention=RETENTION,
+        tenant=tenant,
+        isolation=isolation,
+        limits=limits,
+        network=network,
+        idle_timeout=None if seconds is None else round(seconds),
+    )
+
+
+def check_session(session: SessionSnapshot) -> None:
+    """Raises InvalidArgumentError for a session that is no sandbox."""
+    if session.application != wire.APPLICATION or not wire.is_sandbox(session.common_data()):
+        raise InvalidArgumentError(
+            f"session {session.id} is no sandbox", remedy="open what Sandbox.create has made, by its id"
+        )
+
+
+def not_started(session: SessionSnapshot, error: FlameError, timeout: float) -> FlameError:
+    """Why a new sandbox did not begin."""
+    reason = session.pending_reason or error.message
+    if isinstance(error, TimedOutError):
+        return TimedOutError(f"the sandbox did not start within {timeout:g} s: {reason}", remedy=error.remedy)
+    return UnavailableError(f"the sandbox did not start: {error.message}", remedy=error.remedy, retryable=False)

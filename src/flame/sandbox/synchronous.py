@@ -1,0 +1,302 @@
+"""`Sandbox`: a place of its own to run code, commands and files in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from flame.client.default import ConnectionInstance
+from flame.client.synchronous import Connection
+from flame.client.values import ResourceRequirement
+from flame.model.errors import FlameError
+from flame.model.isolation import Limits
+from flame.model.states import SessionState
+from flame.sandbox import code as code_steps
+from flame.sandbox import commands as command_steps
+from flame.sandbox import files as file_steps
+from flame.sandbox import opening, wire
+from flame.sandbox.asynchronous import end
+from flame.sandbox.calling import AsyncCaller, Caller, closed_error
+from flame.sandbox.steps import do
+from flame.sandbox.values import CommandInfo, CommandResult, Execution, FileInfo, Output
+
+
+class Sandbox:
+    """A place of its own to run code, commands and files in.
+
+    Made by `create`, or `open` by its id, also from other processes; several may use it at once. As a context manager
+    what was created is closed at the end, what was opened is only let go. `files` are its files. All times are seconds.
+
+    Every method raises SandboxLostError when the sandbox has ended by itself, InvalidStateError when it was closed or
+    is paused, and the errors of the connection.
+    """
+
+    def __init__(self, caller: Caller, *, created: bool) -> None:
+        """Made by `create` and `open`."""
+        self._caller = caller
+        self._call = caller.run
+        self._created = created
+        self.files = Files(caller)
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        isolation: str = "process",
+        network: str = "none",
+        limits: Limits | None = None,
+        resreq: ResourceRequirement | str | None = None,
+        env: Mapping[str, str] | None = None,
+        idle_timeout: float | timedelta | None = 600.0,
+        labels: Mapping[str, str] | None = None,
+        tenant: str = "",
+        timeout: float = 60.0,
+        connection: Connection | None = None,
+    ) -> Self:
+        """A new sandbox.
+
+        `isolation` is how far it is kept from its node, `network` "none" or "host", `limits` what it may use, `resreq`
+        what it gets of a node, such as "cpu=1,mem=2g". `env` is for all that runs in it. It is closed when nothing was
+        asked of it for `idle_timeout` seconds (None = never). `labels` are those of its session, `tenant` whose share
+        of the cluster it uses. Waits up to `timeout` seconds for it to start.
+
+        Raises TimedOutError and UnavailableError, with the reason, when it does not start; InvalidArgumentError.
+        """
+        attrs = opening.attributes(
+            isolation=isolation,
+            network=network,
+            limits=limits,
+            resreq=resreq,
+            idle_timeout=idle_timeout,
+            labels=labels,
+            tenant=tenant,
+        )
+        session = (connection or ConnectionInstance.instance()).create_session(attrs)
+        try:
+            wire.decode_answer(session.invoke(wire.encode_call(wire.Begin(dict(env or {}))), timeout), wire.Begun)
+        except BaseException as error:
+            if isinstance(error, FlameError):
+                session.refresh()
+            session.close(force=True)
+            if isinstance(error, FlameError):
+                raise opening.not_started(session, error, timeout) from None
+            raise
+        return cls(Caller(session, AsyncCaller(session.asynchronous)), created=True)
+
+    @classmethod
+    def open(cls, sandbox_id: str, *, connection: Connection | None = None) -> Self:
+        """The sandbox of that id.
+
+        Raises NotFoundError, InvalidStateError (it was closed), SandboxLostError (it ended by itself),
+        InvalidArgumentError (a session of that id is no sandbox).
+        """
+        session = (connection or ConnectionInstance.instance()).get_session(sandbox_id)
+        opening.check_session(session)
+        if session.state is not SessionState.OPEN:
+            raise closed_error(session)
+        return cls(Caller(session, AsyncCaller(session.asynchronous)), created=False)
+
+    @property
+    def id(self) -> str:
+        """Its id, good for `open`."""
+        return self._caller.session.id
+
+    def close(self) -> None:
+        """End it for everybody, with all that runs in it. Closing a closed one does nothing."""
+        caller = self._caller.asynchronous
+        if not caller.closed:
+            caller.closed = True
+            self._caller.session.connection.thread.run(end(caller))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._created:
+            self.close()
+        else:
+            self._caller.asynchronous.closed = True
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id}>"
+
+    # --- code --------------------------------------------------------------------------------------------------------
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_stdout: code_steps.OnText | None = None,
+        on_stderr: code_steps.OnText | None = None,
+        on_result: code_steps.OnResult | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Execution:
+        """Run Python code in the sandbox's kernel, whose variables last from one run to the next.
+
+        After `timeout` seconds it is interrupted; the variables stay if it obeys. What it prints and shows is given to
+        the functions `on_...` meanwhile. `env` is for this run. Runs of several clients take turns. Code that fails is
+        no error here: see `Execution.error`. Who is interrupted while it waits (Ctrl-C) interrupts the code.
+        """
+        return self._call(code_steps.run(code, timeout, on_stdout, on_stderr, on_result, env))
+
+    def interrupt(self) -> None:
+        """Interrupt the code that runs, as Ctrl-C does; if it does not stop, its kernel is ended."""
+        self._call(do(wire.Interrupt()))
+
+    def restart_kernel(self) -> None:
+        """End the kernel and the code that runs and waits for it; the next run finds no variables."""
+        self._call(do(wire.RestartKernel()))
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    def run_command(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        on_stdout: command_steps.OnBytes | None = None,
+        on_stderr: command_steps.OnBytes | None = None,
+    ) -> CommandResult:
+        """Run a command, given as words or as one text for the shell, and wait for its end.
+
+        It starts in the working folder, or in `cwd`; its stdin is what is given, else empty. After `timeout` seconds it
+        and all that it started are ended (SIGTERM, after 2 s SIGKILL). What it prints is given to the functions
+        `on_...` meanwhile. Programs that it leaves in the background go on. A status other than 0 is no error here.
+
+        Raises InvalidArgumentError when it can't be started.
+        """
+        return self._call(command_steps.run(command, stdin, timeout, env, cwd, on_stdout, on_stderr))
+
+    def start_command(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        pty: tuple[int, int] | None = None,
+    ) -> RunningCommand:
+        """Start a command and don't wait. `stdin` is all that it reads; without it, what is written to it later.
+
+        `pty`: rows and columns of a terminal that it runs in. Of what it prints the last 2 MiB are kept for who comes
+        later; while somebody reads, it waits for him instead. Raises InvalidArgumentError when it can't be started.
+        """
+        return RunningCommand(self._caller, self._call(command_steps.start(command, stdin, timeout, env, cwd, pty)))
+
+    def commands(self) -> list[CommandInfo]:
+        """The commands that run, whoever started them."""
+        return self._call(command_steps.running())
+
+    def command(self, command_id: str) -> RunningCommand:
+        """A command by its id, read from its first byte that is still there; that it is unknown is found out later."""
+        return RunningCommand(self._caller, command_id)
+
+
+class RunningCommand:
+    """A command that was started. Iterating gives its output as it comes, to its end.
+
+    Its methods raise NotFoundError when there is no such command, or when it ended long ago.
+    """
+
+    def __init__(self, caller: Caller, command_id: str) -> None:
+        self._call = caller.run
+        self._follower = command_steps.Follower(command_id)
+
+    @property
+    def id(self) -> str:
+        """Its id, good for `Sandbox.command`."""
+        return self._follower.id
+
+    def read(self) -> Output | None:
+        """What it printed since the last time; waits for something, None at its end."""
+        return self._call(self._follower.read())
+
+    def __iter__(self) -> Iterator[Output]:
+        while (output := self.read()) is not None:
+            yield output
+
+    def wait(self, timeout: float | None = None) -> CommandResult:
+        """Wait for its end. The result has what was not read before. Raises TimedOutError; it goes on then."""
+        return self._call(command_steps.wait_for(self._follower, timeout))
+
+    def write(self, data: bytes | str) -> None:
+        """Write to its stdin or terminal; waits while it does not read. Raises InvalidStateError when it reads no
+        more."""
+        self._call(command_steps.write(self.id, data.encode() if isinstance(data, str) else data))
+
+    def close_stdin(self) -> None:
+        """Nothing more will be written. In a terminal this is what Ctrl-D sends."""
+        self._call(command_steps.write(self.id, b"", end=True))
+
+    def kill(self, signal: int = 9) -> None:
+        """Send a signal to its processes. One that has ended is no error."""
+        self._call(do(wire.Kill(self.id, signal)))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of its terminal."""
+        self._call(do(wire.Resize(self.id, rows, columns)))
+
+    def __repr__(self) -> str:
+        return f"<RunningCommand {self.id}>"
+
+
+class Files:
+    """The files of a sandbox. Paths that are not absolute start at its working folder.
+
+    Reading, writing and listing go through links, removing and renaming take the link itself. Raises NotFoundError,
+    InvalidArgumentError (a folder where a file is wanted, or the reverse), PermissionDeniedError, ExhaustedError (the
+    disk is full).
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._call = caller.run
+
+    def read(self, path: str) -> bytes:
+        """All of a file."""
+        return self._call(file_steps.read(path))
+
+    def read_text(self, path: str, encoding: str = "utf-8") -> str:
+        """All of a file as text."""
+        return self.read(path).decode(encoding)
+
+    def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> None:
+        """Write a file, which takes the place of one of this name when it is complete; folders above it are made.
+
+        `mode` are its permissions, else those of the file before, else 0o644.
+        """
+        self._call(file_steps.write(path, data.encode() if isinstance(data, str) else data, mode))
+
+    def list(self, path: str = ".") -> list[FileInfo]:
+        """The entries of a folder, by name."""
+        return self._call(file_steps.listed(path))
+
+    def stat(self, path: str) -> FileInfo:
+        """What has this name; a link is told as the link."""
+        return self._call(file_steps.stat(path))
+
+    def exists(self, path: str) -> bool:
+        """Whether something has this name."""
+        return self._call(file_steps.exists(path))
+
+    def make_dir(self, path: str) -> None:
+        """Make a folder, and those above it; one that exists is no error."""
+        self._call(do(wire.MakeDir(path)))
+
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, a link or an empty folder; with `recursive` a folder and all in it."""
+        self._call(do(wire.Remove(path, recursive)))
+
+    def rename(self, path: str, new: str) -> None:
+        """Give it another name; a file of that name is replaced."""
+        self._call(do(wire.Rename(path, new)))
