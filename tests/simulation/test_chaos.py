@@ -53,6 +53,7 @@ def simulate(seed: int) -> Manager:
             tenant=rng.choice(["", "team", "solo"]),
             resreq=rng.choice([None, None, Resources(2, GIB, 0)]) if not gang else None,
             max_running_per_key=rng.choice([0, 1, 2]),
+            idle_timeout_s=600 if index else 0,  # longer than a story: the alarms ring, and nothing is closed
         )
         world.per_key[f"session-{index}"] = max(1, spec.max_running_per_key)
         clients.append(Client(world, manager, f"client-{index}", f"session-{index}", spec))

@@ -11,6 +11,7 @@ import msgspec
 from flame.engine import (
     applications,
     gangs,
+    idleness,
     limits,
     lives,
     nodes,
@@ -203,6 +204,8 @@ class Engine:
                     self.changed(session)
             elif kind in ("wake", "deadline", "keys"):
                 limits.on_alarm(self, draft, kind, key)
+            elif kind == "unused":
+                idleness.on_alarm(self, draft, key)
             elif kind == "retention":
                 lives.on_retention_over(self, draft, key)
 
@@ -274,6 +277,7 @@ class Engine:
             else:
                 scheduling.opened(self, session)
                 limits.recovered(self, session)
+                idleness.arm(self, session)
         self.seq = draft.seq
         return Turn(draft.records, draft.now, draft.after, self._alarms[0][0] if self._alarms else 0)
 

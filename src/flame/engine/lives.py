@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flame.engine import placement, scheduling, tasks
+from flame.engine import idleness, placement, scheduling, tasks
 from flame.engine.admission import check_session
 from flame.engine.effects import Accepted, Deliver, RecordKind, SessionChanged
 from flame.engine.lifecycles import SESSION, step
@@ -84,6 +84,7 @@ def _create(engine: Engine, draft: Draft, session_id: str, spec: SessionSpec) ->
     draft.record(RecordKind.SESSION, session_id, SessionMeta(spec, draft.now_ms))
     tell(draft, session, "created")
     scheduling.opened(engine, session)
+    idleness.arm(engine, session)
     return session
 
 
@@ -98,6 +99,7 @@ def _compare(engine: Engine, session: Session, spec: SessionSpec) -> None:
         ("tenant", session.spec.tenant or DEFAULT_TENANT, spec.tenant or session.spec.tenant or DEFAULT_TENANT),
         ("gang", session.spec.gang, spec.gang or session.spec.gang),
         ("isolation", session.spec.isolation, spec.isolation or session.spec.isolation),
+        ("idle_timeout_s", session.spec.idle_timeout_s, spec.idle_timeout_s or session.spec.idle_timeout_s),
         ("selector", session.spec.selector, spec.selector or session.spec.selector),
         ("max_running_per_key", session.per_key, spec.max_running_per_key or session.per_key),
     )
@@ -128,9 +130,15 @@ def on_close(engine: Engine, draft: Draft, event: CloseSession) -> None:
             ),
         )
         return
+    close(engine, draft, session, "the session was closed")
+    draft.reply(event.ticket, session_view(engine, session))
+    _trim(engine, draft)
+
+
+def close(engine: Engine, draft: Draft, session: Session, why: str) -> None:
+    """Close an open session; what has not ended of its tasks is cancelled."""
     left = list(session.pending_ids())
     left += [index + 1 for index, state in enumerate(session.states) if state == RUNNING] if session.running else []
-    why = "the session was closed"
     tasks.finish(draft, session, [Finish(task_id, TaskState.CANCELLED, 0, why) for task_id in left])
     session.state = step(SESSION, session.state, "close")
     session.completed = draft.now_ms
@@ -141,8 +149,6 @@ def on_close(engine: Engine, draft: Draft, event: CloseSession) -> None:
     scheduling.closed(engine, session)
     draft.after.append(SessionChanged(session.id, session.state))
     keep_until_retention(engine, session)
-    draft.reply(event.ticket, session_view(engine, session))
-    _trim(engine, draft)
 
 
 def on_delete(engine: Engine, draft: Draft, event: DeleteSession) -> None:

@@ -186,6 +186,7 @@ def session_spec_of(message: types_pb2.SessionSpec) -> SessionSpec:
         isolation=message.isolation,
         limits=limits_of(message.limits),
         network=message.network,
+        idle_timeout_s=message.idle_timeout_s,
     )
 
 
@@ -215,6 +216,7 @@ def session_message(view: views.SessionView, *, common_data: bool = True, events
             isolation=spec.isolation,
             limits=limits_message(spec.limits),
             network=spec.network,
+            idle_timeout_s=spec.idle_timeout_s,
         ),
         status=types_pb2.SessionStatus(
             state=number(view.state),

@@ -73,7 +73,8 @@ class SessionSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     A `gang` gets `min_instances` executors at once or none, placed by `topology` (one of TOPOLOGIES, or
     `same:LABEL`); when it loses one, all of it starts again or its tasks fail (`on_member_loss`). `selector` names the
     labels that a node must have, `tolerations` the taints it may have, `prefer_nodes` those that hold its data.
-    `isolation`, `limits` and `network` may be stricter than those of the application.
+    `isolation`, `limits` and `network` may be stricter than those of the application. It is closed when it had no
+    unfinished task for `idle_timeout_s` (0 = never).
     """
 
     application: str
@@ -96,6 +97,7 @@ class SessionSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     isolation: str = ""
     limits: Limits = NO_LIMITS
     network: str = ""
+    idle_timeout_s: int = 0
 
 
 class Gang(msgspec.Struct, frozen=True, gc=False):
