@@ -173,7 +173,9 @@ async def test_an_address_in_use_gives_the_journal_free_again(world: World, tmp_
     settings = ManagerSettings(links=(address,), storage=f"sqlite://{tmp_path}/other.db")
     with pytest.raises(InvalidConfigError, match="can't listen at tcp:"):
         await SessionManager(settings).start()
-    SqliteJournal(tmp_path / "other.db").open()
+    journal = SqliteJournal(tmp_path / "other.db")
+    journal.open()
+    journal.close()
     listener.close()
     await listener.wait_closed()
 
