@@ -111,6 +111,60 @@ async def test_a_crash_is_no_lack_of_memory(node: Node, shim: str, level: str) -
     assert released.message.startswith("the instance was killed by SIGKILL")
 
 
+BUSY = b"[sum(range(10**6)) for _ in range(8)]"
+
+
+@pytest.mark.parametrize("shim", SHIMS)
+async def test_what_a_task_used_comes_with_its_result(node: Node, shim: str) -> None:
+    source, spec = SHIMS[shim]
+    node.start(1, source, isolation="process", **spec)
+    await node.manager.bound(1)
+    await node.manager.answered(1, node.manager.run(1, BUSY))
+    [results] = node.manager.results[1]
+    assert 50_000 < results.cpu_us < 1.5 * results.busy_us + 50_000
+    assert results.peak_memory > MIB
+
+
+async def test_each_program_of_a_task_is_counted_by_itself(node: Node) -> None:
+    node.start(1, ONCE, isolation="process", **ONCE_SPEC)
+    await node.manager.bound(1)
+    await node.manager.answered(1, node.manager.run(1, f"bytearray({150 * MIB})".encode(), BUSY))
+    large, busy = node.manager.results[1]
+    assert large.peak_memory > 150 * MIB
+    assert busy.peak_memory < 100 * MIB
+    assert busy.cpu_us > 50_000
+
+
+async def test_what_nobody_limits_is_not_counted(node: Node) -> None:
+    source, spec = SHIMS["lines"]
+    node.start(1, source, **spec)
+    await node.manager.bound(1)
+    await node.manager.answered(1, node.manager.run(1, BUSY))
+    [results] = node.manager.results[1]
+    assert (results.cpu_us, results.peak_memory) == (0, 0)
+
+
+def test_a_task_shows_what_it_used(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(LINES)
+    with Cluster(tmp_path) as cluster, flame.connect(cluster.endpoint) as connection:
+        connection.register_application(
+            "app", {"shim": flame.Shim.STDIO, "command": sys.executable, "arguments": [str(program)]}
+        )
+        attributes = flame.SessionAttributes("app", limits=flame.Limits(memory=100 * MIB))
+        with connection.create_session(attributes) as session:
+            future = session.submit(BUSY)
+            future.result(30)
+            task = session.get_task(future.task_id)
+            assert task.cpu_seconds > 0.05
+            assert MIB < task.peak_memory < 100 * MIB
+            done = subprocess.run(
+                [str(Path(sys.executable).with_name("flmctl")), "view", "-s", session.id, "-t", str(future.task_id)],
+                env=cluster.environ(), capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            assert "ms of processor time" in done.stdout
+
+
 async def test_a_server_in_a_network_of_its_own_has_no_port(node: Node) -> None:
     (node.folder / "server.py").write_text(REST)
     spec: dict[str, Any] = {"shim": types_pb2.Rest, "isolation": "process", "start_timeout_ms": 1500}

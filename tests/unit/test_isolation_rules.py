@@ -151,6 +151,7 @@ def test_the_story_of_a_session_tells_what_an_instance_used() -> None:
     bench.session()
     bench.submit()
     [channel] = bench.engine.sessions["s"].executors
-    bench.turn(ev.ExecutorReported(channel, ExecutorState.RELEASED, cpu_ms=1_240, peak_memory=35 << 20))
+    bench.turn(ev.ExecutorReported(channel, ExecutorState.RELEASED, cpu_ms=1_240, peak_memory=35 << 20, written=9))
     story = [event.message for event in bench.engine.sessions["s"].story]
-    assert "executor x1 used 1.2 s of processor time and 35 MiB of memory at most" in story
+    used = "1.2 s of processor time and 35 MiB of memory at most, and wrote 9 bytes"
+    assert f"executor x1 used {used}" in story

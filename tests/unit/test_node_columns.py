@@ -6,8 +6,9 @@ import pytest
 
 from flame.model.errors import ProtocolError
 from flame.model.states import TaskState
-from flame.node.columns import failure, read_results, read_retracted, read_tasks
+from flame.node.columns import failure, read_results, read_retracted, read_tasks, with_usage
 from flame.proto import link_pb2, types_pb2
+from flame.shims.shim import Usage
 
 
 def test_tasks_are_read_with_attempts_and_time_out() -> None:
@@ -51,13 +52,16 @@ def test_malformed_results_are_refused(body: bytes) -> None:
 
 
 def test_ids_of_results_and_of_retracted_tasks() -> None:
-    assert list(read_results(link_pb2.Results(task_ids=[4, 2], outputs=[b"", b"x"]).SerializeToString())) == [4, 2]
+    assert list(read_results(link_pb2.Results(task_ids=[4, 2], outputs=[b"", b"x"]).SerializeToString()).task_ids) == [
+        4,
+        2,
+    ]
     assert list(read_retracted(link_pb2.Retracted(task_ids=[9]).SerializeToString())) == [9]
 
 
 def test_a_failure_of_the_executor_managers_own_making_is_a_valid_result() -> None:
     body = failure(8, 3, "task timed out after 5 ms", state=TaskState.FAILED, retryable=True)
-    assert list(read_results(body)) == [8]
+    assert list(read_results(body).task_ids) == [8]
     results = link_pb2.Results.FromString(body)
     assert list(results.attempts) == [3]
     assert list(results.absent) == [0]
@@ -70,3 +74,14 @@ def test_a_failure_of_the_executor_managers_own_making_is_a_valid_result() -> No
     )
     cancelled = link_pb2.Results.FromString(failure(8, 1, "why", state=TaskState.CANCELLED, retryable=False))
     assert cancelled.failures[0].state == types_pb2.Cancelled
+
+
+def test_what_an_instance_used_is_what_its_node_counted() -> None:
+    claimed = link_pb2.Results(task_ids=[4], outputs=[b"x"], cpu_us=9, peak_memory=9, busy_us=5)
+    honest = link_pb2.Results(task_ids=[4], outputs=[b"x"], busy_us=5)
+    for results in (claimed, honest):
+        body = results.SerializeToString()
+        counted = read_results(with_usage(body, read_results(body), Usage(cpu=0.25, peak_memory=4096)))
+        assert (counted.cpu_us, counted.peak_memory) == (250_000, 4096)
+        assert (list(counted.task_ids), list(counted.outputs), counted.busy_us) == ([4], [b"x"], 5)
+        assert read_results(with_usage(body, read_results(body), None)) == honest

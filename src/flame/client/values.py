@@ -161,7 +161,8 @@ class ApplicationAttributes:
 
 @dataclass
 class Task:
-    """A task as it was when it was asked for."""
+    """A task as it was when it was asked for. `cpu_seconds` is its processor time and `peak_memory` the most bytes of
+    memory that its instance had until it ended; 0 where nobody counted."""
 
     id: TaskID
     session_id: SessionID
@@ -173,6 +174,8 @@ class Task:
     events: list[Event] | None = None
     attempt: int = 0
     executor_id: str = ""
+    cpu_seconds: float = 0.0
+    peak_memory: int = 0
 
     def is_completed(self) -> bool:
         """Whether it has ended, in whatever way."""

@@ -268,6 +268,8 @@ def task_from(message: ty.Task) -> Task:
         events=events_of(status.events),
         attempt=status.attempt,
         executor_id=status.executor_id,
+        cpu_seconds=status.cpu_us / 1e6,
+        peak_memory=status.peak_memory,
     )
 
 

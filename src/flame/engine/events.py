@@ -204,7 +204,8 @@ class NodeLeft(Event):
 class ExecutorReported(Event):
     """The node says how far an executor is. `code` is a BindCode when binding failed.
 
-    `cpu_ms` and `peak_memory` (bytes) are what the instance of one that is gone used; 0 = nobody counted.
+    `cpu_ms`, `peak_memory` (bytes) and `written` (bytes in its log) are what the instance of one that is gone used; 0 =
+    nobody counted.
     """
 
     channel: int
@@ -216,6 +217,7 @@ class ExecutorReported(Event):
     crashed: bool = False
     cpu_ms: int = 0
     peak_memory: int = 0
+    written: int = 0
 
 
 class Failed(msgspec.Struct, gc=False):

@@ -194,7 +194,8 @@ def _released(engine: Engine, draft: Draft, executor: Executor, event: ExecutorR
     else:
         lives.tell(draft, session, f"executor {executor.id} is gone: {event.message or 'released'}")
     if event.peak_memory:
-        used = f"{event.cpu_ms / 1000:.1f} s of processor time and {event.peak_memory >> 20} MiB of memory at most"
+        memory = f"{event.peak_memory >> 20} MiB of memory at most"
+        used = f"{event.cpu_ms / 1000:.1f} s of processor time and {memory}, and wrote {event.written} bytes"
         lives.tell(draft, session, f"executor {executor.id} used {used}")
     return_tasks(draft, executor, list(executor.outstanding))
     _detach(engine, executor)

@@ -141,6 +141,7 @@ class Nodes:
                 report.crashed,
                 report.cpu_ms,
                 report.peak_memory,
+                report.written,
             ),
         )
         self._wake()

@@ -57,7 +57,10 @@ class TaskReader:
             output, failure = columns.outcome_of(view) if view.output_seq in outputs else (None, "")
             if view.finish is not None:
                 failure = view.finish.message
-            messages.append(wire.task_message(view, task_input, output if payloads else None, failure))
+            message = wire.task_message(view, task_input, output if payloads else None, failure)
+            if view.output_seq in outputs:
+                message.status.cpu_us, message.status.peak_memory = columns.usage_of(view)
+            messages.append(message)
         return messages
 
     async def _wait_until_durable(self, views: Sequence[TaskView]) -> None:
@@ -94,6 +97,13 @@ class _Columns:
             failure = next((item.message for item in results.failures if item.index == index), "")
             return output, failure
         return output, ""
+
+    def usage_of(self, view: TaskView) -> tuple[int, int]:
+        """Its microseconds of processor time, and the bytes of memory of its instance; zeros when that is not known."""
+        results = self._payloads.parsed_results(view.output_seq, self._bodies.get(view.output_seq))
+        if results is None or not results.peak_memory or not results.task_ids:
+            return 0, 0
+        return results.cpu_us // len(results.task_ids), results.peak_memory
 
     def _is_absent(self, seq: int, message: link_pb2.Submit | link_pb2.Results, index: int) -> bool:
         if not message.absent:

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from flame.model.errors import ProtocolError
 from flame.model.states import TaskState
 from flame.proto import link_pb2, types_pb2
+from flame.shims.shim import Usage
 
 FAILED = -1
 
@@ -26,8 +27,8 @@ def read_tasks(body: bytes) -> tuple[dict[int, int], int]:
     return dict(zip(tasks.task_ids, attempts or repeat(1), strict=False)), tasks.timeout_ms
 
 
-def read_results(body: bytes) -> Sequence[int]:
-    """The task ids of a wire Results. Raises ProtocolError when it is not well made: it goes on as it is."""
+def read_results(body: bytes) -> link_pb2.Results:
+    """A wire Results. Raises ProtocolError when it is not well made: it goes on as it is."""
     results = _parse(link_pb2.Results(), body)
     count = len(results.task_ids)
     if len(results.outputs) != count or (results.attempts and len(results.attempts) != count):
@@ -37,7 +38,19 @@ def read_results(body: bytes) -> Sequence[int]:
     for failure in results.failures:
         if failure.index >= count or failure.state not in (types_pb2.Failed, types_pb2.Cancelled):
             raise ProtocolError("a Results names a failure of a task that it does not have, or an impossible state")
-    return results.task_ids
+    return results
+
+
+def with_usage(body: bytes, results: link_pb2.Results, used: Usage | None) -> bytes:
+    """The body with what the instance used, None = nobody knows. What it says of that itself does not count."""
+    if used is not None:
+        # Fields that come later replace those that came before.
+        more = link_pb2.Results(cpu_us=max(1, round(used.cpu * 1e6)), peak_memory=max(1, used.peak_memory))
+        return body + more.SerializeToString()
+    if not (results.cpu_us or results.peak_memory):
+        return body
+    results.cpu_us = results.peak_memory = 0
+    return results.SerializeToString()
 
 
 def read_retracted(body: bytes) -> Sequence[int]:

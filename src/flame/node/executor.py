@@ -16,15 +16,17 @@ import msgspec
 
 from flame.link import Kind
 from flame.model.errors import ProtocolError
+from flame.model.isolation import isolated
 from flame.model.states import BindCode, ExecutorState, TaskState
-from flame.node.columns import failure, read_results, read_retracted, read_tasks
+from flame.node.columns import failure, read_results, read_retracted, read_tasks, with_usage
 from flame.node.overruns import Overruns
 from flame.node.settings import NodeSettings
 from flame.proto import link_pb2, types_pb2
-from flame.shims.shim import BindError, Dialect, Instance, Launch, Measured, Shim
+from flame.shims.shim import BindError, Dialect, Instance, Launch, Measured, Shim, Usage
 
 logger = logging.getLogger("flame.node")
 
+_COUNT_S = 0.005  # at least between two looks at what an instance used
 _EXIT_S = 1.0  # between the end of an instance's connection and the end of the instance
 
 
@@ -85,6 +87,8 @@ class Executor:
         self._deaf = False  # nothing that the instance says counts any more
         self._paused = False
         self._overruns = Overruns(settings.cancel_grace)
+        self._counter: Measured | None = None
+        self._next_count = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._curfew: asyncio.TimerHandle | None = None
         self.life = self._loop.create_task(self._live(), name=f"executor {self.id}")
@@ -158,8 +162,9 @@ class Executor:
 
     def results(self, body: bytes) -> None:
         if not self._deaf:
-            self._settle(read_results(body))
-            self._uplink.send(Kind.RESULTS, self.channel, body)
+            results = read_results(body)
+            self._settle(results.task_ids)
+            self._uplink.send(Kind.RESULTS, self.channel, with_usage(body, results, self._used()))
 
     def retracted(self, body: bytes) -> None:
         if not self._deaf:
@@ -173,6 +178,13 @@ class Executor:
         # Most often it just died, and its exit status, which is on its way, says more than a closed connection.
         ending = Ending(f"the instance broke its contract: {why}", crashed=True)
         self._loop.call_later(_EXIT_S, self._end, ending)
+
+    def _used(self) -> Usage | None:
+        """What the instance used since it was last asked; None when nobody counts, or it was asked just now."""
+        if self._counter is None or self._loop.time() < self._next_count:
+            return None
+        self._next_count = self._loop.time() + _COUNT_S
+        return self._counter.lap()
 
     def _settle(self, task_ids: Sequence[int]) -> None:
         """These are off the instance's hands."""
@@ -236,6 +248,9 @@ class Executor:
         self.state = ExecutorState.BOUND
         self._report(ExecutorState.BOUND)
         instance.entered()
+        if isinstance(instance, Measured) and (application.limits.ByteSize() or isolated(application.isolation)):
+            self._counter = instance
+            instance.lap()  # its start is no task's
         if self._paused:
             dialect.pause()
         early, self._early = self._early, []
@@ -315,6 +330,7 @@ class Executor:
             used = self._instance.usage() if isinstance(self._instance, Measured) else None
             if used is not None:
                 report.cpu_ms, report.peak_memory = round(used.cpu * 1000), used.peak_memory
+                report.written = used.written
         self._uplink.send(Kind.REPORT, self.channel, report.SerializeToString())
 
     def _tell(self, kind: Kind, body: bytes) -> None:

@@ -243,20 +243,24 @@ class SessionList(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class TaskStatus(_message.Message):
-    __slots__ = ("state", "creation_time", "completion_time", "events", "attempt", "executor_id")
+    __slots__ = ("state", "creation_time", "completion_time", "events", "attempt", "executor_id", "cpu_us", "peak_memory")
     STATE_FIELD_NUMBER: _ClassVar[int]
     CREATION_TIME_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TIME_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    CPU_US_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
     state: TaskState
     creation_time: int
     completion_time: int
     events: _containers.RepeatedCompositeFieldContainer[Event]
     attempt: int
     executor_id: str
-    def __init__(self, state: _Optional[_Union[TaskState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., executor_id: _Optional[str] = ...) -> None: ...
+    cpu_us: int
+    peak_memory: int
+    def __init__(self, state: _Optional[_Union[TaskState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., executor_id: _Optional[str] = ..., cpu_us: _Optional[int] = ..., peak_memory: _Optional[int] = ...) -> None: ...
 
 class TaskSpec(_message.Message):
     __slots__ = ("session_id", "input", "output", "options")

@@ -92,6 +92,9 @@ class ProgramInstance:
     def usage(self) -> Usage | None:
         return self.place.usage()
 
+    def lap(self) -> Usage | None:
+        return self.place.lap()
+
     def terminate(self) -> None:
         if self._running is not None:
             self._running.signal(signal.SIGTERM)

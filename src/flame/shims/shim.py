@@ -154,16 +154,18 @@ class Instance(Protocol):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What an instance used. `kills` counts its processes that were killed because memory ran out."""
+    """What an instance used. `kills` counts its processes that were killed because memory ran out, `written` bytes that
+    went to its log."""
 
     cpu: float = 0.0  # seconds of processor time
     peak_memory: int = 0  # bytes
     kills: int = 0
+    written: int = 0
 
     def and_then(self, later: Usage) -> Usage:
         """Of two programs, one after the other."""
         peak = max(self.peak_memory, later.peak_memory)
-        return Usage(self.cpu + later.cpu, peak, self.kills + later.kills)
+        return Usage(self.cpu + later.cpu, peak, self.kills + later.kills, self.written + later.written)
 
 
 @runtime_checkable
@@ -172,6 +174,10 @@ class Measured(Protocol):
 
     def usage(self) -> Usage | None:
         """So far, until it is disposed of; None when nobody counts."""
+        ...
+
+    def lap(self) -> Usage | None:
+        """Since this was asked before; the peak is that of the program that runs."""
         ...
 
 

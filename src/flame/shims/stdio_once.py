@@ -60,6 +60,9 @@ class OnceInstance:
     def usage(self) -> Usage | None:
         return self._place.usage()
 
+    def lap(self) -> Usage | None:
+        return self._place.lap()
+
     def terminate(self) -> None:
         self._end(signal.SIGTERM)
 
@@ -132,10 +135,11 @@ class OnceInstance:
                 self._idle.clear()
                 self._current = task = self._backlog.take()
                 began = asyncio.get_running_loop().time()
-                answers = await self._run(task)
+                answers, running = await self._run(task)
                 self._current = self._sentence = None
                 busy = asyncio.get_running_loop().time() - began
                 self.owner.results(answers.wire(round(busy * 1e6)))
+                await self._place.over(running)
         except (OSError, BindError) as error:
             why = error.message if isinstance(error, BindError) else error.strerror or str(error)
             how = f"could not run its command: {why}"
@@ -144,7 +148,7 @@ class OnceInstance:
             self._idle.set()
             self.ended.set_result(how)
 
-    async def _run(self, task: Waiting) -> Answers:
+    async def _run(self, task: Waiting) -> tuple[Answers, Running]:
         """Run one program to its end. Raises OSError and BindError when it can't be started, which is no fault of the
         task."""
         place, answers = self._place, Answers()
@@ -179,8 +183,7 @@ class OnceInstance:
             answers.failed(task.task_id, task.attempt, code, message, retryable=retryable)
         else:
             answers.succeeded(task.task_id, task.attempt, produced, place.max_payload)
-        await place.over(running)
-        return answers
+        return answers, running
 
     async def _spawn(self, task: Waiting, output: _Output) -> Running:
         """The program, with the task's input as its stdin."""

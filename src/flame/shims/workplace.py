@@ -94,6 +94,7 @@ class Workplace:
         self._held = False
         self._running: list[Running] = []
         self._spent: Usage | None = None  # by programs that ended
+        self._lapped = 0.0
         # The log's own stdout is for those whose stdout means nothing else.
         self._stdout, self._stderr = self.log.open_pipes()
 
@@ -181,7 +182,20 @@ class Workplace:
             used = running.usage()
             if used is not None:
                 total = used if total is None else total.and_then(used)
-        return total
+        if total is None:
+            return None
+        self.log.catch_up()
+        written = sum(stream.end for stream in self.log.streams.values())
+        return msgspec.structs.replace(total, written=written)
+
+    def lap(self) -> Usage | None:
+        """What its programs used since this was asked before; the peak is that of those which run."""
+        found = [used for running in self._running if (used := running.usage()) is not None]
+        if not found:
+            return None
+        total = sum(used.cpu for used in found) + (self._spent.cpu if self._spent is not None else 0.0)
+        since, self._lapped = self._lapped, total
+        return Usage(total - since, max(used.peak_memory for used in found))
 
     def release_output(self) -> None:
         """Nothing more is started here: the log ends when those that run do."""

@@ -25,6 +25,8 @@ def _document(task: ty.Task) -> Document:
         "output": bytes_document(spec.output if spec.HasField("output") else None),
         "events": [event_document(event) for event in status.events],
     }
+    if status.peak_memory:
+        document["cpu_us"], document["peak_memory"] = status.cpu_us, status.peak_memory
     if spec.HasField("options"):
         options = spec.options
         document["options"] = {
@@ -53,8 +55,16 @@ def _page(task: ty.Task) -> list[tuple[str, object]]:
         ("Completion Time", local_time(status.completion_time)),
         ("Input", payload_text(spec.input if spec.HasField("input") else None)),
         ("Output", payload_text(spec.output if spec.HasField("output") else None)),
+        ("Used", _usage(status)),
         ("Events", event_lines(status.events)),
     ]
+
+
+def _usage(status: ty.TaskStatus) -> str:
+    """Empty when nobody counted it."""
+    if not status.peak_memory:
+        return ""
+    return f"{status.cpu_us / 1000:.1f} ms of processor time, {status.peak_memory >> 20} MiB of memory at most"
 
 
 def payload_text(data: bytes | None, most: int = 200) -> str:
