@@ -145,6 +145,12 @@ def able(sandboxes: str = "", groups: str = "") -> Confinement:
     return Confinement([Sandboxes("bwrap", Path("/nowhere"), sandboxes)], Groups({}, groups), ())
 
 
+def sealed() -> Confinement:
+    level = Sandboxes("bwrap", Path("/nowhere"))
+    level.name = "gvisor"
+    return Confinement([level], Groups({}), ())
+
+
 def test_a_sandbox_gets_no_more_than_its_executor() -> None:
     resreq = types_pb2.ResourceRequirement(cpu=2, memory=512 * MIB)
     assert with_defaults(Limits(), resreq) == Limits(memory=512 * MIB, pids=1024, cpu_millis=2000)
@@ -165,7 +171,7 @@ def test_a_plain_process_has_the_limits_that_were_asked_for() -> None:
         (able(groups="no trees"), launch(limits=types_pb2.Limits(pids=9)), "this node can't hold limits: no trees"),
         (able("no bwrap"), launch(isolation="process"), "this node can't isolate at level process: no bwrap"),
         (able(), launch(isolation="vm"), "this node does not know isolation 'vm'"),
-        (able(), launch(isolation="process", devices="0"), "isolation process can't give GPUs to an instance"),
+        (sealed(), launch(isolation="gvisor", devices="0"), "isolation gvisor can't give GPUs to an instance"),
     ],
 )
 def test_what_can_not_be_held_is_refused(node: Confinement, wanted: Launch, message: str) -> None:

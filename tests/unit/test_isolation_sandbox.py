@@ -12,9 +12,10 @@ import pytest
 from flame.model.isolation import NO_LIMITS
 from flame.proto import shim_pb2, types_pb2
 from flame.shims import isolation_filter
+from flame.shims.isolation_devices import device_files, names_inside
 from flame.shims.isolation_sandbox import Room, Sandboxes, arguments, folders_of_interpreter, forbidden, readable
 from flame.shims.processes import Program, describe_status, signal_of
-from flame.shims.shim import Launch
+from flame.shims.shim import BindError, Launch
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 X86, ARM, I386 = 0xC000003E, 0xC00000B7, 0x40000003
@@ -172,3 +173,66 @@ def test_a_bubblewrap_that_can_make_no_sandbox_says_why(tmp_path: Path) -> None:
     broken.chmod(0o755)
     found = Sandboxes.find(tmp_path / "shared", {"PATH": str(tmp_path)})
     assert found.missing == "bubblewrap can't make a sandbox here: bwrap: No permissions to create new namespace"
+
+
+# --- GPUs --------------------------------------------------------------------------------------------------------------
+
+
+def a_machine_with_gpus(root: Path, *gpus: tuple[str, str, int]) -> None:
+    """Each by its place on the bus, its UUID and the number of its device file."""
+    (root / "dev").mkdir()
+    for name in ("nvidiactl", "nvidia-uvm", "null"):
+        (root / "dev" / name).touch()
+    for place, uuid, minor in gpus:
+        folder = root / "proc/driver/nvidia/gpus" / place
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(f"Model: \t Some GPU\nGPU UUID: \t {uuid}\nDevice Minor: \t {minor}\n")
+        (root / "dev" / f"nvidia{minor}").touch()
+
+
+TWO = (("0000:65:00.0", "GPU-b", 0), ("0000:17:00.0", "GPU-a", 1))
+
+
+@pytest.mark.parametrize(
+    ("names", "files", "inside"),
+    [
+        ("0", ["nvidia1"], "0"),  # the first on the bus
+        ("1", ["nvidia0"], "0"),  # CUDA counts those that it can open
+        ("0,1", ["nvidia1", "nvidia0"], "0,1"),
+        ("GPU-b", ["nvidia0"], "GPU-b"),
+    ],
+)
+def test_a_sandbox_gets_the_files_of_its_gpus_only(tmp_path: Path, names: str, files: list[str], inside: str) -> None:
+    a_machine_with_gpus(tmp_path, *TWO)
+    found = device_files(names, tmp_path)
+    assert [file.name for file in found] == [*files, "nvidiactl", "nvidia-uvm"]
+    assert names_inside(names) == inside
+
+
+def test_without_what_the_driver_tells_a_gpu_has_the_number_of_its_file(tmp_path: Path) -> None:
+    a_machine_with_gpus(tmp_path)
+    (tmp_path / "dev/nvidia3").touch()
+    assert [file.name for file in device_files("3", tmp_path)] == ["nvidia3", "nvidiactl", "nvidia-uvm"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("2", "GPU 2 of this node can't be found"),
+        ("GPU-c", "GPU GPU-c of this node can't be found"),
+        ("ctl", "GPU ctl of this node can't be found"),
+        ("0,MIG-1", "isolation process can't give a part of a GPU to an instance: MIG-1"),
+    ],
+)
+def test_gpus_that_can_not_be_given_are_refused(tmp_path: Path, names: str, message: str) -> None:
+    a_machine_with_gpus(tmp_path, *TWO)
+    with pytest.raises(BindError) as caught:
+        device_files(names, tmp_path)
+    assert caught.value.message.startswith(message)
+
+
+def test_devices_come_before_what_is_made_read_only() -> None:
+    text = " ".join(arguments(Room(devices=[Path("/dev/nvidia0")]), Path("/node/isolation"), 7))
+    steps = ["--dev /dev", "--dev-bind /dev/nvidia0 /dev/nvidia0", "--remount-ro /dev"]
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places)

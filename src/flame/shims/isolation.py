@@ -16,6 +16,7 @@ from flame.model.isolation import ISOLATION_LABEL, LIMITS_LABEL, NO, NO_LIMITS, 
 from flame.model.states import BindCode
 from flame.proto import types_pb2
 from flame.shims.environment import Surroundings
+from flame.shims.isolation_devices import device_files, names_inside
 from flame.shims.isolation_sandbox import DEFAULT_DISK, TMP, Room, folders_of_interpreter, forbidden, readable
 from flame.shims.levels import Level, find_levels
 from flame.shims.limits import Group, Groups
@@ -23,6 +24,7 @@ from flame.shims.processes import Program, describe_status, signal_of
 from flame.shims.shim import BindError, Launch
 
 DEFAULT_PIDS = 1024  # of isolated instances
+_WITH_GPUS = ("process",)
 _PASSED = ("PATH", "RUST_LOG", "FLAME_LOG")  # what a sandboxed instance may know of the manager's environment
 _PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "FLAME_APP_DIR", "VIRTUAL_ENV")
 
@@ -70,6 +72,14 @@ class Confinement:
         """Its folder for temporary files; `own` is the one of a plain process."""
         return Path(TMP) if isolated(launch.application.isolation) else own
 
+    def devices(self, launch: Launch) -> str | None:
+        """The GPUs that it may see, by the names that they have there; None = don't say."""
+        return (
+            names_inside(launch.devices)
+            if launch.devices and isolated(launch.application.isolation)
+            else launch.devices
+        )
+
     def held(self, launch: Launch) -> Limits:
         """The limits of its instance. Raises BindError when this node can't hold what was asked for."""
         asked = limits_of(launch.application.limits)
@@ -78,7 +88,7 @@ class Confinement:
             raise BindError(BindCode.START, f"this node can't hold limits: {self.groups.missing}")
         if level is None:
             return asked
-        if launch.devices:
+        if launch.devices and level.name not in _WITH_GPUS:
             raise BindError(
                 BindCode.START, f"isolation {level.name} can't give GPUs to an instance: leave one of them out"
             )
@@ -145,6 +155,7 @@ class Confinement:
             readable=readable([*own, *folders, *folders_of_interpreter(Path(program.path)), *named, *shown]),
             sockets=sockets,
             hidden=self._hidden,
+            devices=device_files(launch.devices) if launch.devices else (),
             disk=limits.disk or min(DEFAULT_DISK, limits.memory // 2 or DEFAULT_DISK),
             network=self.shares_network(launch),
             cwd=cwd or TMP,

@@ -52,11 +52,12 @@ _OPTIONS = {"show": "--ro-bind", "open": "--bind", "link": "--symlink"}
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """What one sandbox has. `readable` are files and folders that can be read in it, `hidden` what shall not be
     seen even where a folder above it is readable. `sockets` are those it may connect to, and folders where it may make
-    some; `disk` is the size of /tmp in bytes."""
+    some, `devices` files in /dev beside the usual ones; `disk` is the size of /tmp in bytes."""
 
     readable: Sequence[Path] = ()
     sockets: Sequence[Path] = ()
     hidden: Sequence[Path] = ()
+    devices: Sequence[Path] = ()
     disk: int = DEFAULT_DISK
     network: bool = False
     cwd: str = TMP
@@ -125,6 +126,8 @@ def arguments(room: Room, folder: Path, descriptor: int) -> list[str]:
     found += ["--seccomp", str(descriptor)]
     # Read-only too: who owns /proc/sys outside could write to it, without any capability.
     found += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]
+    for path in room.devices:
+        found += ["--dev-bind", str(path), str(path)]
     found += ["--size", str(SHARED_MEMORY), "--perms", "1777", "--tmpfs", "/dev/shm"]
     found += ["--size", str(room.disk), "--perms", "1777", "--tmpfs", TMP]
     covered: list[str] = []

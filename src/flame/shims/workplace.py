@@ -109,7 +109,8 @@ class Workplace:
             self._held = True
         self.limits = confinement.held(launch)
         around = confinement.surroundings(launch, self._workshop.surroundings)
-        self.env = {**environment(launch, around, confinement.temporary(launch, self.folder / "tmp")), **variables}
+        seen = msgspec.structs.replace(launch, devices=confinement.devices(launch))
+        self.env = {**environment(seen, around, confinement.temporary(launch, self.folder / "tmp")), **variables}
         if launch.context.HasField("common_data"):
             file = self.folder / "common_data"
             try:
