@@ -283,6 +283,16 @@ for mount in open('/proc/self/mountinfo'):
     assert door.startswith("/dev/shm/")
 
 
+async def test_the_folder_of_its_socket_counts_as_memory(node: Node) -> None:
+    await begin(node, 1, "process", memory=64 * MIB)
+    node.manager.run(1, FILL.replace("os.environ['TMPDIR']", "os.path.dirname(os.environ['FLAME_INSTANCE_ENDPOINT'])")
+                     .replace("range(24)", "range(240)").encode())  # fmt: skip
+    released = await node.manager.released(1)
+    assert released.message == f"the instance ran out of memory: it needed more than its limit of {64 * MIB} bytes"
+    folder = (node.folder / "work" / "doors").resolve()
+    await node.manager.until(lambda: not list(folder.iterdir()), "the folder's removal")
+
+
 @pytest.mark.parametrize("level", ["none", "process"])
 async def test_an_output_flood_costs_no_more_than_any_other_log(level: str) -> None:
     async with a_node_here(log_bytes=MIB) as node:

@@ -175,7 +175,7 @@ def test_a_bubblewrap_that_can_make_no_sandbox_says_why(tmp_path: Path) -> None:
     assert found.missing == "bubblewrap can't make a sandbox here: bwrap: No permissions to create new namespace"
 
 
-# --- GPUs --------------------------------------------------------------------------------------------------------------
+# --- GPUs -------------------------------------------------------------------------------------------------------------
 
 
 def a_machine_with_gpus(root: Path, *gpus: tuple[str, str, int]) -> None:
