@@ -4,9 +4,11 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
-    from flame.sandbox.asynchronous import AsyncFiles, AsyncRunningCommand, AsyncSandbox
+    from flame.sandbox.asynchronous import AsyncFiles, AsyncFileWatch, AsyncRunningCommand, AsyncSandbox
     from flame.sandbox.errors import SandboxLostError
-    from flame.sandbox.synchronous import Files, RunningCommand, Sandbox
+    from flame.sandbox.ports import AsyncExposedPort, ExposedPort
+    from flame.sandbox.snapshot import Snapshot
+    from flame.sandbox.synchronous import Files, FileWatch, RunningCommand, Sandbox
     from flame.sandbox.values import (
         CodeError,
         CommandInfo,
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AsyncExposedPort",
+    "AsyncFileWatch",
     "AsyncFiles",
     "AsyncRunningCommand",
     "AsyncSandbox",
@@ -26,21 +30,26 @@ __all__ = [
     "CommandInfo",
     "CommandResult",
     "Execution",
+    "ExposedPort",
     "FileEvent",
     "FileInfo",
+    "FileWatch",
     "Files",
     "Output",
     "Result",
     "RunningCommand",
     "Sandbox",
     "SandboxLostError",
+    "Snapshot",
 ]
 
 # The service inside a sandbox loads this package too, and none of these.
 _SOURCES = {
-    "flame.sandbox.asynchronous": "AsyncFiles AsyncRunningCommand AsyncSandbox",
+    "flame.sandbox.asynchronous": "AsyncFileWatch AsyncFiles AsyncRunningCommand AsyncSandbox",
     "flame.sandbox.errors": "SandboxLostError",
-    "flame.sandbox.synchronous": "Files RunningCommand Sandbox",
+    "flame.sandbox.ports": "AsyncExposedPort ExposedPort",
+    "flame.sandbox.snapshot": "Snapshot",
+    "flame.sandbox.synchronous": "FileWatch Files RunningCommand Sandbox",
     "flame.sandbox.values": "CodeError CommandInfo CommandResult Execution FileEvent FileInfo Output Result",
 }
 

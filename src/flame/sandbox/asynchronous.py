@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from flame.client.async_connection import AsyncConnection, connect
-from flame.client.values import ResourceRequirement
+from flame.client.values import ResourceRequirement, SessionAttributes
 from flame.model.errors import FlameError, InvalidStateError, NotFoundError
 from flame.model.isolation import Limits
 from flame.model.states import SessionState
 from flame.sandbox import code as code_steps
 from flame.sandbox import commands as command_steps
 from flame.sandbox import files as file_steps
-from flame.sandbox import opening, wire
+from flame.sandbox import opening, transfer, wire
+from flame.sandbox import snapshot as snapshots
 from flame.sandbox.calling import AsyncCaller, closed_error
+from flame.sandbox.ports import AsyncExposedPort
+from flame.sandbox.snapshot import Snapshot
 from flame.sandbox.steps import do
-from flame.sandbox.values import CommandInfo, CommandResult, Execution, FileInfo, Output
+from flame.sandbox.transfer import MAX_SIZE
+from flame.sandbox.values import CommandInfo, CommandResult, Execution, FileEvent, FileInfo, Output
 
 
 class AsyncSandbox:
@@ -46,6 +51,7 @@ class AsyncSandbox:
         idle_timeout: float | timedelta | None = 600.0,
         labels: Mapping[str, str] | None = None,
         tenant: str = "",
+        snapshot: Snapshot | None = None,
         timeout: float = 60.0,
         connection: AsyncConnection | None = None,
     ) -> Self:
@@ -61,22 +67,38 @@ class AsyncSandbox:
         )
         own = None if connection is not None else await connect()
         try:
-            session = await (connection or own or await connect()).create_session(attrs)
-            try:
-                begin = wire.encode_call(wire.Begin(dict(env or {})))
-                wire.decode_answer(await session.invoke(begin, timeout), wire.Begun)
-            except BaseException as error:
-                if isinstance(error, FlameError):
-                    await session.refresh()
-                await session.close(force=True)
-                if isinstance(error, FlameError):
-                    raise opening.not_started(session, error, timeout) from None
-                raise
+            return await cls._create(connection or own or await connect(), own, attrs, env, snapshot, timeout)
         except BaseException:
             if own is not None:
                 await own.close()
             raise
-        return cls(AsyncCaller(session), created=True, connection=own)
+
+    @classmethod
+    async def _create(
+        cls,
+        connection: AsyncConnection,
+        own: AsyncConnection | None,
+        attrs: SessionAttributes,
+        env: Mapping[str, str] | None,
+        snapshot: Snapshot | None,
+        timeout: float,
+    ) -> Self:
+        """`own`: the connection, if it shall end with the sandbox."""
+        session = await connection.create_session(attrs)
+        made = cls(AsyncCaller(session), created=True, connection=own)
+        try:
+            try:
+                begun = await session.invoke(opening.beginning(attrs, env), timeout)
+            except FlameError as error:
+                await session.refresh()
+                raise opening.not_started(session, error, timeout) from None
+            opening.check_begun(begun)
+            if snapshot is not None:
+                await made._call(snapshots.restore(snapshot))
+        except BaseException:
+            await session.close(force=True)
+            raise
+        return made
 
     @classmethod
     async def open(cls, sandbox_id: str, *, connection: AsyncConnection | None = None) -> Self:
@@ -118,6 +140,29 @@ class AsyncSandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await (self.close() if self._created else self._let_go())
+
+    async def pause(self) -> None:
+        """See `flame.Sandbox.pause`."""
+        await self._call(do(wire.Pause()))
+
+    async def resume(self) -> None:
+        """See `flame.Sandbox.resume`."""
+        await self._call(do(wire.Resume()))
+
+    async def snapshot(self) -> Snapshot:
+        """See `flame.Sandbox.snapshot`."""
+        return await self._call(snapshots.take())
+
+    async def fork(self, *, timeout: float = 60.0) -> Self:
+        """See `flame.Sandbox.fork`. It shares the connection, which has to live as long."""
+        session = self._caller.session
+        taken = await self.snapshot()
+        attrs = opening.attributes_like(session)
+        return await self._create(session.connection, None, attrs, None, taken, timeout)
+
+    async def expose(self, port: int) -> AsyncExposedPort:
+        """See `flame.Sandbox.expose`."""
+        return await AsyncExposedPort(self._caller, port).listen()
 
     # --- code --------------------------------------------------------------------------------------------------------
 
@@ -221,11 +266,11 @@ class AsyncFiles:
     def __init__(self, caller: AsyncCaller) -> None:
         self._call = caller.run
 
-    async def read(self, path: str) -> bytes:
-        return await self._call(file_steps.read(path))
+    async def read(self, path: str, *, max_size: int = MAX_SIZE) -> bytes:
+        return await self._call(file_steps.read(path, max_size))
 
-    async def read_text(self, path: str, encoding: str = "utf-8") -> str:
-        return (await self.read(path)).decode(encoding)
+    async def read_text(self, path: str, encoding: str = "utf-8", *, max_size: int = MAX_SIZE) -> str:
+        return (await self.read(path, max_size=max_size)).decode(encoding)
 
     async def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> None:
         await self._call(file_steps.write(path, data.encode() if isinstance(data, str) else data, mode))
@@ -247,6 +292,42 @@ class AsyncFiles:
 
     async def rename(self, path: str, new: str) -> None:
         await self._call(do(wire.Rename(path, new)))
+
+    async def watch(self, path: str = ".", *, recursive: bool = False) -> AsyncFileWatch:
+        watcher = file_steps.Watcher(path, recursive=recursive)
+        await self._call(watcher.begin())
+        return AsyncFileWatch(self._call, watcher)
+
+    async def upload(self, local: str | os.PathLike[str], path: str, *, max_size: int = MAX_SIZE) -> None:
+        await self._call(transfer.upload(local, path, max_size))
+
+    async def download(self, path: str, local: str | os.PathLike[str], *, max_size: int = MAX_SIZE) -> None:
+        await self._call(transfer.download(path, local, max_size))
+
+
+class AsyncFileWatch:
+    """Events of files as they come, without end; as an async context manager it is closed at the end."""
+
+    def __init__(self, call: Any, watcher: file_steps.Watcher) -> None:
+        self._call = call
+        self._watcher = watcher
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> FileEvent:
+        return await self._call(self._watcher.next())
+
+    async def close(self) -> None:
+        await self._call(self._watcher.end())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
 async def end(caller: AsyncCaller) -> None:

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from flame.client.values import short_name
-from flame.model.errors import InvalidStateError, NotFoundError
+from flame.model.errors import InvalidStateError, NotFoundError, TooLargeError
 from flame.sandbox import wire
-from flame.sandbox.steps import Steps, ask, ask_all
-from flame.sandbox.values import FileInfo
+from flame.sandbox.steps import Steps, ask, ask_all, do
+from flame.sandbox.values import FileEvent, FileInfo
 
 _AHEAD = 8  # pieces under way at once
 
 
-def read(path: str) -> Steps[bytes]:
-    """All of a file."""
+def read(path: str, max_size: int) -> Steps[bytes]:
+    """All of a file. Raises TooLargeError when it has more bytes than that."""
     parts: list[bytes] = []
-    first = yield from ask(wire.ReadFile(path), wire.Content)
-    parts.append(first.data)
-    offset = len(first.data)
-    while offset < first.size or (not first.size and parts[-1]):
-        # A file whose size is 0 may have content all the same, as those of /proc have.
-        last = max(first.size, offset + 1)
-        offsets = range(offset, last, wire.PIECE)[:_AHEAD]
-        pieces = yield from ask_all([wire.ReadFile(path, each) for each in offsets], wire.Content)
-        for piece in pieces:
-            if piece.file != first.file:
-                raise InvalidStateError(f"{path} was replaced while it was read", remedy="read it again")
-            parts.append(piece.data)
-            offset += len(piece.data)
-            if len(piece.data) < wire.PIECE:
-                break
-        if not parts[-1]:
-            break
+    size = 0
+
+    def take(piece: bytes) -> None:
+        nonlocal size
+        size += len(piece)
+        if size > max_size:
+            raise TooLargeError(f"{path} has more than {max_size} bytes", remedy="raise max_size, or download it")
+        parts.append(piece)
+
+    yield from read_into(path, take)
     return b"".join(parts)
+
+
+def read_into(path: str, take: Callable[[bytes], object]) -> Steps[None]:
+    """All of a file, piece by piece."""
+    first = yield from ask(wire.ReadFile(path), wire.Content)
+    take(first.data)
+    offset = len(first.data)
+    # A file whose size is 0 may have content all the same, as those of /proc have.
+    more = offset < first.size or (not first.size and offset > 0)
+    while more:
+        offsets = range(offset, max(first.size, offset + 1), wire.PIECE)[:_AHEAD]
+        for content in (yield from ask_all([wire.ReadFile(path, each) for each in offsets], wire.Content)):
+            if content.file != first.file:
+                raise InvalidStateError(f"{path} was replaced while it was read", remedy="read it again")
+            take(content.data)
+            offset += len(content.data)
+            more = bool(content.data) and (offset < first.size or not first.size)
+            if len(content.data) < wire.PIECE:
+                break  # those behind it do not follow on
 
 
 def write(path: str, data: bytes, mode: int | None = None) -> Steps[None]:
@@ -90,6 +103,28 @@ def stat(path: str) -> Steps[FileInfo]:
 
 def exists(path: str) -> Steps[bool]:
     return (yield from find(path)) is not None
+
+
+class Watcher:
+    """One watch of a client."""
+
+    def __init__(self, path: str, *, recursive: bool) -> None:
+        self.id = short_name("watch")
+        self._begin = wire.Watch(self.id, path, recursive)
+        self._ready: deque[FileEvent] = deque()
+
+    def begin(self) -> Steps[None]:
+        yield from do(self._begin)
+
+    def next(self) -> Steps[FileEvent]:
+        """The next event; waits for it."""
+        while not self._ready:
+            found = yield from ask(wire.FollowWatch(self.id), wire.Changes)
+            self._ready.extend(FileEvent(each.kind, each.path, each.folder, each.old) for each in found.changes)
+        return self._ready.popleft()
+
+    def end(self) -> Steps[None]:
+        yield from do(wire.EndWatch(self.id))
 
 
 def _info(file: wire.File) -> FileInfo:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from flame.client.snapshot import SessionSnapshot
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
+from flame.client.wire import limits_from
 from flame.model.errors import FlameError, InvalidArgumentError, TimedOutError, UnavailableError
 from flame.model.isolation import Limits
 from flame.model.specs import TaskOptions
@@ -51,6 +52,39 @@ def attributes(
         network=network,
         idle_timeout=None if seconds is None else round(seconds),
     )
+
+
+def attributes_like(session: SessionSnapshot) -> SessionAttributes:
+    """The session of a sandbox that is to be like this one."""
+    spec = session.message.spec
+    return SessionAttributes(
+        application=wire.APPLICATION,
+        id=short_name(PREFIX, 12),
+        common_data=wire.common_data(),
+        min_instances=1,
+        max_instances=1,
+        resreq=session.resreq,
+        labels=session.labels,
+        task_defaults=TaskOptions(max_retries=0),
+        retention=RETENTION,
+        tenant=session.tenant,
+        isolation=spec.isolation,
+        limits=limits_from(spec.limits),
+        network=spec.network,
+        idle_timeout=spec.idle_timeout_s,
+    )
+
+
+def beginning(attrs: SessionAttributes, env: Mapping[str, str] | None) -> bytes:
+    """The input of the first task of a sandbox's session."""
+    return wire.encode_call(wire.Begin(dict(env or {}), alone=attrs.isolation not in ("", "none")))
+
+
+def check_begun(output: bytes | None) -> None:
+    """Raises the fault of a sandbox that did not begin."""
+    answer = wire.decode_answer(output, wire.Begun)
+    if isinstance(answer, wire.Fault):
+        raise answer.error()
 
 
 def check_session(session: SessionSnapshot) -> None:

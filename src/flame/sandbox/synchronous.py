@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from flame.client.default import ConnectionInstance
 from flame.client.synchronous import Connection
-from flame.client.values import ResourceRequirement
+from flame.client.values import ResourceRequirement, SessionAttributes
 from flame.model.errors import FlameError
 from flame.model.isolation import Limits
 from flame.model.states import SessionState
 from flame.sandbox import code as code_steps
 from flame.sandbox import commands as command_steps
 from flame.sandbox import files as file_steps
-from flame.sandbox import opening, wire
+from flame.sandbox import opening, transfer, wire
+from flame.sandbox import snapshot as snapshots
 from flame.sandbox.asynchronous import end
 from flame.sandbox.calling import AsyncCaller, Caller, closed_error
+from flame.sandbox.ports import AsyncExposedPort, ExposedPort
+from flame.sandbox.snapshot import Snapshot
 from flame.sandbox.steps import do
-from flame.sandbox.values import CommandInfo, CommandResult, Execution, FileInfo, Output
+from flame.sandbox.transfer import MAX_SIZE
+from flame.sandbox.values import CommandInfo, CommandResult, Execution, FileEvent, FileInfo, Output
 
 
 class Sandbox:
@@ -54,6 +59,7 @@ class Sandbox:
         idle_timeout: float | timedelta | None = 600.0,
         labels: Mapping[str, str] | None = None,
         tenant: str = "",
+        snapshot: Snapshot | None = None,
         timeout: float = 60.0,
         connection: Connection | None = None,
     ) -> Self:
@@ -61,8 +67,9 @@ class Sandbox:
 
         `isolation` is how far it is kept from its node, `network` "none" or "host", `limits` what it may use, `resreq`
         what it gets of a node, such as "cpu=1,mem=2g". `env` is for all that runs in it. It is closed when nothing was
-        asked of it for `idle_timeout` seconds (None = never). `labels` are those of its session, `tenant` whose share
-        of the cluster it uses. Waits up to `timeout` seconds for it to start.
+        asked of it for `idle_timeout` seconds (None = never), also while it is paused. `labels` are those of its
+        session, `tenant` whose share of the cluster it uses. It begins with the files, variables and environment of
+        `snapshot`. Waits up to `timeout` seconds for it to start.
 
         Raises TimedOutError and UnavailableError, with the reason, when it does not start; InvalidArgumentError.
         """
@@ -75,17 +82,32 @@ class Sandbox:
             labels=labels,
             tenant=tenant,
         )
-        session = (connection or ConnectionInstance.instance()).create_session(attrs)
+        return cls._create(connection or ConnectionInstance.instance(), attrs, env, snapshot, timeout)
+
+    @classmethod
+    def _create(
+        cls,
+        connection: Connection,
+        attrs: SessionAttributes,
+        env: Mapping[str, str] | None,
+        snapshot: Snapshot | None,
+        timeout: float,
+    ) -> Self:
+        session = connection.create_session(attrs)
+        made = cls(Caller(session, AsyncCaller(session.asynchronous)), created=True)
         try:
-            wire.decode_answer(session.invoke(wire.encode_call(wire.Begin(dict(env or {}))), timeout), wire.Begun)
-        except BaseException as error:
-            if isinstance(error, FlameError):
+            try:
+                begun = session.invoke(opening.beginning(attrs, env), timeout)
+            except FlameError as error:
                 session.refresh()
-            session.close(force=True)
-            if isinstance(error, FlameError):
                 raise opening.not_started(session, error, timeout) from None
+            opening.check_begun(begun)
+            if snapshot is not None:
+                made._call(snapshots.restore(snapshot))
+        except BaseException:
+            session.close(force=True)
             raise
-        return cls(Caller(session, AsyncCaller(session.asynchronous)), created=True)
+        return made
 
     @classmethod
     def open(cls, sandbox_id: str, *, connection: Connection | None = None) -> Self:
@@ -125,6 +147,38 @@ class Sandbox:
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id}>"
+
+    def pause(self) -> None:
+        """Stop all that it started; it uses no processor, but keeps its memory, and time-outs stand still.
+
+        Files can be used meanwhile; other calls raise InvalidStateError until `resume`.
+        """
+        self._call(do(wire.Pause()))
+
+    def resume(self) -> None:
+        """Let all go on that `pause` stopped. One that is not paused is no error."""
+        self._call(do(wire.Resume()))
+
+    def snapshot(self) -> Snapshot:
+        """The files of the working folder, the variables and the environment, to begin others with.
+
+        All that it started stands still meanwhile, and other calls wait. Raises InvalidStateError while code runs.
+        """
+        return self._call(snapshots.take())
+
+    def fork(self, *, timeout: float = 60.0) -> Self:
+        """Another sandbox like this one, which begins with its snapshot."""
+        session = self._caller.session
+        taken = self.snapshot()
+        return self._create(session.connection, opening.attributes_like(session), None, taken, timeout)
+
+    def expose(self, port: int) -> ExposedPort:
+        """Listen on this machine's loopback, and connect whoever comes to this port of the sandbox's own network.
+
+        Raises InvalidArgumentError for what is no port.
+        """
+        thread = self._caller.session.connection.thread
+        return ExposedPort(thread.run(AsyncExposedPort(self._caller.asynchronous, port).listen()), thread)
 
     # --- code --------------------------------------------------------------------------------------------------------
 
@@ -262,13 +316,13 @@ class Files:
     def __init__(self, caller: Caller) -> None:
         self._call = caller.run
 
-    def read(self, path: str) -> bytes:
-        """All of a file."""
-        return self._call(file_steps.read(path))
+    def read(self, path: str, *, max_size: int = MAX_SIZE) -> bytes:
+        """All of a file. Raises TooLargeError when it has more than `max_size` bytes."""
+        return self._call(file_steps.read(path, max_size))
 
-    def read_text(self, path: str, encoding: str = "utf-8") -> str:
+    def read_text(self, path: str, encoding: str = "utf-8", *, max_size: int = MAX_SIZE) -> str:
         """All of a file as text."""
-        return self.read(path).decode(encoding)
+        return self.read(path, max_size=max_size).decode(encoding)
 
     def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> None:
         """Write a file, which takes the place of one of this name when it is complete; folders above it are made.
@@ -300,3 +354,51 @@ class Files:
     def rename(self, path: str, new: str) -> None:
         """Give it another name; a file of that name is replaced."""
         self._call(do(wire.Rename(path, new)))
+
+    def watch(self, path: str = ".", *, recursive: bool = False) -> FileWatch:
+        """What happens to a file, or to those in a folder, from now on; with `recursive` also in folders below it."""
+        watcher = file_steps.Watcher(path, recursive=recursive)
+        self._call(watcher.begin())
+        return FileWatch(self._call, watcher)
+
+    def upload(self, local: str | os.PathLike[str], path: str, *, max_size: int = MAX_SIZE) -> None:
+        """Copy a file or a folder of this machine into the sandbox, under this name.
+
+        Links, pipes, sockets and devices in a folder are left out. Raises OSError, TooLargeError for more than
+        `max_size` bytes.
+        """
+        self._call(transfer.upload(local, path, max_size))
+
+    def download(self, path: str, local: str | os.PathLike[str], *, max_size: int = MAX_SIZE) -> None:
+        """Copy a file or a folder of the sandbox to this machine, under this name.
+
+        Links in a folder are left out; files take the place of those that are there, and nothing is written through
+        links that are. Raises OSError, TooLargeError for more than `max_size` bytes.
+        """
+        self._call(transfer.download(path, local, max_size))
+
+
+class FileWatch:
+    """Events of files as they come, without end; as a context manager it is closed at the end."""
+
+    def __init__(self, call: Any, watcher: file_steps.Watcher) -> None:
+        self._call = call
+        self._watcher = watcher
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> FileEvent:
+        return self._call(self._watcher.next())
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._call(self._watcher.end())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

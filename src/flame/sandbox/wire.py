@@ -206,7 +206,7 @@ class Begin(_Call):
     """The first one, once. `env` is for all that runs in the sandbox. -> Begun"""
 
     env: dict[str, str] = {}
-    kernel: bool = True  # start it ahead
+    alone: bool = False  # no process of anybody else can be seen there
 
 
 class RunCode(_Call):
@@ -409,7 +409,7 @@ class Resume(_Call):
 
 
 class TakeSnapshot(_Call):
-    """Begin a snapshot under this id. -> Done"""
+    """Begin a snapshot under this id; all that the sandbox started stands still until it is fetched. -> Done"""
 
     id: str
 
@@ -420,8 +420,15 @@ class ReadSnapshot(_Call):
     id: str
 
 
+class EndSnapshot(_Call):
+    """Nobody fetches the rest. -> Done"""
+
+    id: str
+
+
 class Restore(_Call):
-    """Take over the files and variables of a snapshot that was sent by Spool under this id. -> Done"""
+    """Take over the files, the variables and the environment of a snapshot that was sent by Spool under this id.
+    -> Done"""
 
     id: str
 
@@ -429,7 +436,8 @@ class Restore(_Call):
 Call = Union[  # noqa: UP007 - msgspec wants it so
     Begin, RunCode, FollowCode, Interrupt, RestartKernel, StartCommand, FollowCommand, Write, Spool, Kill, Resize,
     ListCommands, Stat, ListFolder, ReadFile, WriteFile, MakeDir, Remove, Rename, Watch, FollowWatch, EndWatch,
-    Connect, Send, Receive, Disconnect, Pause, Resume, TakeSnapshot, ReadSnapshot, Restore,
+    Connect, Send, Receive, Disconnect, Pause, Resume, TakeSnapshot, ReadSnapshot, EndSnapshot,
+    Restore,
 ]  # fmt: skip
 Answer = (
     Done | Begun | Progress | Output | Taken | Commands | Files | Content | Changes | Received | Part | Fault

@@ -71,10 +71,13 @@ def below(root: int) -> set[int]:
     return _with_descendants(running(), {root}) - {os.getpid()}
 
 
-def everybody(known: set[int]) -> set[int]:
+def everybody(known: set[int], *, alone: bool) -> set[int]:
     """All that the sandbox started and that runs: the `known` ones, those that this process started, those that have a
-    variable of it in their environment, and what belongs to them. This process is none of them."""
+    variable of it in their environment, and what belongs to them; `alone`: whoever can be seen. This process is none of
+    them."""
     own, found = os.getpid(), running()
+    if alone:
+        return found.keys() - _above(found, own)
     instance = os.environ.get(OWN, "")
     mark = f"{OWN}={instance}".encode()
     roots = {pid for pid, family in found.items() if pid in known or family.parent == own}

@@ -163,6 +163,14 @@ class Runs:
         """Of the kernel, None when there is none."""
         return None if self._kernel is None or self._kernel.ended.done() else self._kernel.pid
 
+    def pids(self) -> set[int]:
+        return set() if self.pid is None else {self.pid}
+
+    @property
+    def busy(self) -> bool:
+        """Whether code runs or waits."""
+        return self._current is not None or bool(self._queue)
+
     def close(self) -> None:
         if self._kernel is not None:
             self._kernel.kill()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections.abc import Awaitable, Callable
-from typing import Any
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from flame.model.errors import FlameError, FlameErrorCode, InvalidStateError
+from flame.model.errors import FlameError, FlameErrorCode, InvalidArgumentError, InvalidStateError, NotFoundError
 from flame.sandbox import wire
 from flame.sandbox.inside.commands import Commands
 from flame.sandbox.inside.files import Folder
@@ -16,9 +18,16 @@ from flame.sandbox.inside.kernel_process import Started
 from flame.sandbox.inside.places import environment, working_folder
 from flame.sandbox.inside.runs import Runs
 from flame.sandbox.inside.spools import Spools
-from flame.sandbox.inside.waiting import Clock
+from flame.sandbox.inside.stopping import Stopping
+from flame.sandbox.inside.tunnels import Tunnels
+from flame.sandbox.inside.waiting import Bell, Clock
+from flame.sandbox.inside.watches import Watches
 from flame.service.api import FlameService, TaskContext
 
+if TYPE_CHECKING:
+    from flame.sandbox.inside.snapshots import Taking
+
+_PATIENCE_S = wire.POLL_S + 40  # after which a client that fetches a snapshot and does not come back has gone
 _DONE = wire.Done()
 
 
@@ -37,7 +46,14 @@ class SandboxService(FlameService):
         self.commands = Commands(self._clock, self._spools)
         self.runs.cwd = self.commands.folder = folder
         self.runs.env = self.commands.env = env
-        self.paused = False
+        self.watches = Watches()
+        self.tunnels = Tunnels()
+        self._env: Mapping[str, str] = {}  # what its user wants all programs to know
+        self._stopping = Stopping(self._clock, lambda: self.commands.pids() | self.runs.pids())
+        self._paused = False
+        self._taking: dict[str, Taking] = {}
+        self._free = Bell()  # rings when a snapshot is over
+        self._patience: asyncio.TimerHandle | None = None
 
     async def on_task_invoke(self, context: TaskContext) -> bytes:
         try:
@@ -45,8 +61,11 @@ class SandboxService(FlameService):
             if not self._begun and not isinstance(call, wire.Begin):
                 return wire.encode_answer(wire.Fault(wire.LOST, "the sandbox has ended"))
             kind = type(call)
-            if self.paused and kind not in _WHILE_PAUSED:
-                raise InvalidStateError("the sandbox is paused", remedy="resume it first")
+            if kind not in _WHILE_PAUSED:
+                while self._taking:
+                    await self._free.wait_until(lambda: not self._taking)
+                if self._paused:
+                    raise InvalidStateError("the sandbox is paused", remedy="resume it first")
             return wire.encode_answer(await _HANDLERS[kind](self, call))
         except FlameError as error:
             return wire.encode_answer(wire.Fault(int(error.code), error.message, error.remedy))
@@ -57,21 +76,28 @@ class SandboxService(FlameService):
         self.commands.close()
         self.runs.close()
         self.files.close()
+        self.watches.close()
+        self.tunnels.close()
+        for name in list(self._taking):
+            self._end_snapshot(name)
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
     async def _begin(self, call: wire.Begin) -> wire.Begun:
         self._begun = True
-        if call.env:
-            self.commands.env = self.runs.env = {**self.commands.env, **call.env}
+        self._stopping.alone = call.alone
         started, self._started = self._started, None
         if started is not None and call.env:
             started.kill()  # it does not know them
             started.process.wait()
-            started = None
-        if started is not None:
+        elif started is not None:
             self.runs.prepare(started)
+        self._set_environment(call.env)
         return wire.Begun(self.files.folder, platform.python_version())
+
+    def _set_environment(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self.commands.env = self.runs.env = {**self.commands.env, **env}
 
     async def _restart(self, call: wire.RestartKernel) -> wire.Done:
         await self.runs.restart()
@@ -87,6 +113,105 @@ class SandboxService(FlameService):
     async def _remove(self, call: wire.Remove) -> wire.Done:
         await asyncio.to_thread(self.files.remove, call.path, recursive=call.recursive)
         return _DONE
+
+    async def _connect(self, call: wire.Connect) -> wire.Done:
+        await self.tunnels.connect(call.id, call.port)
+        return _DONE
+
+    async def _send(self, call: wire.Send) -> wire.Taken:
+        return wire.Taken(await self.tunnels.send(call.id, call.data, end=call.end))
+
+    # --- standing still ----------------------------------------------------------------------------------------------
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._stopping.stop()
+            self._paused = True
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._stopping.go()
+
+    async def _take_snapshot(self, call: wire.TakeSnapshot) -> wire.Done:
+        from flame.sandbox.inside.snapshots import Taking
+
+        variables, skipped = await self._saved()
+        self._stopping.stop()
+        about = {"python": platform.python_version(), "env": dict(self._env)}
+        self._taking[call.id] = Taking(self.files.folder, variables, about, skipped)
+        self._expect(call.id)
+        return _DONE
+
+    async def _saved(self) -> tuple[Path | None, dict[str, str]]:
+        """The file with the kernel's variables, if it has any, and those that can't be saved."""
+        if self.runs.pid is None:
+            return None, {}
+        if self.runs.busy:
+            raise InvalidStateError("code runs in the sandbox", remedy="wait for it, or interrupt it, and try again")
+        variables = _temporary()
+        answer = await self.runs.ask({"do": "save", "path": str(variables)})
+        return variables, {str(name): str(why) for name, why in dict(answer.get("skipped") or {}).items()}
+
+    async def _read_snapshot(self, call: wire.ReadSnapshot) -> wire.Part:
+        taking = self._taking.get(call.id)
+        if taking is None:
+            raise NotFoundError(f"snapshot {call.id} was fetched, or given up")
+        self._expect(call.id)
+        try:
+            part = await taking.fetch()
+        except OSError as error:
+            self._end_snapshot(call.id)
+            raise InvalidStateError(f"no snapshot can be taken: {error}") from None
+        if part.end:
+            self._end_snapshot(call.id)
+        return part
+
+    def _expect(self, name: str) -> None:
+        """Somebody fetches it, and is going to come back."""
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = asyncio.get_running_loop().call_later(_PATIENCE_S, self._end_snapshot, name)
+
+    def _end_snapshot(self, name: str) -> None:
+        taking = self._taking.pop(name, None)
+        if taking is not None:
+            taking.give_up()
+            self._stopping.go()
+            self._free.ring()
+
+    async def _restore(self, call: wire.Restore) -> wire.Done:
+        from flame.sandbox.inside.snapshots import unpack
+
+        variables = _temporary()
+        file = self._spools.take(call.id)
+        about = await asyncio.to_thread(unpack, file, self.files.folder, variables)
+        try:
+            env = {str(name): str(value) for name, value in dict(about.get("env") or {}).items()}
+            if env.items() - self._env.items():
+                self._set_environment({**env, **self._env})
+                await self.runs.restart()
+            if variables.stat().st_size:
+                await self._load(variables, str(about.get("python", "")))
+        finally:
+            variables.unlink(missing_ok=True)
+        return _DONE
+
+    async def _load(self, variables: Path, python: str) -> None:
+        here = platform.python_version()
+        if python.split(".")[:2] != here.split(".")[:2]:
+            raise InvalidArgumentError(f"the snapshot's variables are of Python {python}, this sandbox has {here}")
+        answer = await self.runs.ask({"do": "load", "path": str(variables)})
+        error = cast("dict[str, str]", answer.get("error") or {})
+        if error:
+            raise InvalidStateError(f"the variables can't be restored: {error.get('name')}: {error.get('message')}")
+
+
+def _temporary() -> Path:
+    """A new file, empty."""
+    file, path = tempfile.mkstemp(prefix="flame-")
+    os.close(file)
+    return Path(path)
 
 
 def _at_once(act: Callable[[SandboxService, Any], Any]) -> Callable[[SandboxService, Any], Awaitable[wire.Answer]]:
@@ -118,12 +243,30 @@ _HANDLERS: dict[type[Any], Callable[[SandboxService, Any], Awaitable[wire.Answer
     wire.MakeDir: _at_once(lambda service, call: service.files.make_dir(call.path)),
     wire.Remove: SandboxService._remove,  # pyright: ignore[reportPrivateUsage]
     wire.Rename: _at_once(lambda service, call: service.files.rename(call.path, call.new)),
+    wire.Watch: _at_once(
+        lambda service, call: service.watches.begin(
+            call.id, service.files.resolve(call.path), call.path, recursive=call.recursive
+        )
+    ),
+    wire.FollowWatch: lambda service, call: service.watches.follow(call.id, call.patience),
+    wire.EndWatch: _at_once(lambda service, call: service.watches.end(call.id)),
+    wire.Connect: SandboxService._connect,  # pyright: ignore[reportPrivateUsage]
+    wire.Send: SandboxService._send,  # pyright: ignore[reportPrivateUsage]
+    wire.Receive: lambda service, call: service.tunnels.receive(call.id),
+    wire.Disconnect: _at_once(lambda service, call: service.tunnels.disconnect(call.id)),
+    wire.Pause: _at_once(lambda service, call: service._pause()),  # pyright: ignore[reportPrivateUsage]
+    wire.Resume: _at_once(lambda service, call: service._resume()),  # pyright: ignore[reportPrivateUsage]
+    wire.TakeSnapshot: SandboxService._take_snapshot,  # pyright: ignore[reportPrivateUsage]
+    wire.ReadSnapshot: SandboxService._read_snapshot,  # pyright: ignore[reportPrivateUsage]
+    wire.EndSnapshot: _at_once(lambda service, call: service._end_snapshot(call.id)),  # pyright: ignore[reportPrivateUsage]
+    wire.Restore: SandboxService._restore,  # pyright: ignore[reportPrivateUsage]
 }
 
 _WHILE_PAUSED = frozenset(
     {
         wire.Begin, wire.FollowCode, wire.FollowCommand, wire.ListCommands, wire.Spool, wire.Pause, wire.Resume,
         wire.Stat, wire.ListFolder, wire.ReadFile, wire.WriteFile, wire.MakeDir, wire.Remove, wire.Rename,
-        wire.Watch, wire.FollowWatch, wire.EndWatch,
+        wire.Watch, wire.FollowWatch, wire.EndWatch, wire.Receive, wire.Disconnect, wire.ReadSnapshot,
+        wire.EndSnapshot,
     }
 )  # fmt: skip
