@@ -142,6 +142,8 @@ PROLOGUE = """
 libc = ctypes.CDLL(None, use_errno=True)
 def call(*arguments):
     ctypes.set_errno(0)
+    # The kernel looks at all 64 bits; a bare int would leave half of them to chance where it lies on the stack.
+    arguments = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
     return errno.errorcode[ctypes.get_errno()] if libc.syscall(*arguments) < 0 else "done"
 """
 

@@ -105,4 +105,4 @@ def test_an_entrypoint_takes_a_request_or_nothing() -> None:
         instance.entrypoint(lambda *requests: None)
     with pytest.raises(flame.InvalidStateError, match="nothing to serve"):
         instance.run()
-    assert instance.entrypoint(SERVICE.exists) == SERVICE.exists
+    assert instance.entrypoint(SERVICE.is_socket) == SERVICE.is_socket
