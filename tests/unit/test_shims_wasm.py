@@ -214,7 +214,7 @@ def test_the_limit_of_the_instance_leaves_the_worker_its_own_memory() -> None:
         (["wasm-fuel=0"], 0, "wasm-fuel=0 is no number"),
         (["wasm-fuel=-1"], 0, "is no number"),
         (["wasm-fuel=9999999999999999999"], 0, "is no number"),
-        ([], OWN_MEMORY, "leaves nothing to a component"),
+        ([], OWN_MEMORY, "leave nothing to a component"),
     ],
 )
 def test_labels_that_mean_nothing_are_refused(labels: list[str], limit: int, words: str) -> None:

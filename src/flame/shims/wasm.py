@@ -52,7 +52,7 @@ class WasmShim:
         launch = await self._workshop.prepare(launch)
         application = launch.application
         try:
-            options = options_of(application.labels, application.limits.memory)
+            options = options_of(application.labels, self._workshop.confinement.held(launch).memory)
         except InvalidArgumentError as error:
             raise BindError(BindCode.START, in_words(error)) from None
         component = self._component(launch)

@@ -29,8 +29,8 @@ def options_of(labels: Iterable[str], memory_limit: int) -> WasmOptions:
     """What labels say; `memory_limit` is the one of the whole instance, 0 = none. Raises InvalidArgumentError."""
     if memory_limit and memory_limit < OWN_MEMORY + PAGE:
         raise InvalidArgumentError(
-            f"limits.memory {memory_limit} leaves nothing to a component: its worker needs {OWN_MEMORY} bytes itself",
-            remedy="raise it; the label wasm-memory= limits the component alone",
+            f"{memory_limit} bytes of memory leave nothing to a component: its worker needs {OWN_MEMORY}",
+            remedy="raise limits.memory, or the executor's memory; the label wasm-memory= limits the component alone",
         )
     values = label_values(labels)
     memory = _memory(values["wasm-memory"]) if "wasm-memory" in values else 0
