@@ -81,6 +81,7 @@ class Way(NamedTuple):
 
 
 PYTHON = sys.executable
+FOLDER = "FOLDER"  # stands for the one of the measurement
 WAYS = {
     "host, link": Way(Shim.HOST, 50_000, PYTHON, [str(SERVICE)]),
     "host, gRPC": Way(Shim.HOST, 2_000, PYTHON, ["-c", GRPC]),
@@ -89,6 +90,7 @@ WAYS = {
     "stdio, once, cat": Way(Shim.STDIO, 200, "cat", [], ["stdio=once"]),
     "stdio, once, Python": Way(Shim.STDIO, 50, PYTHON, ["-c", "import sys; sys.stdout.write(sys.stdin.read())"],
                                ["stdio=once"]),
+    "wasm": Way(Shim.WASM, 20_000, f"{FOLDER}/echo.wasm", []),
     "rest, http.server, port": Way(Shim.REST, 2_000, PYTHON, ["-c", HTTP_SERVER]),
     "rest, aiohttp, socket": Way(Shim.REST, 2_000, PYTHON, ["-c", AIOHTTP]),
     "rest, aiohttp, socket, 16 at once": Way(Shim.REST, 4_000, PYTHON, ["-c", AIOHTTP], ["concurrency=16"]),
@@ -197,15 +199,26 @@ async def measure(port: int, rounds: int, chosen: Sequence[str]) -> dict[str, li
     """The figures of each round, by way."""
     found: dict[str, list[float]] = {name: [] for name in WAYS if not chosen or name.split(",")[0] in chosen}
     with tempfile.TemporaryDirectory(prefix="fl") as folder:
+        await asyncio.to_thread(Path(folder, "echo.wasm").write_bytes, echo_component())
         driver = Driver(port)
         await driver.open()
         with Stage(Path(folder), port).node():
             await driver.ready()
             for _ in range(rounds):
                 for name, figures in found.items():
-                    figures.append(await driver.measure(WAYS[name]))
+                    way = WAYS[name]
+                    way = way._replace(command=way.command.replace(FOLDER, folder))
+                    figures.append(await driver.measure(way))
         await driver.close()
     return found
+
+
+def echo_component() -> bytes:
+    """One that gives back what it is given, of those that are tested."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+    from components import ECHO, binary, component
+
+    return binary(component(ECHO))
 
 
 def table(found: dict[str, list[float]], load: float) -> str:
@@ -224,7 +237,7 @@ def table(found: dict[str, list[float]], load: float) -> str:
 def main() -> int:
     """Measure, print the table, keep it in `benchmarks/results`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shims", description=__doc__)
-    parser.add_argument("shims", nargs="*", help="host, stdio, rest; all of them without any")
+    parser.add_argument("shims", nargs="*", help="host, stdio, wasm, rest; all of them without any")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--port", type=int, default=19_400, help="the first of four free ports")
     options = parser.parse_args()
