@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ class SandboxService(FlameService):
     """Serves one sandbox. `started`: a kernel that was started ahead."""
 
     def __init__(self, started: Started | None = None) -> None:
+        # Whoever started this may have ignored it; what has a handler is not ignored by those that are started here.
+        signal.signal(signal.SIGINT, _ignore)
         self._started = started
         self._begun = False
         self._clock = Clock()
@@ -205,6 +208,10 @@ class SandboxService(FlameService):
         error = cast("dict[str, str]", answer.get("error") or {})
         if error:
             raise InvalidStateError(f"the variables can't be restored: {error.get('name')}: {error.get('message')}")
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Interrupts are for what runs in the sandbox."""
 
 
 def _temporary() -> Path:
