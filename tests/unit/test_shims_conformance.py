@@ -18,6 +18,7 @@ from flame.shims.shim import Launch, Shim
 from flame.shims.stdio import StdioShim
 from flame.shims.warm import WarmLimits
 from flame.testing.shims import Bench, Desk, ShimConformance, a_bench
+from scripted_manager import NodeLog
 
 HEAD = """
 import os, sys, json, base64
@@ -244,3 +245,25 @@ async def test_an_http_server_can_not_be_where_no_socket_reaches(tmp_path: Path)
             11,
             "an HTTP server can't be reached at isolation microvm: use another shim",
         )
+
+
+async def test_an_instance_that_no_socket_reaches_is_started_ahead_too(tmp_path: Path) -> None:
+    async with a_bench() as bench:
+        bench.workshop.confinement.levels["microvm"] = Sealed.find(bench.folder / "sealed")
+        shim = HostShim(
+            bench.workshop, bench.reception, WarmLimits(budget=1, idle=30, start_timeout=30, terminate_grace=1)
+        )
+        application = program(tmp_path, LINK)
+        application.arguments.append("serve")
+        application.isolation, application.warm_instances = "microvm", 1
+        with NodeLog() as log:
+            first = Desk(bench, shim, application)
+            await first.bound()
+            await log.until("waits for a session")
+        second = Desk(bench, shim, application)
+        bound = await second.bound()
+        assert f"process {bound.pid} waits for a session" in log.text
+        assert await second.run(b"env HOME", b"env FLAME_INSTANCE_STDIO") == [b"/tmp", b"framed"]
+        for desk in (first, second):
+            await desk.stop()
+        await shim.close()
