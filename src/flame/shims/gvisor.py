@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import msgspec
 
 from flame.model.isolation import Limits
 from flame.shims.gvisor_root import plan
-from flame.shims.gvisor_runner import PREFIX
+from flame.shims.gvisor_runner import PANIC, PREFIX
 from flame.shims.isolation_sandbox import TMP, Room
 from flame.shims.processes import Program
 from flame.shims.shim import Launch
@@ -21,13 +22,17 @@ from flame.shims.shim import Launch
 _RUNNER = Path(__file__).with_name("gvisor_runner.py")
 # How it catches system calls, the best first. Not kvm: on machines without real virtualisation it hangs.
 _PLATFORMS = ("systrap", "ptrace")
-# As the programs inside see files that are changed outside; no control groups, since those of the node hold all of it.
-_OPTIONS = ("--ignore-cgroups", "--file-access=shared", "--overlay2=none")
+# The node's control groups hold all of it: it shall not make some of its own.
+_OPTIONS = ("--ignore-cgroups",)
+_OPTIONS_IF_KNOWN = (
+    "--file-access=shared",
+    "--overlay2=none",
+)  # what changes outside is seen inside; nothing is copied
 _PROBE_S = 10.0
 _LAST_CHARACTERS = 1000
 _KNOWN_BY = ("FLAME_INSTANCE_ID",)
-# gVisor has threads of its own, and up to three of the node's for each one inside.
-_OWN_PIDS, _PIDS_PER_PID = 100, 3
+# gVisor has threads of its own, and while processes inside come and go many more than they are.
+_OWN_PIDS, _PIDS_PER_PID = 1000, 32
 
 
 class Gvisor:
@@ -51,11 +56,12 @@ class Gvisor:
         (folder / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "passwd").write_text(f"flame:x:0:0::{TMP}:/bin/sh\n")
         (folder / "group").write_text("flame:x:0:\n")
-        _, known = _run([runsc, "flags"])
-        options = [option for option in _OPTIONS if f"-{option.strip('-').partition('=')[0]}" in known]
+        _, flags = _run([runsc, "flags"])
+        wanted = (*_OPTIONS_IF_KNOWN, f"--panic-log={folder}/run/{PANIC}")
+        options = [*_OPTIONS, *(option for option in wanted if _knows(flags, option))]
         problems: list[str] = []
         for platform in _PLATFORMS:
-            found = cls([runsc, f"--platform={platform}", *options], folder, streams="-host-uds" not in known)
+            found = cls([runsc, f"--platform={platform}", *options], folder, streams=not _knows(flags, "--host-uds"))
             found.missing = found._probe()
             if not found.missing:
                 return found
@@ -83,6 +89,11 @@ class Gvisor:
         wrapped = self._wrap(Program("/bin/sh", ["sh", "-c", ":"], {}, "/"), Room(), 0)
         status, text = _run(wrapped.argv, wrapped.env)
         return text[-_LAST_CHARACTERS:] or f"exit status {status}" if status else ""
+
+
+def _knows(flags: str, option: str) -> bool:
+    """Whether what `runsc flags` prints has it."""
+    return re.search(rf"^ *-{option.strip('-').partition('=')[0]}\b", flags, re.MULTILINE) is not None
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[int, str]:

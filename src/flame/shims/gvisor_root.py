@@ -54,6 +54,8 @@ def configuration(room: Room, pids: int, mounts: Sequence[dict[str, object]]) ->
             "cwd": room.cwd,
             "capabilities": {},
             "noNewPrivileges": True,
+            # When memory runs out, gVisor itself shall be killed, not one of the processes that it can't do without.
+            "oomScoreAdj": 1000,
             "rlimits": [{"type": name, "hard": most, "soft": most} for name, most in limits.items()],
         },
         "mounts": [

@@ -17,11 +17,14 @@ import ctypes
 import json
 import os
 import signal
+import stat
 import sys
 
 PREFIX = "INSIDE_"
+PANIC = "panic"  # the file in its folder where gVisor says why it failed
 NO_PROGRAM = 128  # as runsc exits when it could not start one
 PR_SET_PDEATHSIG = 1
+_STDIN_IS_STDOUT = ("/bin/sh", "-c", 'exec "$0" "$@" <&1')
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 1 << 14, 1 << 18
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -39,7 +42,9 @@ def main() -> int:
     make_tree(root, plan["tree"])
     configuration = plan["configuration"]
     configuration["root"] = {"path": root, "readonly": True}
-    configuration["process"]["args"] = arguments
+    # gVisor would make two sockets of one that it gets twice, and close it when a program closes one of the two.
+    one_socket = is_one_socket() and os.path.exists(f"{root}/bin/sh")
+    configuration["process"]["args"] = [*(_STDIN_IS_STDOUT if one_socket else ()), *arguments]
     configuration["process"]["env"] = [
         f"{name[len(PREFIX) :]}={value}" for name, value in os.environ.items() if name.startswith(PREFIX)
     ]
@@ -47,7 +52,14 @@ def main() -> int:
         json.dump(configuration, file)
     command = [*plan["command"], f"--root={folder}/state"]
     name = f"flame-{os.urandom(16).hex()}"
-    return watch(start([*command, "run", f"--bundle={folder}", name]), [*command, "kill", "--all", name])
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    pid = start([*command, "run", f"--bundle={folder}", name], [nothing if one_socket else 0, 1])
+    status = watch(pid, [*command, "kill", "--all", name], nothing)
+    why = panic(f"{folder}/{PANIC}")
+    if not why:
+        return status
+    complain(f"gVisor failed: {why}")
+    return NO_PROGRAM
 
 
 def enter_namespaces(*, network: bool) -> None:
@@ -88,35 +100,47 @@ def place(path: str, *, is_folder: bool) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
 
 
-def start(command: list[str], *, quiet: bool = False) -> int:
-    """Start a program that ends when this one does; gives its number."""
+def is_one_socket() -> bool:
+    """Whether stdin and stdout are the same socket."""
+    one, other = os.fstat(0), os.fstat(1)
+    return stat.S_ISSOCK(one.st_mode) and os.path.samestat(one, other)
+
+
+def fork() -> int:
+    """As os.fork. The new process ends when this one does."""
     parent = os.getpid()
     pid = os.fork()
-    if pid:
-        return pid
-    try:
+    if not pid:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above took effect
             os._exit(NO_PROGRAM)
+    return pid
+
+
+def start(command: list[str], streams: list[int]) -> int:
+    """Start a program with these as its stdin and stdout, and stderr if that is named too; gives its number."""
+    pid = fork()
+    if pid:
+        return pid
+    try:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if quiet:
-            nothing = os.open(os.devnull, os.O_RDWR)
-            for descriptor in range(3):
-                os.dup2(nothing, descriptor)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        for target, source in enumerate(streams):
+            os.dup2(source, target)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         os.execve(command[0], command, kept)
     except BaseException as error:
-        os.write(2, f"can't start {command[0]}: {error}\n".encode())
+        complain(f"can't start {command[0]}: {error}")
     finally:
         os._exit(NO_PROGRAM)
 
 
-def watch(main: int, passing_on: list[str]) -> int:
+def watch(main: int, passing_on: list[str], nothing: int) -> int:
     """Pass signals on until the program has ended; gives its exit status. `passing_on` wants the number of a signal."""
     while True:
         number = signal.sigwait({*_PASSED_ON, signal.SIGCHLD})
         if number != signal.SIGCHLD:
-            start([*passing_on, str(int(number))], quiet=True)
+            start([*passing_on, str(int(number))], [nothing] * 3)
             continue
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -124,6 +148,19 @@ def watch(main: int, passing_on: list[str]) -> int:
                 break
             if pid == main:
                 return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def panic(path: str) -> str:
+    """Why gVisor failed, empty = it did not."""
+    try:
+        with open(path, errors="replace") as file:
+            return file.readline(1000).strip()
+    except OSError:
+        return ""
+
+
+def complain(text: str) -> None:
+    os.write(2, f"{text}\n".encode(errors="replace"))
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
@@ -144,7 +181,6 @@ if __name__ == "__main__":
     try:
         status = main()
     except OSError as error:
-        sys.stderr.write(f"no sandbox of gVisor: {error.strerror or error}\n")
-        sys.stderr.flush()
+        complain(f"can't make a sandbox of gVisor: {error.strerror or error}")
         status = NO_PROGRAM
     os._exit(status)
