@@ -165,6 +165,8 @@ class TestRestSocket(OfRest):
 class Isolated(ShimConformance):
     """The same at level process, with a limit of each kind."""
 
+    levels = ("process",)
+
     async def test_it_is_isolated(self) -> None:
         async with self.desk() as desk:
             (found,) = await desk.run(b"env HOME")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import msgspec
 
@@ -49,6 +49,13 @@ class Level(Protocol):
         ...
 
 
+@runtime_checkable
+class Labelled(Protocol):
+    """A level that has more to tell the scheduler about this node."""
+
+    labels: Mapping[str, str]
+
+
 class _Maker(Protocol):
     def find(self, folder: Path, environ: Mapping[str, str]) -> Level: ...
 
@@ -67,11 +74,13 @@ class Absent(msgspec.Struct):
         raise AssertionError(self.missing)
 
 
-def find_levels(folder: Path, environ: Mapping[str, str] = os.environ) -> list[Level]:
-    """Look what this machine can do. Each level has a folder of its own in `folder`, made when it needs one. Blocks for
-    as long as the slowest look takes; raises OSError."""
+def find_levels(
+    folder: Path, environ: Mapping[str, str] = os.environ, names: Iterable[str] = tuple(_MAKERS)
+) -> list[Level]:
+    """Look which of these levels this machine can offer. Each has a folder of its own in `folder`, made when it needs
+    one. Blocks for as long as the slowest look takes; raises OSError."""
     with ThreadPoolExecutor() as pool:
-        looks = [pool.submit(_find, name, folder / name, environ) for name in _MAKERS]
+        looks = [pool.submit(_find, name, folder / name, environ) for name in names]
         return [look.result() for look in looks]
 
 

@@ -25,6 +25,8 @@ from flame.node.settings import NodeSettings
 from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.shims.environment import Surroundings
 from flame.shims.isolation import Confinement
+from flame.shims.levels import find_levels
+from flame.shims.limits import Groups
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper
 from flame.shims.reception import Reception
@@ -56,19 +58,20 @@ class _NoPackages:
 
 
 @asynccontextmanager
-async def a_bench() -> AsyncGenerator[Bench]:
-    """A bench in a folder of its own, with a path that is short enough for sockets."""
+async def a_bench(*levels: str) -> AsyncGenerator[Bench]:
+    """A bench in a folder of its own, with a path that is short enough for sockets, and these levels of isolation."""
     with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp") as name:
         folder = Path(name)
         sockets, executors = folder / "s", folder / "executors"
         sockets.mkdir()
         executors.mkdir()
-        keeper, reception = Keeper(), Reception(sockets, LIMIT)
+        keeper, reception = Keeper(), Reception(sockets, LIMIT, doors=sockets)
         await reception.open()
         keeper.start()
         logs = LogStore(folder / "logs", LOG_BYTES, PATIENCE_S)
         surroundings = Surroundings(os.environ, Path(sys.executable).parent, LIMIT)
-        confinement = await asyncio.to_thread(Confinement.find, folder / "isolation", [executors, sockets])
+        found = await asyncio.to_thread(find_levels, folder / "isolation", names=levels)
+        confinement = Confinement(found, await asyncio.to_thread(Groups.find), [executors, sockets])
         workshop = Workshop(keeper, logs, executors, surroundings, _NoPackages(), confinement)
         try:
             yield Bench(folder, keeper, logs, reception, surroundings, workshop)
@@ -172,10 +175,12 @@ class Desk:
 class ShimConformance:
     """Subclass it, name the subclass `Test...`, define `make` and `service`.
 
-    `greets`: an instance gives a sign of life before it is ready. `lasts`: one process runs all tasks of a session;
-    where each has its own, what ends a process fails its task and nothing else.
+    `levels`: those of isolation, beside none, that the service asks for. `greets`: an instance gives a sign of life
+    before it is ready. `lasts`: one process runs all tasks of a session; where each has its own, what ends a process
+    fails its task and nothing else.
     """
 
+    levels: tuple[str, ...] = ()
     greets = True
     lasts = True
 
@@ -190,7 +195,7 @@ class ShimConformance:
     @asynccontextmanager
     async def desk(self, conduct: str = "serve", **spec: Any) -> AsyncGenerator[Desk]:
         """An executor that starts now."""
-        async with a_bench() as bench:
+        async with a_bench(*self.levels) as bench:
             application = self.service(bench.folder)
             application.arguments.append(conduct)
             for name, value in spec.items():
