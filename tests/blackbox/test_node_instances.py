@@ -397,12 +397,15 @@ async def test_no_process_outlives_an_executor_manager_that_is_killed(node: Node
     node.manager.start(1, sys.executable, node.service(ESCAPE), str(file), "wipe")
     await node.manager.bound(1)
     pids = json.loads(file.read_text())
+    doors = (node.folder / "alone" / "doors").readlink()
+    assert doors.is_dir()
     keeper = parent_of(pids[0])
     process.kill()
     await process.wait()
     await gone(keeper)
     assert not any(map(runs, pids))
     assert not any((node.folder / "t").iterdir())
+    assert not doors.exists()
 
 
 async def test_a_killed_keeper_takes_its_instances_along_and_a_new_one_takes_its_place(node: Node) -> None:
