@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -225,7 +226,7 @@ def test_what_keeps_an_application_apart_comes_back_as_it_was(
     assert flame("view", "-a", "pi") == 0
     page = capsys.readouterr().out
     assert "Isolation:       process" in page
-    assert "memory 1048576, pids 9, cpu 0.5, disk 524288, wall 1.5, output 7" in page
+    assert "memory=1Mi, pids=9, cpu=0.5, disk=512Ki, wall=1.5, output=7" in page
 
 
 def test_create_may_ask_for_more_isolation(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,6 +235,17 @@ def test_create_may_ask_for_more_isolation(script: Script, capsys: pytest.Captur
     request = script.request("CreateSession", fe.CreateSessionRequest)
     assert isinstance(request, fe.CreateSessionRequest)
     assert (request.session.isolation, request.session.network) == ("process", "host")
+
+
+def test_view_shows_what_a_session_asks_for(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    found = session("s")
+    found.spec.isolation = "gvisor"
+    found.spec.limits.CopyFrom(ty.Limits(memory=256 << 20, pids=9, cpu_millis=500, wall_ms=2500))
+    script.answers["GetSession"] = found
+    assert flame("view", "-s", "s") == 0
+    page = capsys.readouterr().out
+    assert re.search(r"^Isolation: +gvisor$", page, re.MULTILINE)
+    assert re.search(r"^Limits: +memory=256Mi, pids=9, cpu=0.5, wall=2.5$", page, re.MULTILINE)
 
 
 def test_create_may_ask_for_limits(script: Script, capsys: pytest.CaptureFixture[str]) -> None:

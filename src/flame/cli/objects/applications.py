@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from msgspec.structs import asdict
 
-from flame.cli.objects.resources import limits_document
+from flame.cli.objects.resources import limits_document, limits_text
 from flame.cli.objects.states import application_state, shim_name
 from flame.cli.output import Column, Document, Kind
 from flame.cli.times import local_time, span, utc_time
@@ -100,7 +100,7 @@ def _page(application: ty.Application) -> list[tuple[str, object]]:
         ("Warm Instances", f"{spec.warm_instances} on each node"),
         ("Isolation", spec.isolation or "none"),
         ("Network", spec.network),
-        ("Limits", ", ".join(f"{name} {value}" for name, value in limits_document(spec.limits).items())),
+        ("Limits", limits_text(spec.limits)),
         ("Created", local_time(application.status.creation_time)),
         ("Schema", "\n".join(f"{part}: {_schema_type(text)}" for part, text in schema.items())),
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from flame.cli.memory import human_memory
 from flame.cli.output import Document
-from flame.model.resources import Resources
+from flame.model.resources import Resources, format_size
 from flame.proto import types_pb2 as ty
 
 
@@ -47,3 +47,10 @@ def limits_document(message: ty.Limits) -> dict[str, Any]:
         "output": message.output,
     }
     return {name: value for name, value in found.items() if value}
+
+
+def limits_text(message: ty.Limits) -> str:
+    """Those that are set, in the grammar that --limit accepts."""
+    sizes = ("memory", "disk", "output")
+    found = limits_document(message).items()
+    return ", ".join(f"{name}={format_size(value) if name in sizes else f'{value:g}'}" for name, value in found)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from flame.cli.objects.events import event_document, event_lines
-from flame.cli.objects.resources import limits_document, request_text, resources_document, resources_of
+from flame.cli.objects.resources import limits_document, limits_text, request_text, resources_document, resources_of
 from flame.cli.objects.states import session_state
 from flame.cli.objects.tasks import TASKS
 from flame.cli.output import Column, Document, Kind, bytes_document
@@ -42,7 +42,7 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             "tolerations": list(spec.tolerations),
             "prefer_nodes": list(spec.prefer_nodes),
             "max_running_per_key": spec.max_running_per_key or 1,
-            **_apart(spec),
+            **_apart(spec, limits_document(spec.limits)),
             "creation_time": utc_time(status.creation_time),
             "completion_time": utc_time(status.completion_time),
             "pending": status.pending,
@@ -71,7 +71,7 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             ("Tenant", spec.tenant),
             ("Labels", _pairs(spec.labels)),
             *_placement(spec),
-            *((name.capitalize(), value) for name, value in _apart(spec).items()),
+            *((name.capitalize(), value) for name, value in _apart(spec, limits_text(spec.limits)).items()),
             ("Creation Time", local_time(status.creation_time)),
             ("Completion Time", local_time(status.completion_time)),
             ("Tasks", counts_text(status)),
@@ -144,9 +144,9 @@ def listing_order(session: ty.Session) -> tuple[int, int, str]:
     return (session.status.state, session.status.creation_time, session.metadata.id)
 
 
-def _apart(spec: ty.SessionSpec) -> dict[str, Any]:
+def _apart(spec: ty.SessionSpec, limits: object) -> dict[str, Any]:
     """What it asks for beside what its application does; nothing where it does not."""
-    found = {"isolation": spec.isolation, "network": spec.network, "limits": limits_document(spec.limits)}
+    found = {"isolation": spec.isolation, "network": spec.network, "limits": limits}
     return {name: value for name, value in found.items() if value}
 
 
