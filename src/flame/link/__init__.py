@@ -6,7 +6,7 @@ from flame.link.dialing import connect
 from flame.link.errors import from_wire, to_wire
 from flame.link.frames import DEFAULT_MAX_PAYLOAD, FRAME_SLACK, MORE, Frame, Kind
 from flame.link.peer import PeerInfo
-from flame.link.server import LinkServer, serve
+from flame.link.server import LinkServer, serve, serve_few
 
 __all__ = [
     "BACKEND_OFFSET",
@@ -26,6 +26,7 @@ __all__ = [
     "from_wire",
     "parse",
     "serve",
+    "serve_few",
     "tcp",
     "to_wire",
     "unix",

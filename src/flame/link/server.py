@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 
-from flame.link.address import Address
+from flame.link.address import Address, unix
 from flame.link.connection import HELLO_TIMEOUT, MAX_HELLO, Link, check_version
+from flame.link.doorway import Doorway
 from flame.link.framed import FramedCarrier
 from flame.link.frames import DEFAULT_MAX_PAYLOAD, FRAME_SLACK, VERSION, Frame, Kind
 from flame.link.memory import MemoryCarrier, join
@@ -46,6 +47,14 @@ class Greeter:
         overdue = ProtocolError(f"no HELLO came within {HELLO_TIMEOUT:g} s")
         self._deadlines[link] = asyncio.get_running_loop().call_later(HELLO_TIMEOUT, link.close, overdue)
         return link
+
+    def make_carrier(self) -> FramedCarrier:
+        """A link, and its carrier for a socket."""
+        link = self.make_link()
+        carrier = FramedCarrier(link, MAX_HELLO)
+        link.carry(carrier)
+        link.when_gone(lambda: self.forget(link))
+        return carrier
 
     def forget(self, link: Link) -> None:
         """The link's connection is gone."""
@@ -122,15 +131,15 @@ class LinkServer:
     def __init__(self, address: Address, greeter: Greeter) -> None:
         self.address = address
         self._greeter = greeter
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | Doorway | None = None
         self._inode = 0
 
-    def listen(self, server: asyncio.Server) -> None:
+    def listen(self, server: asyncio.Server | Doorway) -> None:
         """The socket is open; with port 0 the address now has the real one."""
         self._server = server
         if self.address.unix:
             self._inode = Path(self.address.path).stat().st_ino
-        else:
+        elif not isinstance(server, Doorway):
             self.address = self.address._replace(port=server.sockets[0].getsockname()[1])
 
     @property
@@ -138,8 +147,8 @@ class LinkServer:
         """The links that are open or in their greeting."""
         return list(self._greeter.links)
 
-    def close(self, error: FlameError | None = None) -> None:
-        """Listen no more and close all links, telling the peers `error`."""
+    def stop_listening(self) -> None:
+        """Let nobody else in; the links that there are go on. Harmless when repeated."""
         if self._server is not None:
             self._server.close()
         near = (asyncio.get_running_loop(), self.address)
@@ -150,6 +159,10 @@ class LinkServer:
             with contextlib.suppress(OSError):
                 if file.stat().st_ino == self._inode:  # not a successor's
                     file.unlink()
+
+    def close(self, error: FlameError | None = None) -> None:
+        """Listen no more and close all links, telling the peers `error`."""
+        self.stop_listening()
         for link in self.links:
             link.close(error)
 
@@ -181,17 +194,9 @@ async def serve(
     """
     greeter = Greeter(accept, max_frame=max_frame, heartbeat=heartbeat)
     server = LinkServer(address, greeter)
-
-    def make_carrier() -> FramedCarrier:
-        link = greeter.make_link()
-        carrier = FramedCarrier(link, MAX_HELLO)
-        link.carry(carrier)
-        link.when_gone(lambda: greeter.forget(link))
-        return carrier
-
     create = partial(
         asyncio.get_running_loop().create_unix_server if address.unix else asyncio.get_running_loop().create_server,
-        make_carrier,
+        greeter.make_carrier,
         ssl=ssl,
         backlog=_BACKLOG,
         ssl_handshake_timeout=HELLO_TIMEOUT if ssl is not None else None,
@@ -206,6 +211,17 @@ async def serve(
     server.listen(listening)
     if near and address.unix and ssl is None:
         _NEAR[asyncio.get_running_loop(), address] = greeter
+    return server
+
+
+def serve_few(
+    path: Path, accept: Accept, *, max_frame: int, most: int, crowded: Callable[[], None], mode: int = 0o600
+) -> LinkServer:
+    """Listen at a unix socket for somebody who is not trusted: as `serve`, but without heartbeat, and for `most`
+    connections only. Who tries once more ends the listening, and `crowded` is called. Raises OSError."""
+    greeter = Greeter(accept, max_frame=max_frame, heartbeat=None)
+    server = LinkServer(unix(path), greeter)
+    server.listen(Doorway(_unix_socket(path, mode), greeter.make_carrier, most, crowded))
     return server
 
 

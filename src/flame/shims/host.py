@@ -70,12 +70,12 @@ class HostShim:
         if self._workshop.confinement.streams(launch):
             return await self._spawn_with_streams(launch, owner)
         try:
-            arrival = self._reception.expect(launch.executor_id, launch.token)
+            arrival = self._reception.expect(launch.executor_id, launch.token, link=True)
         except OSError as error:
             raise BindError(BindCode.START, f"can't make a folder for the instance's socket: {error}") from error
         door = HostDoor(self._reception, arrival, owner, self._workshop.surroundings.max_payload)
         try:
-            link = self._reception.link_path
+            link = arrival.link_path
             variables = {"FLAME_INSTANCE_LINK": str(link), "FLAME_INSTANCE_ENDPOINT": str(arrival.socket)}
             place = await self._workshop.open(launch, variables, [link, arrival.folder])
         except BaseException:
@@ -127,6 +127,6 @@ class HostDoor:
 
     async def close(self) -> None:
         link = self._arrival.link
-        if link.done() and not link.cancelled():
+        if link.done() and not link.cancelled() and link.exception() is None:
             link.result().close(UnavailableError("the executor has ended"))
         await self._reception.forget(self._arrival)

@@ -1,7 +1,9 @@
-"""Where instances come in: one socket per node for those that speak the link, and for each instance a folder where it
-may make a socket of its own. All of it has short paths, because a socket's path has 107 bytes at most.
+"""Where instances come in: for each a socket of ours, if it may speak the link, and a folder where it may make a socket
+of its own. All of it has short paths, because a socket's path has 107 bytes at most.
 
-What an instance makes in its folder is not trusted: a link there could name any socket of this machine.
+What an instance makes in its folder is not trusted: a link there could name any socket of this machine. Neither is who
+connects: our socket is there until the instance has said who it is, and takes a few connections only, so that nobody
+can keep this loop busy with them, or use up its descriptors.
 """
 
 from __future__ import annotations
@@ -11,32 +13,37 @@ import hmac
 import os
 import shutil
 import stat
+from functools import partial
 from pathlib import Path
 
 from asyncinotify import Inotify, Mask, Watch
 
-from flame.link import FRAME_SLACK, Link, LinkServer, serve, unix
+from flame.link import FRAME_SLACK, Link, LinkServer, serve_few, unix
 from flame.model.errors import InvalidConfigError, PermissionDeniedError, UnauthenticatedError
 from flame.model.states import BindCode
 from flame.proto import link_pb2
 from flame.shims.shim import BindError
 
-_LINK, _SOCKET = "link", "s"
+_SOCKET = "s"
 _LONGEST_NAME = len(f"ffffffff/{_SOCKET}")
+_CONNECTIONS = 4  # one is enough; the others are for programs that look first whether somebody listens
 
 
 class Arrival:
-    """How one instance may come in: over the link, or at the socket that it makes. `folder` is its own."""
+    """How one instance may come in: over the link, at our socket `link_path`, or at the one that it makes. `folder` is
+    its own."""
 
-    def __init__(self, executor_id: str, token: str, folder: Path) -> None:
+    def __init__(self, executor_id: str, token: str, folder: Path, link_path: Path) -> None:
         loop = asyncio.get_running_loop()
         self.executor_id = executor_id
         self.token = token
         self.folder = folder
+        self.link_path = link_path
         self.socket = folder / _SOCKET
         self.link: asyncio.Future[Link] = loop.create_future()
         self.file: asyncio.Future[None] = loop.create_future()  # done when something is at `socket`
         self.watch: Watch | None = None
+        self.server: LinkServer | None = None
         self._descriptor = -1
 
     def address(self) -> Path:
@@ -48,6 +55,12 @@ class Arrival:
             raise BindError(BindCode.START, f"what the instance made at {self.socket} is no socket")
         return Path(f"/proc/self/fd/{self._descriptor}")
 
+    def crowded(self) -> None:
+        """It connects again and again."""
+        if not self.link.done():
+            why = f"the instance connected more than {_CONNECTIONS} times without saying who it is"
+            self.link.set_exception(BindError(BindCode.START, why))
+
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -55,14 +68,13 @@ class Arrival:
 
 
 class Reception:
-    """Waits for instances. `folder` and `doors`, where their folders are made, are made and removed by the caller."""
+    """Waits for instances. `folder` is for our sockets, `doors` for their folders; both are made and removed by the
+    caller."""
 
-    def __init__(self, folder: Path, max_payload: int, doors: Path | None = None) -> None:
+    def __init__(self, folder: Path, max_payload: int, doors: Path) -> None:
         self.folder = folder
-        self.link_path = folder / _LINK
-        self._doors = doors or folder
+        self._doors = doors
         self._max_payload = max_payload
-        self._server: LinkServer | None = None
         self._inotify: Inotify | None = None
         self._watching: asyncio.Task[None] | None = None
         self._number = 0
@@ -70,30 +82,47 @@ class Reception:
         self._watched: dict[Path, Arrival] = {}  # by folder
 
     async def open(self) -> None:
-        """Listen. Raises InvalidConfigError when the folder's path is too long."""
+        """Begin. Raises InvalidConfigError when a folder's path is too long."""
         for folder in (self.folder, self._doors):
             unix(folder / ("x" * _LONGEST_NAME))
-        # No pings: an instance that is busy in C code can't answer them, and that is no fault. One that hangs is
-        # found by the deadlines of what it shall do.
-        limit = self._max_payload + FRAME_SLACK
-        self._server = await serve(unix(self.link_path), self._accept, max_frame=limit, heartbeat=None)
         self._inotify = Inotify()
         self._watching = asyncio.get_running_loop().create_task(self._watch(self._inotify))
 
-    def expect(self, executor_id: str, token: str) -> Arrival:
-        """An instance is about to start. Raises OSError."""
+    def expect(self, executor_id: str, token: str, *, link: bool) -> Arrival:
+        """An instance is about to start, which may speak the link if `link`. Raises OSError."""
         assert self._inotify is not None
         self._number += 1
         folder = self._doors / f"{self._number:x}"
         folder.mkdir(mode=0o700)
-        arrival = Arrival(executor_id, token, folder)
-        mask = Mask.CREATE | Mask.MOVED_TO
-        arrival.watch = self._inotify.add_watch(folder, mask)  # pyright: ignore[reportUnknownMemberType]
+        arrival = Arrival(executor_id, token, folder, self.folder / f"{self._number:x}.link")
+        try:
+            if link:
+                self._listen(arrival)
+            mask = Mask.CREATE | Mask.MOVED_TO
+            arrival.watch = self._inotify.add_watch(folder, mask)  # pyright: ignore[reportUnknownMemberType]
+        except OSError:
+            if arrival.server is not None:
+                arrival.server.close()
+            folder.rmdir()
+            raise
         self._expected[executor_id] = self._watched[folder] = arrival
         return arrival
 
+    def _listen(self, arrival: Arrival) -> None:
+        # No pings: an instance that is busy in C code can't answer them, and that is no fault. One that hangs is found
+        # by the deadlines of what it shall do.
+        arrival.server = serve_few(
+            arrival.link_path,
+            partial(self._accept, arrival),
+            max_frame=self._max_payload + FRAME_SLACK,
+            most=_CONNECTIONS,
+            crowded=arrival.crowded,
+        )
+
     def settled(self, arrival: Arrival) -> None:
-        """It has come in: nothing else that it makes matters."""
+        """It has come in: nothing else that it does there matters."""
+        if arrival.server is not None:
+            arrival.server.stop_listening()
         if self._watched.pop(arrival.folder, None) is not None and self._inotify is not None:
             assert arrival.watch is not None
             self._inotify.rm_watch(arrival.watch)
@@ -103,6 +132,8 @@ class Reception:
         self._expected.pop(arrival.executor_id, None)
         self.settled(arrival)
         arrival.close()
+        if arrival.server is not None:
+            arrival.server.close()
         await asyncio.to_thread(shutil.rmtree, arrival.folder, ignore_errors=True)
 
     async def close(self) -> None:
@@ -112,19 +143,19 @@ class Reception:
             await asyncio.gather(self._watching, return_exceptions=True)
         if self._inotify is not None:
             self._inotify.close()
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
+        for arrival in list(self._expected.values()):
+            if arrival.server is not None:
+                arrival.server.close()
+                await arrival.server.wait_closed()
 
-    async def _accept(self, link: Link) -> link_pb2.Welcome:
+    async def _accept(self, arrival: Arrival, link: Link) -> link_pb2.Welcome:
         hello = link.hello
         if hello.role != "instance":
             raise PermissionDeniedError(f"this socket is for instances, not for a {hello.role!r}")
         if link.peer.uid not in (os.getuid(), 0):
             raise PermissionDeniedError(f"this socket is not for user {link.peer.uid}")
-        arrival = self._expected.get(hello.id)
-        known = arrival is not None and hmac.compare_digest(arrival.token.encode(), hello.token.encode())
-        if arrival is None or not known or arrival.link.done():
+        known = hello.id == arrival.executor_id and hmac.compare_digest(arrival.token.encode(), hello.token.encode())
+        if not known or arrival.link.done():
             raise UnauthenticatedError("no instance with this id and token is expected")
         arrival.link.set_result(link)
         return link_pb2.Welcome(max_payload=self._max_payload)

@@ -84,7 +84,7 @@ class RestShim:
         # The import takes longer than starting an instance: not in the event loop.
         await asyncio.to_thread(importlib.import_module, "aiohttp")
         try:
-            arrival = self._reception.expect(launch.executor_id, launch.token)
+            arrival = self._reception.expect(launch.executor_id, launch.token, link=False)
         except OSError as error:
             raise BindError(BindCode.START, f"can't make a folder for the instance's socket: {error}") from error
         port = self._free_port() if confinement.shares_network(launch) else 0

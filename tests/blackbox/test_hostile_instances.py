@@ -1,0 +1,101 @@
+"""Instances that turn against their node: what they do costs themselves, and neither the node nor other sessions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from flame.proto import frontend_pb2
+from scripted_manager import Node, a_node_here
+
+# Speaks the link without our SDK, and not as it should.
+LIAR = """
+    import socket, struct
+    from flame.proto import link_pb2 as L, types_pb2 as T
+    def connect():
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(os.environ["FLAME_INSTANCE_LINK"])
+        return sock
+    def frame(kind, message=b"", channel=0):
+        body = message if isinstance(message, bytes) else message.SerializeToString()
+        return struct.pack("<IBBHI", len(body), kind, 0, 0, channel) + body
+    def receive():
+        length, kind, *_ = struct.unpack("<IBBHI", sock.recv(12, socket.MSG_WAITALL))
+        return kind, sock.recv(length, socket.MSG_WAITALL) if length else b""
+    def enter(**result):
+        known = dict(version=1, role="instance", id=os.environ["FLAME_EXECUTOR_ID"])
+        sock.sendall(frame(L.HELLO, L.Hello(**known, token=os.environ["FLAME_INSTANCE_TOKEN"])))
+        receive()
+        receive()
+        sock.sendall(frame(L.ENTERED, T.Result(**result)))
+    def tell(text):
+        print(text, flush=True)
+        time.sleep(3600)
+"""
+ECHO = """
+    class Echo(FlameService):
+        def on_task_invoke(self, context):
+            return context.input
+    run(Echo())
+"""
+FLOOD = "the instance broke its contract: "
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with a_node_here() as node:
+        yield node
+
+
+async def said(node: Node, channel: int) -> str:
+    """The first line that this instance prints."""
+    link = node.manager.link
+    assert link is not None
+    request = frontend_pb2.GetLogsRequest(executor_id=node.manager.executor_id(channel), follow=True)
+    text = b""
+    stream = link.stream("ReadLog", request.SerializeToString())
+    try:
+        async for chunk in stream:
+            text += frontend_pb2.LogChunk.FromString(chunk).data
+            if b"\n" in text:
+                break
+    finally:
+        await stream.aclose()  # type: ignore[attr-defined]
+    return text.decode().splitlines()[0]
+
+
+async def others_work(node: Node, channel: int) -> None:
+    """Whether an executor of another session still does what it is for."""
+    assert await node.manager.answered(channel, node.manager.run(channel, b"well")) == [b"well"]
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_instance_that_connects_without_end_is_given_up(node: Node) -> None:
+    source = f"""{LIAR}
+    kept = []
+    while True:
+        kept.append(connect())
+    """
+    node.start(1, source)
+    released = await node.manager.released(1)
+    assert "the instance connected more than 4 times without saying who it is" in released.message
+
+
+async def test_an_instance_that_came_in_can_not_come_in_again(node: Node) -> None:
+    source = f"""{LIAR}
+    sock = connect()
+    enter()
+    kept = []
+    try:
+        while len(kept) < 100:
+            kept.append(connect())
+    except (ConnectionRefusedError, FileNotFoundError):
+        pass
+    tell(len(kept))
+    """
+    node.start(1, source)
+    await node.manager.bound(1)
+    assert await said(node, 1) == "0"
