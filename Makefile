@@ -77,6 +77,7 @@ format: $(DEVELOPED)
 test: $(DEVELOPED) $(FOREIGN) lint
 	@sh tools/install_bubblewrap.sh
 	@sh tools/install_gvisor.sh
+	@sh tools/install_microvm.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-torch: $(BIN)/python

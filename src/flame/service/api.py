@@ -143,6 +143,14 @@ class FlameService:
     raises fails its task (or the binding of its session) with the exception's text; the instance goes on.
     """
 
+    def on_prepare(self) -> Awaitable[None] | None:
+        """Do what takes long and is the same for every session: load a model, import libraries. Called once, before
+        anything of a session is known; an exception ends the instance.
+
+        At isolation `microvm` the machine may be saved behind it, and others go on from there: open no connection
+        and keep nothing secret here. What it returns is ignored.
+        """
+
     def on_session_enter(self, context: SessionContext) -> Awaitable[None] | None:
         """Prepare for the session, before its first task. What it returns is ignored."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -77,6 +77,9 @@ class InstanceServicer:
 def serve(service: FlameService, path: str) -> None:
     """Serve at the unix socket `path` until the process is told to end."""
     loop = asyncio.new_event_loop()
+    preparing = service.on_prepare()
+    if preparing is not None:
+        loop.run_until_complete(_finished(preparing))
     max_payload = int(os.environ.get("FLAME_MAX_PAYLOAD") or DEFAULT_MAX_PAYLOAD)
     servicer = InstanceServicer(service, loop, max_payload)
     server = grpc.server(ThreadPoolExecutor(_THREADS, "flame-call"), options=_UNLIMITED)
@@ -88,6 +91,10 @@ def serve(service: FlameService, path: str) -> None:
     finally:
         server.stop(grace=None).wait()
         loop.close()
+
+
+async def _finished(work: Awaitable[None]) -> None:
+    await work
 
 
 def _handlers(servicer: InstanceServicer) -> grpc.GenericRpcHandler:

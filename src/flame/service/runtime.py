@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
+from flame.service import snapshot
 from flame.service.api import FlameService, SessionContext
 from flame.service.incoming import is_coroutine
 from flame.service.wire import Frame, Wire, connect, over_stdio
+
+TYPE_CHECKING = False  # like typing's, without its import
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def run(service: FlameService, concurrency: int = 1) -> None:
@@ -29,9 +34,13 @@ def run(service: FlameService, concurrency: int = 1) -> None:
     link, endpoint = os.environ.get("FLAME_INSTANCE_LINK"), os.environ.get("FLAME_INSTANCE_ENDPOINT")
     stdio = os.environ.get("FLAME_INSTANCE_STDIO") == "framed"
     if link or stdio:
+
+        def greet() -> tuple[Wire, list[Frame]]:
+            snapshot.offer()
+            return over_stdio(concurrency) if stdio else connect(link or "", concurrency)
+
         try:
-            wire, frames = over_stdio(concurrency) if stdio else connect(link or "", concurrency)
-            _serve_link(service, wire, frames, concurrency)
+            _serve_link(service, greet, concurrency)
         except OSError as error:  # of the link: those of handlers fail their tasks
             sys.exit(f"flame: the session ended unexpectedly: {error}")
     elif endpoint:
@@ -47,12 +56,17 @@ def run(service: FlameService, concurrency: int = 1) -> None:
         )
 
 
-def _serve_link(service: FlameService, wire: Wire, frames: list[Frame], concurrency: int) -> None:
+def _serve_link(service: FlameService, greet: Callable[[], tuple[Wire, list[Frame]]], concurrency: int) -> None:
+    """`greet` makes the link, once the service is prepared."""
+    wire: Wire | None = None
+    frames: list[Frame] = []
     entered: SessionContext | None = None
     if concurrency == 1 and not is_coroutine(service.on_task_invoke):
         from flame.service.sequential import Sequential
 
-        if not any(map(is_coroutine, (service.on_session_enter, service.on_session_leave))):
+        if not any(map(is_coroutine, (service.on_prepare, service.on_session_enter, service.on_session_leave))):
+            service.on_prepare()
+            wire, frames = greet()
             sequential = Sequential(service, wire)
             rest = sequential.serve(frames)
             if rest is None:
@@ -62,4 +76,12 @@ def _serve_link(service: FlameService, wire: Wire, frames: list[Frame], concurre
 
     from flame.service.concurrent import Concurrent
 
-    asyncio.run(Concurrent(service, wire, concurrency, entered).serve(frames))
+    async def serve(wire: Wire | None, frames: list[Frame]) -> None:
+        if wire is None:
+            preparing = service.on_prepare()
+            if preparing is not None:
+                await preparing
+            wire, frames = greet()
+        await Concurrent(service, wire, concurrency, entered).serve(frames)
+
+    asyncio.run(serve(wire, frames))

@@ -18,7 +18,7 @@ from flame.proto import types_pb2
 from flame.shims.environment import Surroundings
 from flame.shims.isolation_devices import device_files, names_inside
 from flame.shims.isolation_sandbox import DEFAULT_DISK, TMP, Room, folders_of_interpreter, forbidden, readable
-from flame.shims.levels import Level, find_levels
+from flame.shims.levels import Labelled, Level, find_levels
 from flame.shims.limits import Group, Groups
 from flame.shims.processes import Program, describe_status, signal_of
 from flame.shims.shim import BindError, Launch
@@ -45,6 +45,8 @@ class Confinement:
     def labels(self) -> dict[str, str]:
         """What the node tells the scheduler."""
         found = {ISOLATION_LABEL + level.name: NO if level.missing else YES for level in self.levels.values()}
+        for level in self.levels.values():
+            found.update(level.labels if isinstance(level, Labelled) else {})
         return {**found, LIMITS_LABEL: NO if self.groups.missing else YES}
 
     def missing(self) -> list[str]:
@@ -170,7 +172,10 @@ class Confined(msgspec.Struct, frozen=True):
     limits: Limits
 
     def how(self, status: int) -> str:
-        """How it ended, from its wait status and what its group knows."""
+        """How it ended, from its wait status, what its group knows, and what is in front of it left word of."""
+        verdict = taken(self.program.verdict)
+        if verdict:
+            return verdict
         if self.ran_out(status):
             return f"ran out of memory: it needed more than its limit of {self.limits.memory} bytes"
         return describe_status(status, boxed=self.program.boxed)
@@ -179,6 +184,18 @@ class Confined(msgspec.Struct, frozen=True):
         """Whether it was killed because it needed more memory than its limit."""
         killed = signal_of(status, boxed=self.program.boxed) == signal.SIGKILL
         return killed and self.group is not None and bool(self.limits.memory) and self.group.usage().kills > 0
+
+
+def taken(verdict: str) -> str:
+    """What is in this file, which is removed; empty = there is none."""
+    if not verdict:
+        return ""
+    try:
+        text = Path(verdict).read_text(errors="replace")
+        Path(verdict).unlink()
+    except OSError:
+        return ""
+    return text
 
 
 def limits_of(message: types_pb2.Limits) -> Limits:

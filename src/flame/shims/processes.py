@@ -29,7 +29,7 @@ class Program(msgspec.Struct, frozen=True):
 
     It gets the files `opened` as descriptors from keeper.FIRST_OPENED on, and starts in these control groups (their
     folders). A `boxed` one only watches over the processes of a sandbox, which get the signals that are meant for it,
-    unless it `relays` them by itself.
+    unless it `relays` them by itself. `verdict` is a file in which it may leave word why it ended, "" = none.
     """
 
     path: str
@@ -40,6 +40,7 @@ class Program(msgspec.Struct, frozen=True):
     groups: Sequence[str] = ()
     boxed: bool = False
     relays: bool = False
+    verdict: str = ""
 
 
 class Process:

@@ -1,0 +1,49 @@
+"""How an instance takes part in snapshots of its virtual machine: it says when it is prepared for any session, and
+goes on as one of many copies, which are told who they are.
+
+Whoever started this process named a socket in FLAME_SNAPSHOT_FD. `prepared` and a line's end go out on it; what comes
+back, once in each copy, is a line of JSON: `env`, the variables of this copy, and `entropy`, fresh random bytes in hex.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False  # like typing's, without its import
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+VARIABLE = "FLAME_SNAPSHOT_FD"
+
+
+def offer(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let a snapshot be taken now, if somebody wants one. Returns in each copy, with its environment in `environ` and
+    with random numbers that no other copy has."""
+    descriptor = environ.pop(VARIABLE, "")
+    if not descriptor:
+        return
+    import json
+    import socket
+
+    with socket.socket(fileno=int(descriptor)) as sock, sock.makefile("rb") as answers:
+        sock.sendall(b"prepared\n")
+        line = answers.readline()
+    if not line:
+        return  # nobody took one
+    told = json.loads(line)
+    environ.update(told["env"])
+    reseed(bytes.fromhex(told["entropy"]))
+
+
+def reseed(entropy: bytes) -> None:
+    """Give the random generators of libraries that are loaded a new start; the system's own has had one."""
+    loaded = sys.modules
+    if "random" in loaded:
+        loaded["random"].seed(entropy)
+    if "numpy.random" in loaded:
+        loaded["numpy.random"].seed(list(entropy))
+    if "torch" in loaded:
+        loaded["torch"].manual_seed(int.from_bytes(entropy[:8]))
+    if "ssl" in loaded:
+        loaded["ssl"].RAND_add(entropy, float(len(entropy)))

@@ -1,0 +1,58 @@
+#!/bin/busybox sh
+# The first program of a virtual machine: brings up its disks, then hands over to init.py, which knows the rest.
+# The command line of the kernel names the Python to use (flame.python=PATH) and the number of disks (flame.disks=N).
+B=/bin/busybox
+fail() {
+	echo "flame: the machine can't start: $1" >/dev/ttyS0
+	$B poweroff -f
+}
+wait_for() {
+	n=0
+	while [ ! -b "$1" ]; do
+		n=$((n + 1))
+		[ $n -lt 3000 ] || fail "there is no disk $1"
+		$B usleep 10000
+	done
+}
+$B mount -t proc proc /proc
+$B mount -t sysfs sysfs /sys
+$B mount -t devtmpfs devtmpfs /dev
+case " $($B cat /proc/cmdline) " in
+*" flame.probe "*)
+	echo "flame: booted" >/dev/ttyS0
+	$B poweroff -f
+	;;
+esac
+for module in $($B cat /modules/order); do
+	$B insmod "/modules/$module" || fail "the module $module can't be loaded"
+done
+for word in $($B cat /proc/cmdline); do
+	case $word in
+	flame.python=*) python=${word#*=} ;;
+	flame.disks=*) disks=${word#*=} ;;
+	esac
+done
+layers=
+$B mkdir /layers
+$B mount -t tmpfs -o size=1m tmpfs /layers
+for name in vda vdb; do
+	[ "$disks" -gt 0 ] || break
+	disks=$((disks - 1))
+	wait_for /dev/$name
+	$B mkdir -p /layers/$name
+	$B mount -t ext4 -o ro,noload,nodev,nosuid /dev/$name /layers/$name || fail "the disk $name can't be read"
+	layers=/layers/$name${layers:+:$layers}
+done
+$B mkdir -p /layers/ends/proc /layers/ends/sys /layers/ends/dev /layers/ends/run /layers/ends/tmp
+$B mount -t overlay -o "ro,nosuid,nodev,lowerdir=$layers:/layers/ends" overlay /root || fail "the disks can't be put together"
+$B mount -t tmpfs -o mode=0755,size=1m,nosuid,nodev tmpfs /root/run
+$B cp -r /guest /root/run/guest
+if [ -d /layers/vdb ]; then
+	$B mkdir /root/run/room
+	$B mount --bind /layers/vdb /root/run/room || fail "the second disk can't be shown"
+fi
+for name in proc sys dev; do
+	$B mount --move /$name /root/$name
+done
+[ -x "/root$python" ] || [ -L "/root$python" ] || fail "there is no $python on its disk"
+exec $B switch_root /root "$python" -I -S -u /run/guest/flame/shims/guest/init.py

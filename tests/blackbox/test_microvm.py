@@ -1,0 +1,180 @@
+"""What level microvm stops: the rows of docs/isolation.md, as test_isolation.py has them for level process.
+
+Machines are emulated where the tests run, so all instances are alike: one is booted, the others are copies of it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flame.proto import types_pb2
+from microvms import DISK, LIMITS, MIB, cached, found, owned, run, wrapped
+from scripted_manager import Node, a_node_here, gone
+from untrusted import SERVICE, ask
+
+LEVEL = "microvm"
+HELD = types_pb2.Limits(memory=LIMITS.memory, pids=LIMITS.pids, disk=DISK)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """QEMU and a kernel have to be there: `make test` installs them. The system's disk is made before a test waits."""
+    folder = tmp_path_factory.mktemp("microvm")
+    level = found(folder / "probe")
+    assert level.missing == ""
+    assert run(wrapped(level, "/bin/sh", "-c", ":")).returncode == 0
+    file = folder / "untrusted.py"
+    file.write_text("import os, sys, time\nfrom flame.service import *\n" + SERVICE.replace("\n    ", "\n"))
+    with cached():
+        yield file
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with a_node_here() as node:
+        yield node
+
+
+@pytest.fixture
+def begin(node: Node, service: Path) -> Any:
+    async def begin(channel: int = 1, level: str = LEVEL, **options: Any) -> None:
+        """Start an executor of this level, and wait until it is bound."""
+        held = {"limits": HELD} if level == LEVEL else {}
+        node.manager.start(channel, sys.executable, str(service), isolation=level, **{**held, **options})
+        await node.manager.bound(channel)
+
+    return begin
+
+
+# --- what it sees ----------------------------------------------------------------------------------------------------
+
+
+async def test_it_sees_its_own_machine_only(node: Node, begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAME_TEST_SECRET", "xyzzy")
+    await begin(2, "none")
+    secret = node.folder / "work" / "executors" / node.manager.executor_id(2) / "secret"
+    secret.write_text("mine")
+    await begin(1)
+    assert await ask(node, 1, "answer = os.uname().release") != os.uname().release
+    assert "CapEff:\t0000000000000000" in await ask(node, 1, "answer = open('/proc/self/status').read()")
+    assert "NoNewPrivs:\t1" in await ask(node, 1, "answer = open('/proc/self/status').read()")
+    # Files of another session, the environment of the executor manager.
+    assert await ask(node, 1, f"answer = open({str(secret)!r}).read()") == {"error": "ENOENT"}
+    assert await ask(node, 1, "answer = [os.path.exists(p) for p in ('/etc/shadow', '/home')]") == [False, False]
+    environment = "open('/proc/self/environ').read() + str(dict(os.environ))"
+    assert "xyzzy" not in await ask(node, 1, f"answer = {environment}")
+    # Processes of the node: those that it sees are the machine's.
+    assert await ask(node, 1, f"answer = os.path.exists('/proc/{os.getpid()}/exe')") is False
+    # What is not its own can't be written to.
+    for path in ("/usr/x", "/x", os.__file__, sys.executable):
+        assert await ask(node, 1, f"answer = open({path!r}, 'a')") == {"error": "EROFS"}
+    for path in ("/dev/vda", "/dev/mem", "/proc/sys/kernel/threads-max", "/proc/1/mem"):
+        assert await ask(node, 1, f"answer = open({path!r}, 'r+')") == {"error": "EACCES"}
+    ports = "[open('/dev/' + name, 'r+b', 0) for name in os.listdir('/dev') if name.startswith('vport')]"
+    assert await ask(node, 1, f"answer = {ports}") == {"error": "EACCES"}
+
+
+async def test_it_reaches_nothing(node: Node, begin: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as private:
+        path = node.folder / "private.sock"
+        private.bind(str(path))
+        private.listen()
+        await begin()
+        assert await ask(node, 1, f"answer = socket.socket().connect({server.getsockname()!r})") == {
+            "error": "ECONNREFUSED"
+        }
+        assert await ask(node, 1, f"answer = socket.socket(socket.AF_UNIX).connect({str(path)!r})") == {
+            "error": "ENOENT"
+        }
+    assert await ask(node, 1, "answer = socket.socket().connect(('169.254.169.254', 80))") == {"error": "ENETUNREACH"}
+    raw = "answer = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) and None"
+    assert await ask(node, 1, raw) == {"error": "EPERM"}
+    assert await ask(node, 1, "answer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW) and None") == {
+        "error": "EPERM"
+    }
+    own = "server = socket.create_server(('127.0.0.1', 0)); answer = socket.socket().connect(server.getsockname())"
+    assert await ask(node, 1, own) is None
+
+
+# --- what it uses ----------------------------------------------------------------------------------------------------
+
+BOMB = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+"""
+
+
+async def test_a_fork_bomb_that_ignores_sigterm(node: Node, begin: Any) -> None:
+    await begin(1)
+    runner = (await node.manager.bound(1)).pid
+    node.manager.run(1, BOMB.encode())
+    await begin(2)  # others go on
+    assert await ask(node, 2, "answer = 'well'") == "well"
+    node.manager.stop(1, grace_ms=100)
+    released = await node.manager.released(1)
+    assert released.message == "stopped by the test"
+    await gone(runner)
+    assert owned(node.manager.executor_id(1)) == []
+
+
+async def test_a_memory_bomb(node: Node, begin: Any) -> None:
+    await begin()
+    node.manager.run(1, b"held = [bytearray(1 << 20) for _ in range(4000)]")
+    released = await node.manager.released(1)
+    assert released.crashed
+    assert released.message == f"the instance ran out of memory: it needed more than its limit of {128 * MIB} bytes"
+
+
+async def test_crashes_are_told_apart(node: Node, begin: Any) -> None:
+    await begin(1)
+    node.manager.run(1, b"os.kill(os.getpid(), signal.SIGKILL)")
+    assert (await node.manager.released(1)).message == "the instance was killed by SIGKILL"
+    await begin(2)
+    node.manager.run(2, b"os.write(2, b'that was it'); os._exit(3)")
+    said = "the instance exited with status 3; the end of its stderr:\nthat was it"
+    assert (await node.manager.released(2)).message == said
+
+
+FILL = f"""
+written = 0
+with open(os.environ['TMPDIR'] + '/fill', 'wb') as file:
+    for _ in range(24):
+        written += file.write(bytes({MIB}))
+        file.flush()
+answer = written
+"""
+PLACES = """
+answer = []
+for mount in open('/proc/self/mountinfo'):
+    place = mount.split()[4]
+    try:
+        open(place + '/x', 'w').close()
+        answer.append(place)
+    except OSError:
+        pass
+"""
+
+
+async def test_a_disk_filler(node: Node, begin: Any) -> None:
+    await begin()
+    assert sorted(await ask(node, 1, PLACES)) == ["/dev/shm", "/tmp"]
+    assert await ask(node, 1, FILL) == {"error": "ENOSPC"}
+
+
+async def test_an_output_flood(node: Node, begin: Any) -> None:
+    await begin(limits=types_pb2.Limits(memory=LIMITS.memory, pids=LIMITS.pids, disk=DISK, output=MIB))
+    node.manager.run(1, b"while True: os.write(2, bytes(1 << 16))")
+    released = await node.manager.released(1)
+    assert released.crashed
+    assert "wrote more than its limit of 1048576 bytes to stdout and stderr" in released.message
