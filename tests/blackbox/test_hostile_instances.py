@@ -39,7 +39,6 @@ ECHO = """
             return context.input
     run(Echo())
 """
-FLOOD = "the instance broke its contract: "
 
 
 @pytest.fixture
@@ -99,3 +98,52 @@ async def test_an_instance_that_came_in_can_not_come_in_again(node: Node) -> Non
     node.start(1, source)
     await node.manager.bound(1)
     assert await said(node, 1) == "0"
+
+
+# --- floods ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flood", "why"),
+    [
+        ("frame(L.PING) * 200", "more than 100 pings came at once"),
+        ("frame(L.CALL, L.Call(method='GetSession'), 1)", "no calls are made here"),
+        ("frame(L.HANGUP, channel=1)", "no calls are made here"),
+        ("frame(L.RESULTS, L.Results())", "the instance sent results of no task"),
+        ("frame(L.RETRACTED, L.Retracted())", "the instance gave back tasks that nobody asked for"),
+        ("struct.pack('<IBBHI', 2**32 - 1, L.RESULTS, 0, 0, 0)", "a frame of 4294967295 bytes is over the limit"),
+    ],
+)
+async def test_what_could_be_sent_without_end_ends_the_instance(node: Node, flood: str, why: str) -> None:
+    node.start(2, ECHO)
+    await node.manager.bound(2)
+    source = f"""{LIAR}
+    sock = connect()
+    enter()
+    receive()
+    sock.sendall({flood})
+    time.sleep(3600)
+    """
+    node.start(1, source)
+    await node.manager.bound(1)
+    node.manager.run(1, b"")
+    released = await node.manager.released(1)
+    assert released.crashed
+    assert released.message.startswith(f"the instance broke its contract: {why}")
+    await others_work(node, 2)
+
+
+async def test_half_a_frame_holds_nobody_up(node: Node) -> None:
+    node.start(2, ECHO)
+    await node.manager.bound(2)
+    source = f"""{LIAR}
+    sock = connect()
+    enter()
+    sock.sendall(struct.pack('<IBBHI', 1 << 20, L.RESULTS, 0, 0, 0) + bytes(1000))
+    time.sleep(3600)
+    """
+    node.start(1, source)
+    await node.manager.bound(1)
+    await others_work(node, 2)
+    node.manager.stop(1, grace_ms=0)
+    assert (await node.manager.released(1)).message == "stopped by the test"

@@ -11,6 +11,7 @@ import pytest
 
 from flame import link
 from flame.link import Address, Frame, Kind, Link, LinkServer
+from flame.link.connection import HIGH_WATER, MAX_PINGS
 from flame.link.frames import HEADER_SIZE, encode_header
 from flame.model.errors import (
     FlameError,
@@ -382,6 +383,74 @@ async def test_drain_returns_when_the_link_is_closed(pair: Pair) -> None:
     await asyncio.sleep(0)
     client.link.abort()
     await draining
+
+
+async def choked(pair: Pair) -> tuple[End, End]:
+    """A client that does not read, and its server's end, which has much to say to it."""
+    client = await pair.connect()
+    client.link.pause_reading()
+    [server] = pair.ends
+    while server.link.buffered <= HIGH_WATER:
+        server.link.send(Kind.RESULTS, 1, bytes(500))
+        await asyncio.sleep(0)
+    return client, server
+
+
+async def test_pings_of_a_peer_that_does_not_read_cost_no_memory(pair: Pair) -> None:
+    client, server = await choked(pair)
+    waiting = server.link.buffered
+    client.link.send(Kind.PING, 7)
+    client.link.send(Kind.NOTICE, 1, b"behind it")
+    await server.count(1)
+    assert server.link.buffered <= waiting
+    assert not server.link.closed
+
+
+async def test_a_peer_that_sends_nothing_but_pings_is_thrown_out(pair: Pair) -> None:
+    client = await pair.connect()
+    for _ in range(MAX_PINGS + 1):
+        client.link.send(Kind.PING, 0)
+    error = await pair.ends[0].closed
+    assert isinstance(error, ProtocolError)
+    assert error.message == "more than 100 pings came at once"
+
+
+async def test_calls_of_a_peer_that_does_not_read_are_not_answered(pair: Pair) -> None:
+    asked: list[bytes] = []
+
+    async def answer(link: Link, method: str, request: bytes) -> bytes:
+        asked.append(request)
+        return bytes(900)
+
+    pair.on_call = answer
+    client, server = await choked(pair)
+    call = asyncio.get_running_loop().create_task(client.link.call("Echo", b"now"))
+    await asyncio.sleep(0)
+    client.link.send(Kind.NOTICE, 1, b"behind it")
+    await server.count(1)
+    assert asked == []
+    client.link.resume_reading()
+    assert len(await call) == 900
+    assert asked == [b"now"]
+
+
+async def test_refused_calls_of_a_peer_that_does_not_read_end_its_link(pair: Pair) -> None:
+    client, server = await choked(pair)  # which serves no calls at all
+    client.link.send(Kind.CALL, 1, link_pb2.Call(method="Echo").SerializeToString())
+    error = await server.closed
+    assert isinstance(error, ProtocolError)
+    assert error.message == "the peer goes on calling, and does not read what it is answered"
+
+
+@pytest.mark.parametrize("kind", [Kind.CALL, Kind.REPLY, Kind.HANGUP, Kind.TAKEN])
+async def test_where_no_calls_are_made_they_end_the_link(pair: Pair, kind: Kind) -> None:
+    client = await pair.connect()
+    [server] = pair.ends
+    server.link.refuse_calls()
+    client.link.send(kind, 5)
+    error = await server.closed
+    assert isinstance(error, ProtocolError)
+    assert error.message == "no calls are made here"
 
 
 async def test_a_long_body_arrives_whole(pair: Pair) -> None:

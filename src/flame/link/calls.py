@@ -39,6 +39,8 @@ Handler = Callable[[str, bytes], Answer]
 class Sender(Protocol):
     """The part of a link that calls need."""
 
+    @property
+    def buffered(self) -> int: ...
     def send(self, kind: int, channel: int, body: bytes = b"", flags: int = 0) -> None: ...
     async def drain(self) -> None: ...
 
@@ -204,11 +206,14 @@ class Calls:
             served = self._served[number] = _Served()
             served.task = asyncio.get_running_loop().create_task(self._serve(number, served, call, handler))
             return
+        if self._link.buffered > WINDOW:
+            raise ProtocolError("the peer goes on calling, and does not read what it is answered")
         self._reply(number, link_pb2.Reply(error=to_wire(error)))
 
     async def _serve(self, number: int, served: _Served, call: link_pb2.Call, handler: Handler) -> None:
         try:
             async with asyncio.timeout(call.timeout_ms / 1000 if call.timeout_ms else None):
+                await self._link.drain()  # who does not read is not answered: the answers would fill our memory
                 last = await self._answer(number, served, handler(call.method, call.request))
         except FlameError as error:
             last = link_pb2.Reply(error=to_wire(error))

@@ -28,6 +28,7 @@ HIGH_WATER = 1 << 20
 MAX_HELLO = 64 * 1024
 HELLO_TIMEOUT = 10.0
 MAX_SILENT = 3
+MAX_PINGS = 100  # in one read: who sends more has no heart that beats, but wants to keep this side busy
 
 OnFrames = Callable[["Link", list[Frame]], None]
 OnClosed = Callable[["Link", FlameError | None], None]
@@ -85,7 +86,7 @@ class Link:
         self.heartbeat = heartbeat
         self._loop = asyncio.get_running_loop()
         self._carrier: Carrier
-        self._calls = Calls(self)
+        self._calls: Calls | None = Calls(self)
         self._paused = False
         self._greeting = True
         self._greet = greet
@@ -147,11 +148,15 @@ class Link:
 
         Raises the peer's FlameError, TimedOutError, or UnavailableError when the link ends first.
         """
-        return await self._calls.call(method, request, timeout)
+        return await self._called().call(method, request, timeout)
 
     def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]:
         """Call a method that answers with a stream. Closing the iterator ends the call at the peer."""
-        return self._calls.stream(method, request)
+        return self._called().stream(method, request)
+
+    def refuse_calls(self) -> None:
+        """From now on a call, or anything that belongs to one, ends the link: neither side makes any here."""
+        self._calls = None
 
     def close(self, error: FlameError | None = None) -> None:
         """End the link after what is queued has left; with an error the peer is told why."""
@@ -254,22 +259,34 @@ class Link:
     def _take_control(self, frames: list[Frame]) -> list[Frame]:
         """Handle the link's own frames, give back the others."""
         others: list[Frame] = []
+        pings = 0
         for frame in frames:
             kind = frame.kind
             if kind >= FIRST_KIND or (kind == Kind.ERROR and frame.channel):
                 others.append(frame)
             elif kind == Kind.PING:
-                self.send(Kind.PONG, frame.channel)
+                pings += 1
+                if pings > MAX_PINGS:
+                    raise ProtocolError(f"more than {MAX_PINGS} pings came at once")
+                # Whoever does not read what waits for it hears of us when it does, and shall not fill our memory.
+                if self.buffered <= HIGH_WATER:
+                    self.send(Kind.PONG, frame.channel)
             elif kind == Kind.ERROR:
                 if others:
                     self.on_frames(self, others)
                 self.end(from_wire(link_pb2.Error.FromString(frame.body)))
                 return []
             elif kind in (Kind.CALL, Kind.REPLY, Kind.HANGUP, Kind.TAKEN):
+                if self._calls is None:
+                    raise ProtocolError("no calls are made here")
                 self._calls.received(frame, self._handle_call if self.on_call is not None else None)
             elif kind != Kind.PONG:
                 raise ProtocolError(f"{Kind(kind).name} belongs to the greeting, which is over")
         return others
+
+    def _called(self) -> Calls:
+        assert self._calls is not None, "this link refuses calls"
+        return self._calls
 
     def _handle_call(self, method: str, request: bytes) -> Awaitable[bytes] | AsyncIterator[bytes]:
         assert self.on_call is not None
@@ -297,7 +314,8 @@ class Link:
         self._early = []  # from now on send() does nothing
         if self._timer is not None:
             self._timer.cancel()
-        self._calls.lost(error or UnavailableError("the link was closed"))
+        if self._calls is not None:
+            self._calls.lost(error or UnavailableError("the link was closed"))
         self.drained()
         self.error = error
         self._loop.call_soon(self._tell_closed)

@@ -86,6 +86,7 @@ class Executor:
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._deaf = False  # nothing that the instance says counts any more
         self._paused = False
+        self._retracts = 0  # that the instance has not answered
         self._overruns = Overruns(settings.cancel_grace)
         self._counter: Measured | None = None
         self._next_count = 0.0
@@ -121,6 +122,7 @@ class Executor:
 
     def retract(self, body: bytes) -> None:
         """Give back what is not started."""
+        self._retracts += 1
         self._tell(Kind.RETRACT, body)
 
     def stop(self, reason: str, grace: float) -> None:
@@ -163,11 +165,16 @@ class Executor:
     def results(self, body: bytes) -> None:
         if not self._deaf:
             results = read_results(body)
+            if not results.task_ids:
+                raise ProtocolError("the instance sent results of no task")
             self._settle(results.task_ids)
             self._uplink.send(Kind.RESULTS, self.channel, with_usage(body, results, self._used()))
 
     def retracted(self, body: bytes) -> None:
         if not self._deaf:
+            if not self._retracts:
+                raise ProtocolError("the instance gave back tasks that nobody asked for")
+            self._retracts -= 1
             self._settle(read_retracted(body))
             self._uplink.send(Kind.RETRACTED, self.channel, body)
 

@@ -20,6 +20,7 @@ class LinkDialect:
         self._link = link
         self.owner = owner
         self._answers: dict[int, asyncio.Future[types_pb2.Result]] = {}
+        link.refuse_calls()
         link.on_frames = self._on_frames
         link.on_closed = self._on_closed
 
