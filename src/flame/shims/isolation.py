@@ -24,6 +24,7 @@ from flame.shims.processes import Program, describe_status, signal_of
 from flame.shims.shim import BindError, Launch
 
 DEFAULT_PIDS = 1024  # of isolated instances
+RAN_OUT = "ran out of memory"
 _WITH_GPUS = ("process",)
 _PASSED = ("PATH", "RUST_LOG", "FLAME_LOG")  # what a sandboxed instance may know of the manager's environment
 _PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "FLAME_APP_DIR", "VIRTUAL_ENV")
@@ -173,29 +174,32 @@ class Confined(msgspec.Struct, frozen=True):
 
     def how(self, status: int) -> str:
         """How it ended, from its wait status, what its group knows, and what is in front of it left word of."""
-        verdict = taken(self.program.verdict)
+        verdict = self._verdict()
         if verdict:
             return verdict
         if self.ran_out(status):
-            return f"ran out of memory: it needed more than its limit of {self.limits.memory} bytes"
+            return f"{RAN_OUT}: it needed more than its limit of {self.limits.memory} bytes"
         return describe_status(status, boxed=self.program.boxed)
 
     def ran_out(self, status: int) -> bool:
         """Whether it was killed because it needed more memory than its limit."""
         killed = signal_of(status, boxed=self.program.boxed) == signal.SIGKILL
+        if killed and self._verdict().startswith(RAN_OUT):
+            return True
         return killed and self.group is not None and bool(self.limits.memory) and self.group.usage().kills > 0
 
+    def release(self) -> None:
+        """Nothing of it runs any more, and nobody asks for it. Blocks for a moment."""
+        if self.group is not None:
+            self.group.remove()
+        if self.program.verdict:
+            Path(self.program.verdict).unlink(missing_ok=True)
 
-def taken(verdict: str) -> str:
-    """What is in this file, which is removed; empty = there is none."""
-    if not verdict:
-        return ""
-    try:
-        text = Path(verdict).read_text(errors="replace")
-        Path(verdict).unlink()
-    except OSError:
-        return ""
-    return text
+    def _verdict(self) -> str:
+        try:
+            return Path(self.program.verdict).read_text(errors="replace") if self.program.verdict else ""
+        except OSError:
+            return ""
 
 
 def limits_of(message: types_pb2.Limits) -> Limits:

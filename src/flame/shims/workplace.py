@@ -152,7 +152,7 @@ class Workplace:
         try:
             process = await workshop.keeper.spawn(name, confined.program, out, self._stderr, stdin)
         except BaseException:
-            await _remove_group(confined)
+            await asyncio.to_thread(confined.release)
             raise
         running = Running(process, confined)
         self._running.append(running)
@@ -174,7 +174,7 @@ class Workplace:
         used = running.usage()
         if used is not None:
             self._spent = used if self._spent is None else self._spent.and_then(used)
-        await _remove_group(running.confined)
+        await asyncio.to_thread(running.confined.release)
 
     def usage(self) -> Usage | None:
         """What its programs used so far; None when nobody counts."""
@@ -223,7 +223,7 @@ class Workplace:
         self.release_output()
         self.log.end()
         for running in self._running:
-            await _remove_group(running.confined)
+            await asyncio.to_thread(running.confined.release)
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
         if self._held and self.launch.package is not None:
             self.launch.package.release()
@@ -260,11 +260,6 @@ class Running:
     def usage(self) -> Usage | None:
         """What it used so far; None when nobody counts."""
         return self.confined.group.usage() if self.confined.group is not None else None
-
-
-async def _remove_group(confined: Confined) -> None:
-    if confined.group is not None:
-        await asyncio.to_thread(confined.group.remove)
 
 
 def in_words(error: FlameError) -> str:
