@@ -13,6 +13,10 @@ import yaml
 
 from flame.cli.commands.node import COMMANDS as NODE
 from flame.cli.commands.node import node
+from flame.cli.commands.sandbox import COMMANDS as SANDBOX
+from flame.cli.commands.sandbox import sandbox
+from flame.cli.commands.sandbox_files import COMMANDS as FILES
+from flame.cli.commands.sandbox_files import files
 from flame.cli.commands.tenant import COMMANDS as TENANT
 from flame.cli.commands.tenant import tenant
 from flame.cli.flmctl import COMMANDS, flmctl
@@ -433,7 +437,9 @@ def test_errors_of_the_cluster_give_exit_codes(
     assert script.closed
 
 
-@pytest.mark.parametrize(("group", "commands"), [(flmctl, COMMANDS), (tenant, TENANT), (node, NODE)])
+@pytest.mark.parametrize(
+    ("group", "commands"), [(flmctl, COMMANDS), (tenant, TENANT), (node, NODE), (sandbox, SANDBOX), (files, FILES)]
+)
 def test_the_summaries_are_those_of_the_commands(group: click.Group, commands: Mapping[str, Lazy]) -> None:
     for name, entry in commands.items():
         command = group.get_command(click.Context(group), name)
@@ -441,7 +447,7 @@ def test_the_summaries_are_those_of_the_commands(group: click.Group, commands: M
         assert (command.help or "").startswith(entry.summary.rstrip(".")), name
 
 
-@pytest.mark.parametrize("group", ["tenant", "node"])
+@pytest.mark.parametrize("group", ["tenant", "node", "sandbox"])
 def test_a_group_without_a_command_prints_its_help(capsys: pytest.CaptureFixture[str], group: str) -> None:
     assert flame(group) == 0
     assert "Commands:" in capsys.readouterr().out

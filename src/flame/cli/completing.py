@@ -39,6 +39,15 @@ def closed_sessions(ctx: click.Context, param: click.Parameter, incomplete: str)
     return _complete(ctx, incomplete, lambda api: _sessions(api, "closed"))
 
 
+def sandboxes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ids of sandboxes that are open."""
+    from flame.cli.sandboxes import sandboxes
+
+    return _complete(
+        ctx, incomplete, lambda api: ((entry.metadata.id, entry.spec.isolation) for entry in sandboxes(api, {}))
+    )
+
+
 def applications(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of applications."""
     return _complete(

@@ -29,6 +29,9 @@ COMMANDS = {
     "watch": Lazy(f"{_HERE}.watch:watch", "Follow a session or a task until it ends."),
     "tenant": Lazy(f"{_HERE}.tenant:tenant", "Manage tenants: who shares the cluster, and how."),
     "node": Lazy(f"{_HERE}.node:node", "Look at nodes, and take them out of use and back."),
+    "sandbox": Lazy(
+        f"{_HERE}.sandbox:sandbox", "Places to run code, commands and files in, kept away from their node."
+    ),
     "top": Lazy(f"{_HERE}.top:top", "Show nodes, tenants and busy sessions, again and again."),
     "explain": Lazy(f"{_HERE}.explain:explain", "Say why a session or a task waits, and what happened to it."),
     "completion": Lazy(f"{_HERE}.completion:completion", "Print the completion script for a shell."),

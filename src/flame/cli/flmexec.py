@@ -1,38 +1,21 @@
-"""flmexec: run a script on the cluster and print what it printed."""
+"""flmexec: run a script on the cluster; its output comes while it runs."""
 
 from __future__ import annotations
 
-import base64
-import json
+import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
 
 import click
 
 from flame._version import __version__
 from flame.cli.program import run
-from flame.model.errors import TimedOutError
-
-if TYPE_CHECKING:
-    from flame.cli.options import Settings
+from flame.model.isolation import LEVELS, NETWORKS
 
 APPLICATION = "flmexec"
 _MAX_TASKS = 100_000
 _MOST = 2**32 - 1
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one run of flmexec does: the same request for every task. `patience` in seconds, for all of it."""
-
-    application: str
-    tasks: int
-    payload: bytes
-    priority: int
-    resreq: str | None
-    patience: float | None
 
 
 @click.command()
@@ -41,10 +24,13 @@ class Job:
 @click.option("-l", "--language", default="shell", metavar="NAME", help="shell (default), python, or a configured one.")
 @click.option("-r", "--runtime", metavar="NAME", help="The shell (bash), or the version of Python.")
 @click.option("-t", "--task-num", type=click.IntRange(1, _MAX_TASKS), default=1, help="How many times (1).")
-@click.option("-i", "--input", "text", metavar="TEXT", help="Its standard input; - passes on our own (none).")
+@click.option("-i", "--input", "text", metavar="TEXT", help="Its standard input; - passes ours on (none).")
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Of the script.")
 @click.option("-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable; may be repeated.")
 @click.option("--cwd", metavar="FOLDER", help="The folder on the node to run in (default: a new one).")
+@click.option("--isolation", type=click.Choice(LEVELS), help="How far it is kept from its node (the application's).")
+@click.option("--network", type=click.Choice(NETWORKS), help="What it may reach, when it is isolated (none).")
+@click.option("--memory", metavar="SIZE", help="What it may use, such as 256Mi.")
 @click.option("-a", "--app", "application", default=APPLICATION, metavar="NAME", help="The application (flmexec).")
 @click.option("-P", "--priority", type=click.IntRange(0, _MOST), default=0, help="Of the session (0).")
 @click.option("--resreq", metavar="TEXT", help="What one executor needs, such as cpu=1,mem=1g.")
@@ -66,6 +52,9 @@ def flmexec(
     time_limit: float | None,
     env: tuple[str, ...],
     cwd: str | None,
+    isolation: str | None,
+    network: str | None,
+    memory: str | None,
     application: str,
     priority: int,
     resreq: str | None,
@@ -77,75 +66,42 @@ def flmexec(
 ) -> int:
     """Run a script on the cluster, with ARGUMENTS behind its name.
 
-    What it writes to its standard output and its standard error goes to ours, and its exit code is ours (of several
-    tasks the first that is not 0). It runs as the user of the executor manager and is not shut in.
+    What it writes to its standard output and its standard error goes to ours while it runs, and its exit code is ours.
+    Ctrl-C goes to the script, a second one kills it. Of several tasks (-t) each is printed when it has ended, in their
+    order, and the exit code is the first that is not 0. Without --isolation it runs as the user of the executor manager
+    and is not shut in.
     """
     if (code is None) == (file is None):
         raise click.UsageError("give the script with one of --code and --file", ctx)
     if file == "-" and text == "-":
         raise click.UsageError("standard input can be the script or its input, not both", ctx)
-    variables = dict(_variable(entry, ctx) for entry in env)
-    stdin = sys.stdin.buffer.read() if text == "-" else (text or "").encode()
-    request: dict[str, Any] = {
-        "answer": "full",
-        "language": language,
-        "runtime": runtime,
-        "code": code if code is not None else _read(str(file), ctx),
-        "stdin": base64.b64encode(stdin).decode(),
-        "arguments": list(arguments),
-        "env": variables,
-        "cwd": cwd,
-        "timeout": time_limit,
-    }
     from flame.cli.options import Settings
+    from flame.cli.sandboxes import variables
+    from flame.cli.scripts import Job, Script, run_many, run_one
+    from flame.model.isolation import parse_limits
 
+    script = Script(
+        language=language,
+        runtime=runtime,
+        code=code if code is not None else _read(str(file), ctx),
+        stdin=None if text == "-" else (text or "").encode(),
+        arguments=arguments,
+        env=variables(env, ctx),
+        cwd=cwd,
+        time_limit=time_limit,
+    )
+    job = Job(
+        application=application,
+        tasks=task_num,
+        priority=priority,
+        resreq=resreq,
+        isolation=isolation or "",
+        network=network or "",
+        limits=parse_limits([f"memory={memory}"]) if memory else None,
+        patience=timeout,
+    )
     settings = Settings(config=Path(config) if config else None, context=context, endpoint=endpoint)
-    return execute(Job(application, task_num, json.dumps(request).encode(), priority, resreq, timeout), settings)
-
-
-def execute(job: Job, settings: Settings) -> int:
-    """Run the job in a session of its own and print what comes, in the order of the tasks. The exit code."""
-    from concurrent.futures import wait
-
-    from flame.cli.connecting import open_connection
-    from flame.cli.progress import Progress
-
-    code = 0
-    with open_connection(settings) as connection:
-        session = connection.create_session(
-            job.application, priority=job.priority, resreq=job.resreq, max_instances=job.tasks
-        )
-        try:
-            futures = [session.submit(job.payload) for _ in range(job.tasks)]
-            with Progress(job.tasks, lambda: sum(future.done() for future in futures)):
-                if wait(futures, job.patience).not_done:
-                    raise TimedOutError(f"the script did not end within {job.patience:g} s")
-            for number, future in enumerate(futures, 1):
-                status = _show(json.loads(future.result() or b"{}"), number if job.tasks > 1 else 0)
-                code = code or status
-        finally:
-            session.close(force=True)
-    return code
-
-
-def _show(answer: dict[str, Any], number: int) -> int:
-    """Print what one task's script printed; `number` 0 for the only one. Its exit code."""
-    status = int(answer["exit_code"])
-    if number:
-        print(f"==> task {number}: exit code {status} <==", flush=True)
-    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
-        stream.buffer.write(base64.b64decode(answer[name]))
-        stream.buffer.flush()
-    if answer["timed_out"]:
-        print("error: its time was over", file=sys.stderr)
-    return status
-
-
-def _variable(entry: str, ctx: click.Context) -> tuple[str, str]:
-    name, separator, value = entry.partition("=")
-    if not name or not separator:
-        raise click.UsageError(f"--env {entry!r} is not NAME=VALUE", ctx)
-    return name, value
+    return (run_one if task_num == 1 else run_many)(script, job, settings)
 
 
 def _read(file: str, ctx: click.Context) -> str:
@@ -157,4 +113,10 @@ def _read(file: str, ctx: click.Context) -> str:
 
 def main() -> None:
     """The console script."""
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(flmexec, "flmexec"))
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """End as with Ctrl-C, so that nothing goes on in the cluster."""
+    sys.exit(128 + number)
