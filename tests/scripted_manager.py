@@ -130,6 +130,7 @@ class ScriptedManager:
         start_timeout_ms: int = 0,
         gpus: Sequence[int] = (),
         gang: types_pb2.Gang | None = None,
+        memory: int = 1 << 30,
         name: str = "app",
         **spec: Any,
     ) -> str:
@@ -152,7 +153,7 @@ class ScriptedManager:
             executor_id=executor_id,
             context=context,
             application=application,
-            resreq=types_pb2.ResourceRequirement(cpu=1, memory=1 << 30),
+            resreq=types_pb2.ResourceRequirement(cpu=1, memory=memory),
             gpus=gpus,
             token=f"token-{channel}",
             gang=gang,

@@ -8,6 +8,7 @@ import pytest
 
 from flame.proto import frontend_pb2
 from scripted_manager import Node, a_node_here
+from untrusted import MIB
 
 # Speaks the link without our SDK, and not as it should.
 LIAR = """
@@ -147,3 +148,24 @@ async def test_half_a_frame_holds_nobody_up(node: Node) -> None:
     await others_work(node, 2)
     node.manager.stop(1, grace_ms=0)
     assert (await node.manager.released(1)).message == "stopped by the test"
+
+
+async def test_tasks_that_are_never_read_do_not_fill_the_memory_of_the_node(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flame.node.executor._LEAST_UNREAD", 16 * MIB)
+    source = f"""{LIAR}
+    sock = connect()
+    enter(concurrency=1000000)
+    time.sleep(3600)
+    """
+    node.start(1, source, memory=16 * MIB)
+    bound = await node.manager.bound(1)
+    assert bound.concurrency == 1000000
+    for _ in range(40):
+        node.manager.run(1, bytes(MIB))
+    released = await node.manager.released(1)
+    assert released.crashed
+    assert released.message == (
+        f"the instance broke its contract: it asked for tasks and left more than {16 * MIB} bytes of them unread"
+    )

@@ -22,11 +22,12 @@ from flame.node.columns import failure, read_results, read_retracted, read_tasks
 from flame.node.overruns import Overruns
 from flame.node.settings import NodeSettings
 from flame.proto import link_pb2, types_pb2
-from flame.shims.shim import BindError, Dialect, Instance, Launch, Measured, Shim, Usage
+from flame.shims.shim import BindError, Buffered, Dialect, Instance, Launch, Measured, Shim, Usage
 
 logger = logging.getLogger("flame.node")
 
 _COUNT_S = 0.005  # at least between two looks at what an instance used
+_LEAST_UNREAD = 256 * 1024**2  # bytes of tasks that any instance may leave unread
 _EXIT_S = 1.0  # between the end of an instance's connection and the end of the instance
 
 
@@ -340,12 +341,20 @@ class Executor:
                 report.written = used.written
         self._uplink.send(Kind.REPORT, self.channel, report.SerializeToString())
 
+    def _watch_unread(self, dialect: Dialect) -> None:
+        """An instance decides itself how many tasks it gets; what it does not take lies in our memory, not in its."""
+        most = max(_LEAST_UNREAD, self.resreq.memory)
+        if isinstance(dialect, Buffered) and dialect.unread > most and not self._ending.done():
+            why = f"it asked for tasks and left more than {most} bytes of them unread"
+            self._end(Ending(f"the instance broke its contract: {why}", crashed=True))
+
     def _tell(self, kind: Kind, body: bytes) -> None:
         """Say something to the instance, once it is ready."""
         if self._dialect is None:
             self._early.append((kind, body))
         elif kind is Kind.TASKS:
             self._dialect.tasks(body)
+            self._watch_unread(self._dialect)
         elif kind is Kind.CANCEL:
             self._dialect.cancel(body)
         else:

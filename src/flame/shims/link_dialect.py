@@ -24,6 +24,10 @@ class LinkDialect:
         link.on_frames = self._on_frames
         link.on_closed = self._on_closed
 
+    @property
+    def unread(self) -> int:
+        return self._link.buffered
+
     async def enter(self, context: shim_pb2.SessionContext) -> types_pb2.Result:
         result = await self._ask(Kind.ENTER, Kind.ENTERED, context.SerializeToString())
         self.concurrency = result.concurrency or self.concurrency

@@ -122,6 +122,14 @@ class Dialect(Protocol):
         ...
 
 
+@runtime_checkable
+class Buffered(Protocol):
+    """A dialect that tells how many bytes of tasks wait here because the instance does not take them."""
+
+    @property
+    def unread(self) -> int: ...
+
+
 class Instance(Protocol):
     """One started instance. `ended` gets a text, such as "exited with status 3", when nothing of it runs any more."""
 
