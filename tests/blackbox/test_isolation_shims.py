@@ -101,6 +101,18 @@ async def test_a_lack_of_memory_fails_one_task_where_each_has_its_own_program(no
 
 
 @pytest.mark.parametrize("level", ["none", "process"])
+async def test_a_lack_of_memory_of_what_a_program_started_is_said_too(node: Node, level: str) -> None:
+    script = f"{sys.executable} -c 'bytearray({200 * MIB})'; exit 3"
+    spec = {**ONCE_SPEC, "isolation": level, "limits": types_pb2.Limits(memory=100 * MIB)}
+    node.manager.start(1, "/bin/sh", "-c", script, **spec)
+    await node.manager.bound(1)
+    [failure] = await node.manager.answered(1, node.manager.run(1, None))
+    assert isinstance(failure, link_pb2.Failure)
+    why = f"and a process of it was killed for want of memory: its limit is {100 * MIB} bytes"
+    assert failure.message.startswith(f"the program exited with status 3, {why}")
+
+
+@pytest.mark.parametrize("level", ["none", "process"])
 @pytest.mark.parametrize("shim", SHIMS)
 async def test_a_crash_is_no_lack_of_memory(node: Node, shim: str, level: str) -> None:
     source, spec = SHIMS[shim]

@@ -179,14 +179,19 @@ class Confined(msgspec.Struct, frozen=True):
             return verdict
         if self.ran_out(status):
             return f"{RAN_OUT}: it needed more than its limit of {self.limits.memory} bytes"
-        return describe_status(status, boxed=self.program.boxed)
+        words = describe_status(status, boxed=self.program.boxed)
+        kills = self._kills() if status else 0
+        if not kills:
+            return words
+        processes = "a process of it was" if kills == 1 else f"{kills} processes of it were"
+        return f"{words}, and {processes} killed for want of memory: its limit is {self.limits.memory} bytes"
 
     def ran_out(self, status: int) -> bool:
         """Whether it was killed because it needed more memory than its limit."""
         killed = signal_of(status, boxed=self.program.boxed) == signal.SIGKILL
         if killed and self._verdict().startswith(RAN_OUT):
             return True
-        return killed and self.group is not None and bool(self.limits.memory) and self.group.usage().kills > 0
+        return killed and self._kills() > 0
 
     def release(self) -> None:
         """Nothing of it runs any more, and nobody asks for it. Blocks for a moment."""
@@ -194,6 +199,10 @@ class Confined(msgspec.Struct, frozen=True):
             self.group.remove()
         if self.program.verdict:
             Path(self.program.verdict).unlink(missing_ok=True)
+
+    def _kills(self) -> int:
+        """How many of its processes were killed because they needed more memory than its limit."""
+        return self.group.usage().kills if self.group is not None and self.limits.memory else 0
 
     def _verdict(self) -> str:
         try:
