@@ -35,7 +35,7 @@ _DEFAULT_MEMORY = 512 * _MIB  # when nobody says how much
 _INSIDE = 96 * _MIB  # what the machine's own kernel takes of its memory
 _OUTSIDE = 320 * _MIB  # what QEMU takes besides it, and the runner
 _OUTSIDE_PIDS = 512  # threads and processes of both
-_KEPT = {"system": 3, "room": 32, "initrd": 4, "snapshot": 8, "refused": 64, "probe": 8}
+_KEPT = {"system": 4, "room": 32, "initrd": 4, "snapshot": 8, "refused": 64, "probe": 8}
 _PIECE = 100_000  # bytes; one variable of an environment may have 128 KiB
 _INSTALL = "install QEMU (qemu-system-x86), busybox-static and e2fsprogs"
 
@@ -72,7 +72,7 @@ class Microvm:
             return cls({}, verdicts, str(error))
         verdicts.mkdir(mode=0o700, parents=True, exist_ok=True)
         if accel.why:
-            logger.warning("level microvm runs in software, many times slower: %s", accel.why)
+            logger.info("level microvm runs in software, many times slower: %s", accel.why)
         own = list(dict.fromkeys((sys.prefix, sys.base_prefix)))
         settings: dict[str, Any] = {
             "cache": {"folder": cache.folder, "kept": cache.kept},

@@ -3,7 +3,8 @@
 # The command line of the kernel names the Python to use (flame.python=PATH) and the number of disks (flame.disks=N).
 B=/bin/busybox
 fail() {
-	echo "flame: the machine can't start: $1" >/dev/ttyS0
+	echo "flame: the machine can't start: $1" >&9
+	$B usleep 100000
 	$B poweroff -f
 }
 wait_for() {
@@ -17,9 +18,11 @@ wait_for() {
 $B mount -t proc proc /proc
 $B mount -t sysfs sysfs /sys
 $B mount -t devtmpfs devtmpfs /dev
+exec 9>/dev/ttyS0
 case " $($B cat /proc/cmdline) " in
 *" flame.probe "*)
-	echo "flame: booted" >/dev/ttyS0
+	echo "flame: booted" >&9
+	$B usleep 100000
 	$B poweroff -f
 	;;
 esac
@@ -55,4 +58,4 @@ for name in proc sys dev; do
 	$B mount --move /$name /root/$name
 done
 [ -x "/root$python" ] || [ -L "/root$python" ] || fail "there is no $python on its disk"
-exec $B switch_root /root "$python" -I -S -u /run/guest/flame/shims/guest/init.py
+exec $B switch_root /root "$python" -I -S -u /run/guest/flame/shims/guest/init.py 9>&-
