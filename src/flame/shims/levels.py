@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
-
-import msgspec
 
 from flame.model.isolation import Limits
 from flame.shims.processes import Program
@@ -60,20 +57,6 @@ class _Maker(Protocol):
     def find(self, folder: Path, environ: Mapping[str, str]) -> Level: ...
 
 
-class Absent(msgspec.Struct):
-    """A level that there is no code for in this installation."""
-
-    name: str
-    missing: str
-    streams: bool = False
-
-    def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
-        raise AssertionError(self.missing)  # nobody asks for a level that is missing
-
-    def around(self, limits: Limits) -> Limits:
-        raise AssertionError(self.missing)
-
-
 def find_levels(
     folder: Path, environ: Mapping[str, str] = os.environ, names: Iterable[str] = tuple(_MAKERS)
 ) -> list[Level]:
@@ -86,6 +69,4 @@ def find_levels(
 
 def _find(name: str, folder: Path, environ: Mapping[str, str]) -> Level:
     module, maker = _MAKERS[name]
-    if importlib.util.find_spec(module) is None:
-        return Absent(name, f"this installation has no level {name}")
     return cast(_Maker, getattr(importlib.import_module(module), maker)).find(folder, environ)

@@ -1,0 +1,49 @@
+"""Where instances come in: what they make in their folders is noticed, however much others make in theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+from flame.shims.reception import Reception
+
+LIMIT = 1 << 20
+QUEUED = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+
+
+def listen(path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    return server
+
+
+async def test_a_socket_is_noticed_even_where_somebody_makes_files_without_end(tmp_path: Path) -> None:
+    reception = Reception(tmp_path, LIMIT, tmp_path)
+    await reception.open()
+    loud, quiet = (reception.expect(name, "token", link=False) for name in ("loud", "quiet"))
+    try:
+        # Nobody reads meanwhile, so the kernel has no room for news of more.
+        for number in range(QUEUED + 10):
+            os.close(os.open(loud.folder / str(number), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
+        with listen(quiet.socket):
+            async with asyncio.timeout(30):
+                await quiet.file
+            assert quiet.address().is_socket()
+        assert not loud.file.done()
+    finally:
+        for arrival in (loud, quiet):
+            await reception.forget(arrival)
+        await reception.close()
+
+
+async def test_the_folder_of_an_instance_goes_with_it(tmp_path: Path) -> None:
+    reception = Reception(tmp_path, LIMIT, tmp_path)
+    await reception.open()
+    arrival = reception.expect("e-1", "token", link=False)
+    assert arrival.folder.stat().st_mode & 0o777 == 0o700
+    (arrival.folder / "left").touch()
+    await reception.forget(arrival)
+    assert not arrival.folder.exists()
+    await reception.close()
