@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +170,32 @@ async def test_tasks_that_are_never_read_do_not_fill_the_memory_of_the_node(
     assert released.message == (
         f"the instance broke its contract: it asked for tasks and left more than {16 * MIB} bytes of them unread"
     )
+
+
+# --- what it leaves behind -------------------------------------------------------------------------------------------
+
+
+async def test_folders_in_folders_without_end_are_removed_all_the_same() -> None:
+    source = """
+        class Digger(FlameService):
+            def on_task_invoke(self, context):
+                here = os.path.dirname(os.environ["FLAME_INSTANCE_ENDPOINT"])
+                for start in (here, os.environ["TMPDIR"]):
+                    os.chdir(start)
+                    for _ in range(3000):
+                        os.mkdir("x")
+                        os.chdir("x")
+                return here.encode()
+        run(Digger())
+    """
+    async with a_node_here() as node:
+        node.start(1, source)
+        await node.manager.bound(1)
+        [door] = await node.manager.answered(1, node.manager.run(1, b""))
+        node.manager.stop(1)
+        assert (await node.manager.released(1)).message == "stopped by the test"
+        node.start(2, ECHO)
+        await node.manager.bound(2)
+        await node.executors.stop()
+        assert not Path(door.decode()).exists()
+        assert list((node.folder / "work" / "executors").iterdir()) == []

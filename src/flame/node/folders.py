@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from flame.model.errors import InvalidConfigError
 from flame.shims.keeper import kill_owned_by
+from flame.shims.removal import remove_tree
 
 _MEMORY = Path("/dev/shm")
 
@@ -55,7 +55,7 @@ class Folders:
     def release(self) -> None:
         """Nothing of this node runs any more. Harmless when repeated."""
         for folder in (self.sockets, self.doors):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -67,10 +67,10 @@ def _clean(executors: Path, links: Mapping[Path, Path]) -> None:
     if left:
         kill_owned_by(left)
         for name in left:
-            shutil.rmtree(executors / name, ignore_errors=True)
+            remove_tree(executors / name)
     for link, root in links.items():
         if link.is_symlink():
             target = link.readlink()
             if target.parent == root:
-                shutil.rmtree(target, ignore_errors=True)
+                remove_tree(target)
             link.unlink()

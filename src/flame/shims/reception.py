@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
-import shutil
 import stat
 from functools import partial
 from pathlib import Path
@@ -22,9 +21,10 @@ from flame.link import FRAME_SLACK, Link, LinkServer, serve_few, unix
 from flame.model.errors import InvalidConfigError, PermissionDeniedError, UnauthenticatedError
 from flame.model.states import BindCode
 from flame.proto import link_pb2
+from flame.shims.removal import remove_tree
 from flame.shims.shim import BindError
 
-_SOCKET = "s"
+_SOCKET = "s.sock"
 _LONGEST_NAME = len(f"ffffffff/{_SOCKET}")
 _CONNECTIONS = 4  # one is enough; the others are for programs that look first whether somebody listens
 
@@ -134,7 +134,7 @@ class Reception:
         arrival.close()
         if arrival.server is not None:
             arrival.server.close()
-        await asyncio.to_thread(shutil.rmtree, arrival.folder, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, arrival.folder)
 
     async def close(self) -> None:
         """Close all links of instances too."""

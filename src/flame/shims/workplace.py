@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,11 +12,14 @@ from pathlib import Path
 import msgspec
 
 from flame.model.errors import FlameError
+from flame.model.network import is_list
 from flame.model.states import BindCode
+from flame.shims.egress import Egress
 from flame.shims.environment import Surroundings, environment, program, working_directory
 from flame.shims.isolation import Confined, Confinement
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper, Process, Program
+from flame.shims.removal import remove_tree
 from flame.shims.shim import BindError, Launch, Packages, Usage
 
 _LAST_LINES = 20
@@ -67,6 +69,7 @@ class Workshop:
             raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
         try:
             place.furnish(variables or {})
+            await place.open_network()
         except BaseException:
             await place.close()
             raise
@@ -94,6 +97,7 @@ class Workplace:
         self._held = False
         self._running: list[Running] = []
         self._spent: Usage | None = None  # by programs that ended
+        self._egress: Egress | None = None
         self._lapped = 0.0
         # The log's own stdout is for those whose stdout means nothing else.
         self._stdout, self._stderr = self.log.open_pipes()
@@ -122,6 +126,18 @@ class Workplace:
         cwd = working_directory(launch.application, self.folder)
         self.program = program(launch.application, self.env, around.environ, cwd)
 
+    async def open_network(self) -> None:
+        """Start the proxy of an instance whose network is a list. Raises BindError."""
+        launch, workshop = self.launch, self._workshop
+        network = launch.application.network
+        if not is_list(network):
+            return
+        try:
+            keeper, folder = workshop.keeper, workshop.folder
+            self._egress = await Egress.open(keeper, folder, launch.executor_id, network, self._stderr)
+        except OSError as error:
+            raise BindError(BindCode.START, f"can't start the proxy of the instance's network: {error}") from error
+
     def claim(self, executor_id: str, session_id: str) -> None:
         """What was started ahead belongs to this executor from now on. Raises OSError."""
         self._workshop.logs.claim(self.log, executor_id, session_id)
@@ -148,7 +164,10 @@ class Workplace:
         name = identity or self.launch.executor_id
         out = self._stdout if stdout is None else stdout
         workshop = self._workshop
-        confined = workshop.confinement.confine(self.launch, name, wanted, self.limits, self._sockets, self._shown)
+        proxy = self._egress.socket if self._egress is not None else None
+        confined = workshop.confinement.confine(
+            self.launch, name, wanted, self.limits, self._sockets, self._shown, proxy
+        )
         try:
             process = await workshop.keeper.spawn(name, confined.program, out, self._stderr, stdin)
         except BaseException:
@@ -221,10 +240,12 @@ class Workplace:
     async def close(self) -> None:
         """Remove the folder and let go of everything."""
         self.release_output()
+        if self._egress is not None:
+            await self._egress.close()
         self.log.end()
         for running in self._running:
             await asyncio.to_thread(running.confined.release)
-        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, self.folder)
         if self._held and self.launch.package is not None:
             self.launch.package.release()
 
