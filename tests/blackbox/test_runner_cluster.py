@@ -256,7 +256,7 @@ def test_the_data_of_tasks_can_be_looked_into(cached: WithCache, runner: Runner)
         task = cached.connection.get_session(data.session_id).get_task(str(data.task_id))
         assert task.input is not None
         assert task.output is not None
-        call: Mapping[str, Any] = get_data(task.input, Storage("x/y", configured=True))
+        call: Mapping[str, Any] = get_data(task.input, Storage("x/y", ObjectClient().endpoint))
         assert (call["type"], call["method"], call["args"], call["kwargs"]) == ("input", None, *expected[1:])
         assert get_data(task.output) == {"type": "output", "result": expected[0], "metadata": {}}
 

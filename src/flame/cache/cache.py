@@ -38,13 +38,15 @@ class Room(NamedTuple):
 
 
 class ObjectCache:
-    """All objects of one cache. `retention`: seconds that objects outlive their session."""
+    """All objects of one cache. `retention`: seconds that objects outlive their session. `spill`: the disk is for what
+    memory has no room for; otherwise all objects are on disk too."""
 
     def __init__(
         self,
         *,
         max_memory: int,
         disk: Disk | None = None,
+        spill: bool = False,
         far: Far | None = None,
         max_disk: int | None = None,
         evict: bool = True,
@@ -55,6 +57,7 @@ class ObjectCache:
         self.arena = Arena(max_memory)
         self.memory = Memory(self.arena, evict=evict, max_objects=max_objects)
         self.disk = disk
+        self._spill = spill
         self.retention = retention
         self.store = Store(quotas, None if disk is not None and evict else max_objects)
         self._lock = threading.Lock()
@@ -137,7 +140,7 @@ class ObjectCache:
                     plan = self.store.plan(
                         full, payload.size, options.expected, options.tenant, now, patch=options.patch
                     )
-                if self.disk is not None:
+                if self.disk is not None and (draft is not None or not self._spill):
                     draft = draft or self._copy_to_disk(payload, self.disk)
                     file = self.disk.publish(draft, _describe(full, plan, options), expires)
                     draft = None

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flame._version import __version__
@@ -43,8 +43,8 @@ def settings_of(config: ClusterConfig, environ: Mapping[str, str], *, insecure: 
     )
 
 
-def serve(settings: CacheSettings) -> None:
-    """Run a cache until SIGTERM or SIGINT."""
+def serve(settings: CacheSettings, ready: Callable[[], object]) -> None:
+    """Run a cache until SIGTERM or SIGINT. `ready` is called once it can be used. Raises FlameError."""
     from flame.cache.running import Running
 
     stopping = threading.Event()
@@ -58,8 +58,7 @@ def serve(settings: CacheSettings) -> None:
     sys.setswitchinterval(0.001)  # a small request does not wait long for a large one
     running = Running(settings)
     running.start()
-    sys.stdout.write(f"flame-object-cache is ready at {settings.endpoint}\n")
-    sys.stdout.flush()
+    ready()
     try:
         while not stopping.wait(1.0):
             running.tidy()
@@ -82,11 +81,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     set_up_logging()
     try:
-        serve(settings_of(load_cluster(options.config), os.environ, insecure=options.insecure))
+        settings = settings_of(load_cluster(options.config), os.environ, insecure=options.insecure)
+        serve(settings, lambda: _say(f"flame-object-cache is ready at {settings.endpoint}"))
     except FlameError as error:
         sys.stderr.write(f"flame-object-cache: {error.message}{'; ' if error.remedy else ''}{error.remedy}\n")
         return MEANING[error.code].exit_code
     return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ _REQUESTS = msgspec.msgpack.Decoder(m.Request)
 
 
 class LocalServer:
-    """Listens at `path`, whose folder is private."""
+    """Listens at `path`, whose folder is private. `listener`: a descriptor of that socket, if somebody else made it and
+    goes on with it afterwards."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class LocalServer:
         cache: ObjectCache,
         actions: Actions,
         read: Callable[[m.GetTicket], Content],
+        listener: int | None = None,
     ) -> None:
         self._path = path
         self._token = token
@@ -47,20 +49,25 @@ class LocalServer:
         self._cache = cache
         self._actions = actions
         self._read = read
-        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket = socket.socket(socket.AF_UNIX, fileno=listener)
+        self._borrowed = listener is not None
+        self._socket.setblocking(True)  # event loops that watched it before may have changed that
         self._closed = False
 
     def start(self) -> None:
         """Listen. Raises OSError."""
-        self._path.unlink(missing_ok=True)
-        self._socket.bind(str(self._path))
-        self._path.chmod(0o600)
-        self._socket.listen(128)
+        if not self._borrowed:
+            self._path.unlink(missing_ok=True)
+            self._socket.bind(str(self._path))
+            self._path.chmod(0o600)
+            self._socket.listen(128)
         threading.Thread(target=self._accept, name="local-door", daemon=True).start()
 
     def stop(self) -> None:
         """Listen no more; connections end with the process."""
         self._closed = True
+        if self._borrowed:
+            return
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

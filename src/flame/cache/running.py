@@ -27,7 +27,7 @@ from flame.cache.settings import CacheSettings
 from flame.cache.stream_server import StreamServer
 from flame.model.errors import InvalidConfigError, NotFoundError, UnavailableError
 from flame.objects.keys import ObjectKey
-from flame.objects.messages import GetTicket, LocalDoor
+from flame.objects.messages import UNIX, GetTicket, LocalDoor, flight_beside
 
 _log = logging.getLogger("flame.cache")
 _FOLDER = "flame-cache-"
@@ -43,6 +43,7 @@ class Running:
         self.cache = ObjectCache(
             max_memory=settings.max_memory,
             disk=disk,
+            spill=settings.spill,
             far=Far(settings.object_store, disk) if disk is not None and settings.object_store else None,
             max_disk=settings.max_disk,
             evict=settings.evict,
@@ -68,6 +69,27 @@ class Running:
         self.cache.recover()
         if self._dropped is not None:
             self._dropped.take_all()
+        if settings.endpoint.startswith(UNIX):
+            self._start_here(Path(settings.endpoint.removeprefix(UNIX)))
+        else:
+            self._start_there()
+        if self._sessions is not None:
+            self._sessions.start()
+
+    def _start_here(self, path: Path) -> None:
+        """For clients of this user on this node: the door is where the endpoint says, and Flight beside it."""
+        settings = self._settings
+        door = LocalDoor(str(path), "", os.getuid())
+        actions = Actions(self.cache, settings.endpoint, door, self._dropped)
+        flight_beside(path).unlink(missing_ok=True)
+        # First, since who comes through the door may want it at once.
+        self._listen(f"grpc+unix://{flight_beside(path)}", actions)
+        self._local = LocalServer(path, "", settings.endpoint, self.cache, actions, self.read, settings.listener)
+        self._local.start()
+
+    def _start_there(self) -> None:
+        """For clients everywhere."""
+        settings = self._settings
         token = secrets.token_hex(16)
         path = self._folder / "door"
         if settings.tls is None:
@@ -78,17 +100,17 @@ class Running:
         actions = Actions(self.cache, settings.endpoint, door, self._dropped)
         self._local = LocalServer(path, token, settings.endpoint, self.cache, actions, self.read)
         self._local.start()
+        self._listen(settings.location, actions)
+
+    def _listen(self, location: str, actions: Actions) -> None:
+        settings = self._settings
         try:
-            self._flight = CacheServer(
-                settings.location, settings.endpoint, self.cache, actions, self.read, **_tls(settings)
-            )
+            self._flight = CacheServer(location, settings.endpoint, self.cache, actions, self.read, **_tls(settings))
         except Exception as error:
             self.stop()
             raise UnavailableError(
-                f"can't listen at {settings.location}: {_reason(error)}", remedy="another process may have the port"
+                f"can't listen at {location}: {_reason(error)}", remedy="another process may have the port"
             ) from None
-        if self._sessions is not None:
-            self._sessions.start()
 
     def read(self, ticket: GetTicket) -> Content:
         """What a client asks for. Raises FlameError."""

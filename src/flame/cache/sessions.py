@@ -17,6 +17,7 @@ from flame.cache.cache import ObjectCache
 from flame.config import TlsConfig
 from flame.link import Address, Link, connect
 from flame.model.errors import FlameError, NotFoundError
+from flame.objects import parcels
 from flame.objects.keys import SHARED_SESSION, ObjectKey
 from flame.proto import frontend_pb2, link_pb2, types_pb2
 
@@ -89,7 +90,7 @@ class Sessions:
                 self._end(key, 0.0)
             return
         session = types_pb2.Session.FromString(answer)
-        if session.spec.application != key.app_name:
+        if key.app_name not in (session.spec.application, parcels.APPLICATION):
             return
         self._seen.add(prefix)
         if session.status.state == types_pb2.Closed:

@@ -15,8 +15,10 @@ class CacheSettings(msgspec.Struct, frozen=True):
 
     `max_memory`, `max_disk` and `quotas` in bytes, `retention` in seconds. `peers`: endpoints of other caches whose
     objects are fetched for clients of this node. `object_store`: an URL of a place for what `max_disk` has no room for.
-    `door`: folder of the unix socket for clients of this node. `manager`: where the session manager's link listens,
-    with `manager_tls`; None: objects of closed sessions stay until somebody ends the session here.
+    `spill`: to `storage` goes only what memory has no room for. An `endpoint` `unix:PATH` is for clients of this user
+    on this node; `listener` is the descriptor of that socket if somebody listens already. `door`: folder of the unix
+    socket for clients of this node. `manager`: where the session manager's link listens, with `manager_tls`; None:
+    objects of closed sessions stay until somebody ends the session here.
     """
 
     location: str
@@ -25,6 +27,7 @@ class CacheSettings(msgspec.Struct, frozen=True):
     max_objects: int | None = None
     evict: bool = True
     storage: Path | None = None
+    spill: bool = False
     max_disk: int | None = None
     object_store: str = ""
     quotas: dict[str, int] = {}
@@ -33,5 +36,6 @@ class CacheSettings(msgspec.Struct, frozen=True):
     tls: TlsConfig | None = None
     verify_clients: bool = False
     door: Path | None = None
+    listener: int | None = None
     manager: Address | None = None
     manager_tls: TlsConfig | None = None

@@ -90,6 +90,11 @@ class AsyncConnection:
         """The address that was connected to."""
         return self.uplink.endpoint.text
 
+    @property
+    def max_payload(self) -> int:
+        """Bytes that inputs, outputs and common data may have, each. What is larger needs an object cache."""
+        return self.uplink.max_payload
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -256,8 +261,8 @@ class AsyncConnection:
         attrs = session_attributes(attrs, options)
         session_id = attrs.id or short_name(attrs.application)
         spec = wire.session_to(attrs)
-        if len(spec.common_data) > parcels.limit_of(self.uplink.max_payload) > 0 and parcels.possible():
-            spec.common_data = await asyncio.to_thread(parcels.pack, session_id, spec.common_data)
+        if len(spec.common_data) > parcels.limit_of(self.uplink.max_payload) > 0 and parcels.possible(self.addr):
+            spec.common_data = await asyncio.to_thread(parcels.pack, session_id, spec.common_data, self.addr)
         try:
             message = await self._call(
                 "CreateSession", fe.CreateSessionRequest(session_id=session_id, session=spec), ty.Session

@@ -58,10 +58,12 @@ class TaskStream:
         later: Later,
         *,
         fresh: bool = True,
+        address: str = "",
     ) -> None:
-        """`later` calls back in the loop after so many seconds. `fresh`: this client never submitted to the session.
-        Otherwise the cluster says where its numbers go on."""
+        """`address` is that of the cluster. `later` calls back in the loop after so many seconds. `fresh`: this client
+        never submitted to the session. Otherwise the cluster says where its numbers go on."""
         self.session_id = session_id
+        self._address = address
         self.channel = channel
         self.thread_id = threading.get_ident()
         self.lock = threading.Lock()
@@ -107,14 +109,15 @@ class TaskStream:
 
     def _parcel(self, payload: bytes) -> bytes:
         """What stands for a payload that is too large. Raises TooLargeError without an object cache, FlameError."""
-        if not parcels.possible():
+        if not parcels.possible(self._address):
             if len(payload) <= self.max_payload:
                 return payload
             raise TooLargeError(
                 f"the input has {len(payload)} bytes, the cluster takes {self.max_payload}",
-                remedy="raise cluster.limits.max_payload, or set up an object cache (FLAME_CACHE_ENDPOINT)",
+                remedy="raise cluster.limits.max_payload, or set up an object cache: flmadm up --cache HOST:PORT, or "
+                "flame-object-cache and FLAME_CACHE_ENDPOINT",
             )
-        return parcels.pack(self.session_id, payload)
+        return parcels.pack(self.session_id, payload, self._address)
 
     def cancel(self, future: TaskFuture) -> None:
         """Ask for the end of one task."""

@@ -93,6 +93,11 @@ class Connection:
         """The address that was connected to."""
         return self.asynchronous.addr
 
+    @property
+    def max_payload(self) -> int:
+        """Bytes that inputs, outputs and common data may have, each. What is larger needs an object cache."""
+        return self.asynchronous.max_payload
+
     def __enter__(self) -> Self:
         return self
 

@@ -258,7 +258,8 @@ class Uplink:
             self._streams.pop(stream.channel, None)
         self._channel += 1
         fresh = session_id not in self._known
-        stream = TaskStream(session_id, self._channel, self._wake, self._loop.call_later, fresh=fresh)
+        address = self.endpoint.text
+        stream = TaskStream(session_id, self._channel, self._wake, self._loop.call_later, fresh=fresh, address=address)
         if self.pending_warning is not None:
             stream.watch = PendingWatch(stream, self, self.pending_warning, self._loop)
         self._known.add(session_id)

@@ -23,9 +23,11 @@ class Cluster:
     `executors`: how many unit executors (one core each) run at once, None = one per core. `storage`: `none`,
     `sqlite://FILE` or `fs://FOLDER`, None = a SQLite journal in the cluster's own folder. `listen`: HOST:PORT where
     clients that speak gRPC connect, with the link for clients on other machines at PORT + 2, and health and metrics
-    over HTTP at PORT + 3. `config`: a flame-cluster.yaml for limits, TLS files and the unit request. `name`: None makes
-    an anonymous one whose data is removed when it ends; a named one keeps its data and can be found by other processes.
-    `detach`: it goes on when this process ends.
+    over HTTP at PORT + 3. `cache`: HOST:PORT where the object cache listens for such clients, or `off`; None: there is
+    one for programs of this user on this machine, started when it is needed, unless `listen` is set. `config`: a
+    flame-cluster.yaml for limits, TLS files and the unit request. `name`: None makes an anonymous one whose data is
+    removed when it ends; a named one keeps its data and can be found by other processes. `detach`: it goes on when this
+    process ends.
 
         with Cluster(executors=4) as cluster:
             connection = flame.connect(cluster.endpoint)
@@ -38,6 +40,7 @@ class Cluster:
         *,
         name: str | None = None,
         listen: str | None = None,
+        cache: str | None = None,
         config: str | Path | None = None,
         capacity: Resources | None = None,
         temporary: bool | None = None,
@@ -51,6 +54,7 @@ class Cluster:
         self._executors = executors
         self._storage = storage
         self._listen = listen
+        self._cache = cache
         self._config = Path(config).absolute() if config is not None else None
         self._capacity = capacity
         self._temporary = self._anonymous if temporary is None else temporary
@@ -103,6 +107,7 @@ class Cluster:
                 executors=self._executors,
                 capacity=self._capacity,
                 listen=self._listen,
+                cache=self._cache,
                 config=str(self._config) if self._config is not None else None,
                 insecure=self._insecure,
                 detached=self._detach,

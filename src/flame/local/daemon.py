@@ -22,6 +22,7 @@ from flame._version import __version__
 from flame.config import ClusterConfig, ClusterSection, load_cluster
 from flame.link import BACKEND_OFFSET, HTTP_OFFSET, LINK_OFFSET, parse, tcp, unix
 from flame.link.loops import event_loop_factory
+from flame.local.cache import LocalCache, cache_endpoint, runs_here
 from flame.local.folders import private_folder
 from flame.local.registry import SOCKET, ClusterRecord, retire, take_lock, write_record
 from flame.local.settings import DaemonSettings, Ready
@@ -84,6 +85,10 @@ async def _run(settings: DaemonSettings, record: ClusterRecord) -> int:
         node = ExecutorManager(await asyncio.to_thread(_node_settings, settings, config, record))
         await node.start()
         stack.push_async_callback(node.stop)
+        if runs_here(settings, record.cache):
+            cache = LocalCache(settings, record)
+            stack.push_async_callback(cache.stop)
+            record = msgspec.structs.replace(record, cache=await cache.start())
         write_record(Path(settings.folder), record)
         tune_process()
         _say(Ready(endpoint=record.endpoint, pid=os.getpid()))
@@ -126,6 +131,7 @@ def _node_settings(settings: DaemonSettings, config: ClusterConfig, record: Clus
         # Its own link and those of its instances are unix sockets, where the kernel says who is there.
         tls=None,
         endpoint=record.endpoint,
+        cache_endpoint=record.cache,
     )
 
 
@@ -187,6 +193,7 @@ def _record(settings: DaemonSettings, config: ClusterConfig) -> ClusterRecord:
         temporary=settings.temporary,
         anonymous=settings.anonymous,
         listen=listen,
+        cache=cache_endpoint(settings, config),
     )
 
 

@@ -21,7 +21,8 @@ DEFAULT_NAME = "default"
 
 
 class ClusterRecord(msgspec.Struct, frozen=True):
-    """A running cluster. `endpoint` is what clients connect to, `listen` the gRPC endpoint for others, if it has one.
+    """A running cluster. `endpoint` is what clients connect to, `listen` the gRPC endpoint for others, if it has one,
+    `cache` that of the object cache.
 
     `temporary`: its data goes when it ends. `anonymous`: it belongs to one process and has a name that nobody will use
     again. `started` in Unix seconds.
@@ -38,6 +39,7 @@ class ClusterRecord(msgspec.Struct, frozen=True):
     temporary: bool = False
     anonymous: bool = False
     listen: str | None = None
+    cache: str = ""
 
 
 def cluster_folder(name: str) -> Path:

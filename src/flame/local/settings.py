@@ -11,7 +11,8 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     """The command line of the daemon, as JSON. Paths are absolute.
 
     `executors` None = as many as the machine's cores; `listen` is HOST:PORT of the gRPC frontend for other clients;
-    `config` a flame-cluster.yaml with limits and TLS files; `capacity` overrides what the node finds.
+    `cache` is HOST:PORT of the object cache for them, or `off`; `config` a flame-cluster.yaml with limits and TLS
+    files; `capacity` overrides what the node finds.
     """
 
     name: str
@@ -22,6 +23,7 @@ class DaemonSettings(msgspec.Struct, frozen=True):
     executors: int | None = None
     capacity: Resources | None = None
     listen: str | None = None
+    cache: str | None = None
     config: str | None = None
     insecure: bool = False
     detached: bool = False

@@ -25,6 +25,7 @@ from flame.objects.files import download_to, file_payload, file_pieces
 from flame.objects.held import DEFAULT_BYTES, Held, joined
 from flame.objects.keys import ObjectKey, ObjectRef
 from flame.objects.links import Link
+from flame.objects.nearby import cache_of_user
 from flame.objects.remote import location
 
 Deserializer = Callable[[Any, list[Any]], Any]
@@ -33,11 +34,11 @@ Deserializer = Callable[[Any, list[Any]], Any]
 class ObjectClient:
     """A client of object caches; may be used by several threads.
 
-    `endpoint` (`grpc://` or `grpcs://` HOST:PORT) is the cache that new objects go to, by default that of this user's
-    context; references are followed to their own caches, through that one where it knows them. `cache_bytes`: what is
-    remembered of objects of other nodes. `shared_memory` False: stream on the cache's own node too. Methods raise
-    FlameError: InvalidArgumentError (which is a ValueError for keys), NotFoundError, InvalidStateError (another
-    version), ExhaustedError, UnavailableError.
+    `endpoint` (`grpc://` or `grpcs://` HOST:PORT, `unix:PATH`) is the cache that new objects go to, by default that of
+    this user's context, else that of the cluster on this machine; references are followed to their own caches, through
+    that one where it knows them. `cache_bytes`: what is remembered of objects of other nodes. `shared_memory` False:
+    stream on the cache's own node too. Methods raise FlameError: InvalidArgumentError (which is a ValueError for keys),
+    NotFoundError, InvalidStateError (another version), ExhaustedError, UnavailableError.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class ObjectClient:
         cache_bytes: int = DEFAULT_BYTES,
         shared_memory: bool = True,
     ) -> None:
+        configured = load_context().cache
         if endpoint is None:
-            configured = load_context().cache
-            endpoint = configured.endpoint if configured is not None else DEFAULT_CLIENT_CACHE_ENDPOINT
-            tls = tls or (configured.tls if configured is not None else None)
+            endpoint = cache_of_user() or DEFAULT_CLIENT_CACHE_ENDPOINT
+        if configured is not None and endpoint == configured.endpoint:
+            tls = tls or configured.tls
         self.endpoint = location(endpoint)
         self._tls = tls
         self._held = Held(cache_bytes)

@@ -9,9 +9,11 @@ from typing import Any
 from flame.objects.client import Deserializer, ObjectClient
 from flame.objects.keys import ObjectKey, ObjectRef
 from flame.objects.messages import ObjectInfo
+from flame.objects.nearby import configured
 
 _lock = threading.Lock()
 _client: ObjectClient | None = None
+_others: dict[str, ObjectClient] = {}  # of caches that are not the configured one, by endpoint
 
 
 def default_client() -> ObjectClient:
@@ -23,12 +25,25 @@ def default_client() -> ObjectClient:
         return _client
 
 
+def client_at(endpoint: str) -> ObjectClient:
+    """The client of this process for the cache at an endpoint. Raises InvalidConfigError."""
+    if endpoint == configured():
+        return default_client()
+    with _lock:
+        client = _others.get(endpoint)
+        if client is None:
+            client = _others[endpoint] = ObjectClient(endpoint)
+        return client
+
+
 def close() -> None:
-    """End the client of this process, if there is one. The next use makes another, for the settings of that time."""
+    """End the clients of this process. The next use makes others, for the settings of that time."""
     global _client
     with _lock:
-        client, _client = _client, None
-    if client is not None:
+        clients = [*_others.values(), *([_client] if _client is not None else [])]
+        _others.clear()
+        _client = None
+    for client in clients:
         client.close()
 
 

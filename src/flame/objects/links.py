@@ -32,7 +32,8 @@ class Link:
     def __init__(self, place: str, tls: TlsConfig | None, *, shared_memory: bool = True) -> None:
         self.place = place
         self._tls = tls
-        self._shared_memory = shared_memory
+        self._here = place.startswith(m.UNIX)
+        self._shared_memory = shared_memory or self._here
         self._lock = threading.Lock()
         self._remote: RemoteClient | None = None
         self._shared: SharedClient | None = None
@@ -160,10 +161,12 @@ class Link:
         try:
             return SharedClient(door)
         except (OSError, FlameError):
-            self._door = None if known else msgspec.structs.replace(door, path="")
+            self._door = None if known or self._here else msgspec.structs.replace(door, path="")
         return self._enter() if known else None
 
     def _ask_for_door(self) -> m.LocalDoor:
+        if self._here:
+            return m.LocalDoor(self.place.removeprefix(m.UNIX), "", os.getuid())
         fresh = self._remote is None
         try:
             return msgspec.json.decode(self._flight().call("LOCAL", b""), type=m.LocalDoor)

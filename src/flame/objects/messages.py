@@ -6,11 +6,14 @@ Flight descriptors, tickets and actions in JSON.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 INLINE = 64 * 1024  # bytes up to which a payload travels in its message instead of through shared memory
 CHUNK = 256 * 1024  # bytes of one record batch of a stream: small enough for the processor's cache
 LEAD = 60  # a payload begins so far behind a multiple of 64: its four bytes of tag end where Arrow's alignment begins
+UNIX = "unix:"  # begins endpoints of caches for clients of one user on their node: the path of a socket follows
 TICKET = b"\x01"  # begins tickets and commands of our own; no key does
 
 ACTIONS = {
@@ -22,6 +25,11 @@ ACTIONS = {
     "STAT": "what the cache holds",
     "LOCAL": "where clients of this node connect",
 }
+
+
+def flight_beside(path: Path) -> Path:
+    """The socket for Flight of the cache whose door is at a path."""
+    return path.with_name(f"{path.name}.flight")
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, tag=True):

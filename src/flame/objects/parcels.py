@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 
+from flame.objects.nearby import cache_of, configured
+
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
     from flame.objects.client import ObjectClient
-    from flame.objects.keys import ObjectRef
 
 MARK = b"\0flame-parcel\0"
 SIZE = len(MARK)
 VARIABLE = "FLAME_PARCEL_FROM"
-_APPLICATION = "parcels"  # what their keys begin with; then comes the session
+APPLICATION = "parcels"  # what their keys begin with; then comes the session
 
-_sessions: set[str] = set()  # whose parcels this process made or opened
+_sessions: dict[str, ObjectClient] = {}  # whose parcels this process made or opened, and where they are
 
 
 def limit_of(max_payload: int) -> int:
@@ -34,21 +35,18 @@ def limit_of(max_payload: int) -> int:
     return min(chosen, max_payload) if max_payload else chosen
 
 
-def possible() -> bool:
-    """Whether an object cache is configured for this process. Raises InvalidConfigError."""
-    if os.environ.get("FLAME_CACHE_ENDPOINT"):
-        return True
-    from flame.config import load_context
+def possible(address: str) -> bool:
+    """Whether there is an object cache for this process, which talks to the cluster at an address.
 
-    return load_context().cache is not None
+    Raises InvalidConfigError."""
+    return bool(os.environ.get("FLAME_CACHE_ENDPOINT") or cache_of(address))
 
 
-def pack(session_id: str, payload: bytes) -> bytes:
-    """Put a payload into the cache; its parcel. Raises FlameError."""
-    from flame.objects.default import default_client
-
-    _sessions.add(session_id)
-    return MARK + default_client().put(f"{_APPLICATION}/{session_id}", payload).encode()
+def pack(session_id: str, payload: bytes, address: str) -> bytes:
+    """Put a payload for the cluster at an address into the cache; its parcel. Raises FlameError."""
+    client = _client_at(cache_of(address))
+    _sessions.setdefault(session_id, client)
+    return MARK + client.put(f"{APPLICATION}/{session_id}", payload).encode()
 
 
 def opened(payload: bytes) -> bytes:
@@ -58,8 +56,9 @@ def opened(payload: bytes) -> bytes:
     from flame.objects.keys import ObjectRef
 
     ref = ObjectRef.decode(payload[SIZE:])
-    _sessions.add(ref.key.split("/")[1])
-    return _client(ref).get(ref)
+    client = _client_at(configured() or ref.endpoint)
+    _sessions.setdefault(ref.key.split("/")[1], client)
+    return client.get(ref)
 
 
 def had(session_id: str) -> bool:
@@ -69,28 +68,18 @@ def had(session_id: str) -> bool:
 
 def session_closed(session_id: str) -> None:
     """Let the parcels of a session go when the cache's retention is over. What fails is no harm: they stay."""
-    _sessions.discard(session_id)
     from flame.model.errors import FlameError
-    from flame.objects.default import default_client
 
+    client = _sessions.pop(session_id, None)
+    if client is None:
+        return
     try:
-        if possible():
-            default_client().end_session(f"{_APPLICATION}/{session_id}")
+        client.end_session(f"{APPLICATION}/{session_id}")
     except FlameError:
         pass
 
 
-def _client(ref: ObjectRef) -> ObjectClient:
-    from flame.objects.default import default_client
+def _client_at(endpoint: str) -> ObjectClient:
+    from flame.objects.default import client_at
 
-    if possible():
-        return default_client()
-    from flame.objects.client import ObjectClient
-
-    client = _others.get(ref.endpoint)
-    if client is None:
-        client = _others[ref.endpoint] = ObjectClient(ref.endpoint)
-    return client
-
-
-_others: dict[str, ObjectClient] = {}
+    return client_at(endpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
@@ -44,7 +45,9 @@ T = TypeVar("T")
 
 
 def location(endpoint: str) -> str:
-    """The endpoint in the words of Arrow: `grpc://` or `grpc+tls://`. Raises InvalidConfigError."""
+    """The endpoint in words of Arrow: `grpc://` or `grpc+tls://`; `unix:PATH` as it is. Raises InvalidConfigError."""
+    if endpoint.startswith(f"{m.UNIX}/"):
+        return endpoint
     scheme, separator, rest = endpoint.partition("://")
     known = {"grpc": "grpc", "http": "grpc", "grpcs": "grpc+tls", "https": "grpc+tls", "grpc+tls": "grpc+tls"}
     if not separator or scheme not in known or not rest:
@@ -66,8 +69,11 @@ class RemoteClient:
         arguments: dict[str, Any] = {"generic_options": _OPTIONS}
         if self.location.startswith("grpc+tls") and tls is not None:
             arguments |= _certificates(tls)
+        address = self.location
+        if address.startswith(m.UNIX):
+            address = f"grpc+unix://{m.flight_beside(Path(address.removeprefix(m.UNIX)))}"
         try:
-            self._client = flight.FlightClient(self.location, **arguments)
+            self._client = flight.FlightClient(address, **arguments)
         except pa.ArrowException as error:
             raise InvalidConfigError(f"invalid cache endpoint {endpoint!r}: {error}") from None
 

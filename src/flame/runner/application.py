@@ -14,6 +14,7 @@ from flame.client.values import Application, ApplicationAttributes
 from flame.config import load_context
 from flame.config.context import DEFAULT_RUNNER_TEMPLATE
 from flame.model.errors import AlreadyExistsError, FlameError, InvalidStateError, NotFoundError
+from flame.objects.nearby import cache_of
 from flame.packages.installers import PYTHON_VERSION
 from flame.runner.code import local_attributes, ship_local_modules, with_environments
 from flame.runner.owners import close_abandoned
@@ -50,10 +51,10 @@ class RunnerApplication:
         self._package = package
         self._environments = environments or {}
         self.connection = connection or connection_of_user()
-        self.has_cache = self._context.cache is not None
+        self.cache = cache_of(self.connection.addr)  # the endpoint of the object cache, empty: there is none
         self.by_value = False  # modules of the working directory travel inside of pickles
         self._seen = 0
-        self.shared = Storage(f"{name}/shared", configured=self.has_cache)
+        self.shared = Storage(f"{name}/shared", self.cache, self.connection.max_payload)
 
     def open(self, *, fail_if_exists: bool = False) -> None:
         """Register it, or use the one that is there. Raises AlreadyExistsError, InvalidStateError, FlameError."""

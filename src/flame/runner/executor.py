@@ -67,7 +67,11 @@ class Executor(concurrent.futures.Executor):
         try:
             self._application.look_around()
             session_id = short_name(self._application.name)
-            storage = Storage(f"{self._application.name}/{session_id}", configured=self._application.has_cache)
+            storage = Storage(
+                f"{self._application.name}/{session_id}",
+                self._application.cache,
+                self._application.connection.max_payload,
+            )
             attributes = SessionAttributes(
                 self._application.name,
                 id=session_id,

@@ -91,7 +91,7 @@ class _Shared:
                     application.connection,
                     application.name,
                     self._function,
-                    configured=application.has_cache,
+                    cache=application.cache,
                     **self._settings,
                 )
                 self._process = os.getpid()

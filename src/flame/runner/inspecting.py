@@ -10,6 +10,7 @@ from typing import Any
 
 from flame.model.errors import NotFoundError
 from flame.objects.keys import ObjectRef
+from flame.objects.nearby import configured
 from flame.runner.payloads import PICKLE, STATE, STORED, STORED_VALUE, TAG, VALUES, bare, load_call, parts_of
 from flame.runner.storage import Storage
 
@@ -81,7 +82,7 @@ def get_data(data: bytes, storage: Storage | None = None) -> dict[str, Any]:
     Objects of the cache are fetched, also those that arguments refer to in lists, tuples and dicts. A result that was
     small enough to travel with its task and is a tuple like that of a call can't be told from one. Raises RunnerError.
     """
-    reader = _Reader(storage or Storage("shared/shared", configured=True))
+    reader = _Reader(storage or Storage("shared/shared", configured()))
     if not data:
         raise RunnerError(ErrorType.DECODE_ERROR, "there is no data", data_type="empty")
     return reader.read(bare(data), of_state=data[:TAG] == STATE)

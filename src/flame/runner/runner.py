@@ -92,7 +92,7 @@ class Runner:
                 kwargs=kwargs,
                 instances=instances,
                 durable=durable,
-                configured=self._application.has_cache,
+                cache=self._application.cache,
                 **session,
             )
         )

@@ -187,7 +187,8 @@ class FlameRunpyService(FlameService):
         if len(result) > self._max_payload:
             raise TooLargeError(
                 f"the result has {len(result)} bytes, a task's output may have {self._max_payload}",
-                remedy="raise cluster.limits.max_payload, or set up an object cache (FLAME_CACHE_ENDPOINT)",
+                remedy="raise cluster.limits.max_payload, or set up an object cache: flmadm up --cache HOST:PORT, or "
+                "flame-object-cache and FLAME_CACHE_ENDPOINT",
             )
         return result
 

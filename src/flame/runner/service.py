@@ -69,7 +69,7 @@ class RunnerService:
         instances: int | None = None,
         max_instances: int | None = None,
         durable: bool = False,
-        configured: bool = False,
+        cache: str = "",
         **session: Any,
     ) -> None:
         context = RunnerContext(execution_object, None, autoscale, warmup, args, kwargs or {})
@@ -91,7 +91,7 @@ class RunnerService:
         what = getattr(execution_object, "__qualname__", type(execution_object).__qualname__)
         if durable and not self._stateful:
             raise ValueError("only an object, or instances=N, has a state to be durable")
-        if durable and not configured:
+        if durable and not cache:
             raise no_cache("a durable state")
         pickled = served(context, stateful=self._stateful, durable=durable, name=str(what))
         plain = not self._stateful and not isinstance(execution_object, type)
@@ -101,7 +101,7 @@ class RunnerService:
         try:
             for index in range(instances or 1):
                 session_id = name if not index else f"{name}-{index}"
-                storage = Storage(f"{application}/{session_id}", configured=configured)
+                storage = Storage(f"{application}/{session_id}", cache, connection.max_payload)
                 attributes = SessionAttributes(
                     application,
                     id=session_id,

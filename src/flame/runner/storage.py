@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flame.model.errors import FlameError, InvalidArgumentError, InvalidConfigError, TooLargeError
+from flame.objects.nearby import on_demand
+from flame.objects.parcels import opened
 from flame.runner.payloads import (
     PICKLE,
     PLAIN,
@@ -37,12 +39,16 @@ _NATIVE = frozenset({"numpy", "torch", "pyarrow", "pandas", "polars"})  # whose 
 
 
 class Storage:
-    """The objects of one session. `configured`: the user or the cluster names an object cache."""
+    """The objects of one session. `cache` is the endpoint of the object cache that they go to, empty: there is none;
+    `max_payload` is what a task carries at most, in bytes."""
 
-    def __init__(self, prefix: str, *, configured: bool) -> None:
+    def __init__(self, prefix: str, cache: str, max_payload: int = 0) -> None:
         self._prefix = prefix
-        self.configured = configured
-        self.threshold = THRESHOLD if configured else sys.maxsize
+        self._endpoint = cache
+        self.configured = bool(cache)
+        self.threshold = THRESHOLD if cache else sys.maxsize
+        if on_demand(cache):
+            self.threshold = max_payload or sys.maxsize
         self._client: ObjectClient | None = None
         self._cleared = False
 
@@ -53,7 +59,7 @@ class Storage:
 
             if not self.configured and ref is None:
                 raise no_cache("this")
-            self._client = ObjectClient() if self.configured else ObjectClient(ref.endpoint if ref else None)
+            self._client = ObjectClient(self._endpoint or (ref.endpoint if ref else None))
         return self._client
 
     # --- writing ---------------------------------------------------------------------------------------------------
@@ -81,9 +87,9 @@ class Storage:
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def payload(self, stored: bytes) -> bytes:
-        """The payload that `keep` put away; others as they are."""
+        """The payload that `keep`, or the SDK below, put away; others as they are."""
         if stored[:TAG] != STORED:
-            return stored
+            return opened(stored)
         ref = _ref_of(stored)
         return self._cache(ref).get(ref)
 
@@ -155,9 +161,7 @@ class Storage:
 
     def too_large(self, error: TooLargeError) -> TooLargeError:
         """The error for a call that is over the limit of a task's input."""
-        return TooLargeError(
-            error.message, remedy="raise cluster.limits.max_payload, or set up an object cache (FLAME_CACHE_ENDPOINT)"
-        )
+        return TooLargeError(error.message, remedy=error.remedy)
 
 
 class StoredArgument:
@@ -183,7 +187,8 @@ def here() -> Storage:
     global _here
     if _here is None:
         prefix = f"{os.environ.get('FLAME_APPLICATION', 'flmrun')}/{os.environ.get('FLAME_SESSION_ID', 'shared')}"
-        _here = Storage(prefix, configured=bool(os.environ.get("FLAME_CACHE_ENDPOINT")))
+        limit = int(os.environ.get("FLAME_MAX_PAYLOAD") or 0)
+        _here = Storage(prefix, os.environ.get("FLAME_CACHE_ENDPOINT", ""), limit)
     return _here
 
 
@@ -191,7 +196,7 @@ def no_cache(what: str) -> InvalidConfigError:
     """Something needs the object cache where none is configured."""
     return InvalidConfigError(
         f"{what} needs the object cache, and none is configured here",
-        remedy="set FLAME_CACHE_ENDPOINT, or cache.endpoint in ~/.flame/flame.yaml",
+        remedy="flmadm up --cache HOST:PORT, or flame-object-cache and FLAME_CACHE_ENDPOINT",
     )
 
 

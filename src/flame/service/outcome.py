@@ -153,9 +153,13 @@ def sendable(output: object, parcel_from: int) -> object:
     """What a handler returned, or a parcel for it if it is over `parcel_from` bytes and there is an object cache.
 
     Raises FlameError."""
-    if isinstance(output, bytes) and len(output) > parcel_from and parcels.possible():
-        return parcels.pack(os.environ.get("FLAME_SESSION_ID", ""), bytes(output))
+    if isinstance(output, bytes) and len(output) > parcel_from and parcels.possible(_cluster()):
+        return parcels.pack(os.environ.get("FLAME_SESSION_ID", ""), bytes(output), _cluster())
     return output
+
+
+def _cluster() -> str:
+    return os.environ.get("FLAME_ENDPOINT", "")
 
 
 def output_fault(output: object, max_payload: int) -> str:

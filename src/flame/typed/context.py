@@ -51,11 +51,13 @@ class SharedContext:
             self._client.close()
 
 
-def common_data_of(value: Any, prefix: str, *, cached: bool) -> bytes:
-    """Common data for a session with this context. Raises InvalidArgumentError when it can't be pickled."""
+def common_data_of(value: Any, prefix: str, cache: str) -> bytes:
+    """Common data for a session with this context. `cache`: endpoint of the object cache, if there is one. Raises
+    InvalidArgumentError when it can't be pickled."""
     pickled = dumps(value, "the context")
-    if not cached:
+    if not cache:
         return pickled
-    from flame.objects.default import put
+    from flame.objects.client import ObjectClient
 
-    return put(prefix, pickled).encode()
+    with ObjectClient(cache) as client:
+        return client.put(prefix, pickled).encode()

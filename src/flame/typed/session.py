@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from flame.client.snapshot import TaskArguments
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
-from flame.config import load_context
 from flame.model.resources import parse_size
+from flame.objects.nearby import cache_of, on_demand
 from flame.runner.application import connection_of_user
 from flame.runner.futures import ObjectFuture
 from flame.runner.lane import Lane
@@ -48,15 +48,18 @@ class Session:
             session = connected.open_session(session_id)
         else:
             chosen = attributes.pop("id", None) or short_name(name)
-            cached = load_context().cache is not None
-            data = common_data_of(ctx, f"{name}/{chosen}", cached=cached) if ctx is not None else None
+            cache = cache_of(connected.addr)
+            # Instances in a sandbox could not reach the cluster's own cache.
+            data = (
+                common_data_of(ctx, f"{name}/{chosen}", "" if on_demand(cache) else cache) if ctx is not None else None
+            )
             needs = _requirement(resreq)
             session = connected.create_session(
                 SessionAttributes(name, id=chosen, common_data=data, resreq=needs, **attributes)
             )
         self._context = SharedContext(session.common_data())
         # Instances that know nothing of this client's cache read the whole request from the task.
-        self._lane = Lane(session, Storage(f"{session.application}/{session.id}", configured=False))
+        self._lane = Lane(session, Storage(f"{session.application}/{session.id}", ""))
         self._closed = False
 
     def id(self) -> str:

@@ -19,6 +19,7 @@ from flame.model.errors import InternalError
 @click.option("--storage", metavar="URL", help="none, sqlite://FILE or fs://FOLDER (SQLite in the state folder).")
 @click.option("--temporary", is_flag=True, help="Remove its data when it ends.")
 @click.option("--listen", metavar="HOST:PORT", help="Also serve gRPC here, the link at PORT+2, metrics at PORT+3.")
+@click.option("--cache", metavar="HOST:PORT", help="Keep large objects here for clients of --listen; off: nowhere.")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="A flame-cluster.yaml to take.")
 @click.option("--insecure", is_flag=True, help="Let --listen go beyond this machine without TLS: anybody may connect.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing when all is well.")
@@ -29,6 +30,7 @@ def up(
     storage: str | None,
     temporary: bool,
     listen: str | None,
+    cache: str | None,
     config: Path | None,
     insecure: bool,
     quiet: bool,
@@ -45,6 +47,7 @@ def up(
         name=cluster_name(name),
         temporary=temporary,
         listen=listen,
+        cache=cache,
         config=config,
         insecure=insecure,
         detach=detach,
@@ -76,7 +79,12 @@ def _introduce(name: str) -> None:
 
     record = running_cluster(name)
     print(f"Cluster <{name}> is running.", flush=True)
-    rows = [("  endpoint", record.endpoint), ("  gRPC", record.listen), ("  storage", record.storage)]
+    rows = [
+        ("  endpoint", record.endpoint),
+        ("  gRPC", record.listen),
+        ("  cache", record.cache),
+        ("  storage", record.storage),
+    ]
     for line in page([*((label, value) for label, value in rows if value), ("  log", record.log)]):
         print(line, flush=True)
     if name != (os.environ.get("FLAME_CLUSTER") or DEFAULT_NAME):
