@@ -175,6 +175,11 @@ def test_a_task_shows_what_it_used(tmp_path: Path) -> None:
                 env=cluster.environ(), capture_output=True, text=True, check=True,
             )  # fmt: skip
             assert "ms of processor time" in done.stdout
+            session.close()
+            while not session.peak_memory:
+                session.refresh()
+            assert session.cpu_seconds >= task.cpu_seconds
+            assert session.written == 0
 
 
 async def test_a_server_in_a_network_of_its_own_has_no_port(node: Node) -> None:

@@ -9,6 +9,7 @@ import pytest
 from engine_builder import Bench
 from flame.engine import effects as fx
 from flame.engine import events as ev
+from flame.engine import views
 from flame.model.errors import InvalidArgumentError
 from flame.model.isolation import NO_LIMITS, Limits, check, check_together, placed, stricter, strictest
 from flame.model.resources import Resources
@@ -153,5 +154,9 @@ def test_the_story_of_a_session_tells_what_an_instance_used() -> None:
     [channel] = bench.engine.sessions["s"].executors
     bench.turn(ev.ExecutorReported(channel, ExecutorState.RELEASED, cpu_ms=1_240, peak_memory=35 << 20, written=9))
     story = [event.message for event in bench.engine.sessions["s"].story]
+    [channel] = bench.engine.sessions["s"].executors
+    bench.turn(ev.ExecutorReported(channel, ExecutorState.RELEASED, cpu_ms=60, peak_memory=9 << 20, written=1))
+    view = views.session(bench.engine, "s")
+    assert (view.cpu_ms, view.peak_memory, view.written) == (1_300, 35 << 20, 10)
     used = "1.2 s of processor time and 35 MiB of memory at most, and wrote 9 bytes"
     assert f"executor x1 used {used}" in story

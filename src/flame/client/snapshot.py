@@ -42,6 +42,9 @@ class SessionSnapshot:
 
     `executors` hold it now, `wanted` it could use; `pending_reason` says why it gets no (further) one and is empty when
     nothing is wanting, `pending_since` since when.
+
+    `cpu_seconds`, `peak_memory` (bytes, of the largest) and `written` (bytes in logs) are what its instances used that
+    ended since the session manager started, where control groups counted it.
     """
 
     def __init__(self, message: ty.Session) -> None:
@@ -65,6 +68,9 @@ class SessionSnapshot:
         self.wanted = status.wanted
         self.pending_reason = status.pending_reason
         self.pending_since: datetime | None = time_or_none(status.pending_since)
+        self.cpu_seconds = status.cpu_ms / 1000
+        self.peak_memory = status.peak_memory
+        self.written = status.written
         self.events: list[Event] = events_of(status.events)
         self.min_instances = spec.min_instances
         self.max_instances: int | None = spec.max_instances if spec.HasField("max_instances") else None

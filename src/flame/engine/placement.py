@@ -194,6 +194,9 @@ def _released(engine: Engine, draft: Draft, executor: Executor, event: ExecutorR
     else:
         lives.tell(draft, session, f"executor {executor.id} is gone: {event.message or 'released'}")
     if event.peak_memory:
+        session.cpu_ms += event.cpu_ms
+        session.peak_memory = max(session.peak_memory, event.peak_memory)
+        session.written += event.written
         memory = f"{event.peak_memory >> 20} MiB of memory at most"
         used = f"{event.cpu_ms / 1000:.1f} s of processor time and {memory}, and wrote {event.written} bytes"
         lives.tell(draft, session, f"executor {executor.id} used {used}")

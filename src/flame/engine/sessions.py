@@ -45,6 +45,7 @@ class Session:
         "chunks",
         "client_chunks",
         "completed",
+        "cpu_ms",
         "created",
         "deadlines",
         "done_in",
@@ -65,6 +66,7 @@ class Session:
         "mixed",
         "not_before",
         "paused",
+        "peak_memory",
         "pending",
         "per_key",
         "priorities",
@@ -83,6 +85,7 @@ class Session:
         "waiting",
         "wakes",
         "watched",
+        "written",
     )
 
     def __init__(self, session_id: str, spec: SessionSpec, resreq: Resources, created: int) -> None:
@@ -123,6 +126,7 @@ class Session:
         # Invariant: pending + running + succeed + failed + cancelled == len(states).
         self.pending = self.running = self.succeed = self.failed = self.cancelled = 0
         self.executors: dict[int, Executor] = {}
+        self.cpu_ms = self.peak_memory = self.written = 0  # of instances that ended, where somebody counted
         self.avg_us = -1.0  # observed run time of one task, -1 = unknown
         self.bind_failures = 0  # in a row
         self.paused = ""  # why it gets no executors any more

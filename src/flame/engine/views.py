@@ -47,6 +47,9 @@ class SessionView(msgspec.Struct, gc=False):
     pending_reason: str
     pending_since: int  # when it began to lack executors, Unix ms; 0 = it does not
     wanted: int  # executors that it could use now
+    cpu_ms: int = 0  # of its instances that ended, where somebody counted
+    peak_memory: int = 0  # bytes, of the largest of them
+    written: int = 0  # bytes
 
 
 class TaskView(msgspec.Struct, gc=False):
@@ -127,6 +130,9 @@ def session_view(engine: Engine, found: Session) -> SessionView:
         _pending_reason(engine, found),
         engine.scheduler.since(found.id),
         ask.want if ask is not None else 0,
+        found.cpu_ms,
+        found.peak_memory,
+        found.written,
     )
 
 

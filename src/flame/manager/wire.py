@@ -232,6 +232,9 @@ def session_message(view: views.SessionView, *, common_data: bool = True, events
             pending_reason=view.pending_reason,
             pending_since=view.pending_since,
             wanted=view.wanted,
+            cpu_ms=view.cpu_ms,
+            peak_memory=view.peak_memory,
+            written=view.written,
         ),
     )
 

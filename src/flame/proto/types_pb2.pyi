@@ -133,7 +133,7 @@ class TaskOptions(_message.Message):
     def __init__(self, timeout_ms: _Optional[int] = ..., max_retries: _Optional[int] = ..., priority: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., deadline_ms: _Optional[int] = ..., retry_delay_ms: _Optional[int] = ..., retry_max_delay_ms: _Optional[int] = ..., key: _Optional[str] = ...) -> None: ...
 
 class SessionStatus(_message.Message):
-    __slots__ = ("state", "creation_time", "completion_time", "pending", "running", "succeed", "failed", "events", "cancelled", "executors", "pending_reason", "pending_since", "wanted")
+    __slots__ = ("state", "creation_time", "completion_time", "pending", "running", "succeed", "failed", "events", "cancelled", "executors", "pending_reason", "pending_since", "wanted", "cpu_ms", "peak_memory", "written")
     STATE_FIELD_NUMBER: _ClassVar[int]
     CREATION_TIME_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,9 @@ class SessionStatus(_message.Message):
     PENDING_REASON_FIELD_NUMBER: _ClassVar[int]
     PENDING_SINCE_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
+    CPU_MS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
     state: SessionState
     creation_time: int
     completion_time: int
@@ -160,7 +163,10 @@ class SessionStatus(_message.Message):
     pending_reason: str
     pending_since: int
     wanted: int
-    def __init__(self, state: _Optional[_Union[SessionState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., pending: _Optional[int] = ..., running: _Optional[int] = ..., succeed: _Optional[int] = ..., failed: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cancelled: _Optional[int] = ..., executors: _Optional[int] = ..., pending_reason: _Optional[str] = ..., pending_since: _Optional[int] = ..., wanted: _Optional[int] = ...) -> None: ...
+    cpu_ms: int
+    peak_memory: int
+    written: int
+    def __init__(self, state: _Optional[_Union[SessionState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., pending: _Optional[int] = ..., running: _Optional[int] = ..., succeed: _Optional[int] = ..., failed: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cancelled: _Optional[int] = ..., executors: _Optional[int] = ..., pending_reason: _Optional[str] = ..., pending_since: _Optional[int] = ..., wanted: _Optional[int] = ..., cpu_ms: _Optional[int] = ..., peak_memory: _Optional[int] = ..., written: _Optional[int] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
     __slots__ = ("application", "common_data", "min_instances", "max_instances", "batch_size", "priority", "resreq", "tenant", "labels", "task_defaults", "retention_s", "gang", "topology", "on_member_loss", "selector", "tolerations", "prefer_nodes", "max_running_per_key", "isolation", "limits", "network", "idle_timeout_s")

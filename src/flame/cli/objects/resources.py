@@ -49,6 +49,13 @@ def limits_document(message: ty.Limits) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
+def used_text(cpu_ms: float, peak_memory: int, written: int | None = None) -> str:
+    """What something used, in words."""
+    spent = f"{cpu_ms:.1f} ms" if cpu_ms < 1000 else f"{cpu_ms / 1000:.1f} s"
+    text = f"{spent} of processor time, {peak_memory >> 20} MiB of memory at most"
+    return text if written is None else f"{text}, {written} bytes written"
+
+
 def limits_text(message: ty.Limits) -> str:
     """Those that are set, in the grammar that --limit accepts."""
     sizes = ("memory", "disk", "output")

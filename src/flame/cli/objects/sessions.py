@@ -8,7 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from flame.cli.objects.events import event_document, event_lines
-from flame.cli.objects.resources import limits_document, limits_text, request_text, resources_document, resources_of
+from flame.cli.objects.resources import (
+    limits_document,
+    limits_text,
+    request_text,
+    resources_document,
+    resources_of,
+    used_text,
+)
 from flame.cli.objects.states import session_state
 from flame.cli.objects.tasks import TASKS
 from flame.cli.output import Column, Document, Kind, bytes_document
@@ -54,6 +61,7 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             "wanted": status.wanted,
             "pending_reason": status.pending_reason or None,
             "pending_since": utc_time(status.pending_since),
+            "used": {"cpu_ms": status.cpu_ms, "peak_memory": status.peak_memory, "written": status.written},
             "common_data": bytes_document(spec.common_data if spec.HasField("common_data") else None),
             "events": [event_document(event) for event in status.events],
         }
@@ -76,6 +84,8 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             ("Completion Time", local_time(status.completion_time)),
             ("Tasks", counts_text(status)),
         ]
+        if status.peak_memory:
+            rows.append(("Used", used_text(status.cpu_ms, status.peak_memory, status.written)))
         if status.pending_reason:
             rows.append(("Waiting", status.pending_reason))
         if status.pending_since:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from flame.cli.objects.events import event_document, event_lines
+from flame.cli.objects.resources import used_text
 from flame.cli.objects.states import TERMINAL, task_state
 from flame.cli.output import Column, Document, Kind, bytes_document
 from flame.cli.times import local_time, span, utc_time
@@ -62,9 +63,7 @@ def _page(task: ty.Task) -> list[tuple[str, object]]:
 
 def _usage(status: ty.TaskStatus) -> str:
     """Empty when nobody counted it."""
-    if not status.peak_memory:
-        return ""
-    return f"{status.cpu_us / 1000:.1f} ms of processor time, {status.peak_memory >> 20} MiB of memory at most"
+    return used_text(status.cpu_us / 1000, status.peak_memory) if status.peak_memory else ""
 
 
 def payload_text(data: bytes | None, most: int = 200) -> str:
