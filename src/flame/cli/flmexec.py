@@ -11,7 +11,8 @@ import click
 
 from flame._version import __version__
 from flame.cli.program import run
-from flame.model.isolation import LEVELS, NETWORKS
+from flame.model.isolation import LEVELS
+from flame.model.network import FORM as NETWORK
 
 APPLICATION = "flmexec"
 _MAX_TASKS = 100_000
@@ -29,7 +30,7 @@ _MOST = 2**32 - 1
 @click.option("-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable; may be repeated.")
 @click.option("--cwd", metavar="FOLDER", help="The folder on the node to run in (default: a new one).")
 @click.option("--isolation", type=click.Choice(LEVELS), help="How far it is kept from its node (the application's).")
-@click.option("--network", type=click.Choice(NETWORKS), help="What it may reach, when it is isolated (none).")
+@click.option("--network", metavar=NETWORK, help="What it may reach, when it is isolated (none).")
 @click.option("--memory", metavar="SIZE", help="What it may use, such as 256Mi.")
 @click.option("-a", "--app", "application", default=APPLICATION, metavar="NAME", help="The application (flmexec).")
 @click.option("-P", "--priority", type=click.IntRange(0, _MOST), default=0, help="Of the session (0).")

@@ -118,7 +118,7 @@ class SessionAttributes:
     prefer_nodes: Sequence[str | Located] = ()
     isolation: str = ""
     limits: Limits | None = None
-    network: str = ""
+    network: str | Sequence[str] = ""
     idle_timeout: int | None = None
 
 
@@ -136,7 +136,8 @@ class ApplicationAttributes:
     """How instances of an application are started. `delay_release` and `start_timeout` are in seconds.
 
     `warm_instances` are started ahead on each node that ran one, so that the next session need not wait for them.
-    `isolation` is "none" or "process", `network` "none" or "host"; `limits` are of each instance.
+    `isolation` is "none", "process", "gvisor" or "microvm"; `network` "none", "host", or a list of what may be reached,
+    such as ["pypi.org", "*.example.com:443", "10.1.2.0/24"]; `limits` are of each instance.
     """
 
     shim: Shim | None = None
@@ -156,7 +157,7 @@ class ApplicationAttributes:
     warm_instances: int = 0
     isolation: str = ""
     limits: Limits | None = None
-    network: str = ""
+    network: str | Sequence[str] = ""
 
 
 @dataclass

@@ -32,6 +32,7 @@ from flame.client.values import (
 )
 from flame.model.errors import InvalidArgumentError
 from flame.model.isolation import Limits
+from flame.model.network import joined
 from flame.model.specs import Gang, TaskOptions
 from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
 from flame.model.task_options import check_options, check_per_key
@@ -132,7 +133,7 @@ def application_to(attrs: ApplicationAttributes | Mapping[str, Any]) -> ty.Appli
             warm_instances=attrs.warm_instances,
             isolation=attrs.isolation,
             limits=limits_to(attrs.limits),
-            network=attrs.network,
+            network=joined(attrs.network),
         )
         schema = attrs.schema
         if schema is not None and (schema.input or schema.output or schema.common_data):
@@ -221,7 +222,7 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
             prefer_nodes=[_place_of(item) for item in attrs.prefer_nodes],
             isolation=attrs.isolation,
             limits=limits_to(attrs.limits),
-            network=attrs.network,
+            network=joined(attrs.network),
             idle_timeout_s=attrs.idle_timeout,
         )
     except (ValueError, TypeError) as error:

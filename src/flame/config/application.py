@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from flame.config.document import Section, parse_documents
 from flame.config.executors import SHIMS
-from flame.model.isolation import LEVELS, NETWORKS, NO_LIMITS, Limits
+from flame.model.isolation import LEVELS, NO_LIMITS, Limits
+from flame.model.network import joined
 from flame.model.specs import DEFAULT_DELAY_RELEASE, DEFAULT_MAX_INSTANCES, ApplicationSchema, ApplicationSpec
 
 
@@ -58,7 +59,7 @@ def _application(root: Section) -> ApplicationDocument:
             warm_instances=spec.integer("warm_instances", 0, maximum=2**32 - 1),
             isolation=spec.choice("isolation", ("", *LEVELS), ""),
             limits=_limits(spec.section("limits")),
-            network=spec.choice("network", ("", *NETWORKS), ""),
+            network=joined(spec.text_or_texts("network")),
         ),
     )
     root.finish()

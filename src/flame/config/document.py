@@ -210,6 +210,12 @@ class Section:
             raise self.error(key, "has to be a list")
         return tuple(self._scalar(key, item) for item in node.value)
 
+    def text_or_texts(self, key: str) -> str | tuple[str, ...]:
+        """A scalar, or a list of them; empty when there is none."""
+        from yaml.nodes import SequenceNode
+
+        return self.texts(key) if isinstance(self._node(key), SequenceNode) else self.text(key, "")
+
     def mapping(self, key: str) -> dict[str, str]:
         """A mapping from text to text with keys that are the user's own."""
         node = self._node(key)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from flame.model import network as networks
 from flame.model.errors import InvalidArgumentError
 from flame.model.resources import parse_size
 from flame.model.states import Shim
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 NONE = "none"
 LEVELS = (NONE, "process", "gvisor", "microvm")  # each is stricter than those before it; "" is none unless more is said
-NETWORKS = ("none", "host")  # "" is none above level none, which always has the node's
 MIN_MEMORY = 16 * 1024**2  # below, no interpreter starts
 MIN_PIDS = 4  # the sandbox itself has two
 
@@ -92,8 +92,8 @@ def check(isolation: str, limits: Limits, network: str) -> None:
         raise InvalidArgumentError(
             f"unknown isolation {isolation!r}", remedy=f"write one of {', '.join(LEVELS)}, or leave it out"
         )
-    if network not in ("", *NETWORKS):
-        raise InvalidArgumentError(f"unknown network {network!r}", remedy="write none or host, or leave it out")
+    if networks.is_list(network):
+        networks.parse(network)
     if 0 < limits.memory < MIN_MEMORY:
         raise InvalidArgumentError(f"limits.memory {limits.memory} is below {MIN_MEMORY} bytes: nothing would start")
     if 0 < limits.pids < MIN_PIDS:
@@ -108,15 +108,18 @@ def check_together(application: ApplicationSpec, session: SessionSpec) -> None:
             f"application {session.application} has isolation {application.isolation}; a session of it can't have less",
             remedy="leave isolation out",
         )
-    if application.network == "none" and session.network == "host":
+    more = networks.within(application.network, session.network)
+    if more:
         raise InvalidArgumentError(
-            f"application {session.application} has network none; a session of it can't have more",
+            f"application {session.application} has {more}; a session of it can't have more",
             remedy="leave network out",
         )
     together = strictest(application, session)
     if not isolated(together.isolation):
-        if together.network == "none":
-            raise InvalidArgumentError("network none needs isolation", remedy="set isolation to process or more")
+        if together.network not in ("", "host"):
+            raise InvalidArgumentError(
+                f"network {together.network} needs isolation", remedy="set isolation to process or more"
+            )
         if together.limits.disk:
             raise InvalidArgumentError("limits.disk needs isolation", remedy="set isolation to process or more")
 

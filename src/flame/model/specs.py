@@ -42,7 +42,7 @@ class ApplicationSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     warm_instances: int = 0  # started ahead on each node that ran one, within the node's budget
     isolation: str = ""  # one of isolation.LEVELS
     limits: Limits = NO_LIMITS  # of each instance
-    network: str = ""  # one of isolation.NETWORKS
+    network: str = ""  # none, host, or a list as in network.py; "" is none above level none, which has the node's
 
 
 class TaskOptions(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -44,7 +44,7 @@ class AsyncSandbox:
         cls,
         *,
         isolation: str = "process",
-        network: str = "none",
+        network: str | Sequence[str] = "none",
         limits: Limits | None = None,
         resreq: ResourceRequirement | str | None = None,
         env: Mapping[str, str] | None = None,

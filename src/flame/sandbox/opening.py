@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from flame.client.snapshot import SessionSnapshot
@@ -20,7 +20,7 @@ PREFIX = "sandbox"
 def attributes(
     *,
     isolation: str,
-    network: str,
+    network: str | Sequence[str],
     limits: Limits | None,
     resreq: ResourceRequirement | str | None,
     idle_timeout: float | timedelta | None,
@@ -28,7 +28,7 @@ def attributes(
     tenant: str,
 ) -> SessionAttributes:
     """The session of a new sandbox. Raises InvalidArgumentError."""
-    if isolation in ("", "none") and network == "none":
+    if isolation in ("", "none") and network != "host":
         raise InvalidArgumentError(
             "a sandbox with isolation none can't be kept off the network",
             remedy="give it isolation, or say network='host'",

@@ -52,7 +52,7 @@ class Sandbox:
         cls,
         *,
         isolation: str = "process",
-        network: str = "none",
+        network: str | Sequence[str] = "none",
         limits: Limits | None = None,
         resreq: ResourceRequirement | str | None = None,
         env: Mapping[str, str] | None = None,
@@ -65,11 +65,12 @@ class Sandbox:
     ) -> Self:
         """A new sandbox.
 
-        `isolation` is how far it is kept from its node, `network` "none" or "host", `limits` what it may use, `resreq`
-        what it gets of a node, such as "cpu=1,mem=2g". `env` is for all that runs in it. It is closed when nothing was
-        asked of it for `idle_timeout` seconds (None = never), also while it is paused. `labels` are those of its
-        session, `tenant` whose share of the cluster it uses. It begins with the files, variables and environment of
-        `snapshot`. Waits up to `timeout` seconds for it to start.
+        `isolation` is how far it is kept from its node. `network` is "none", "host", or a list of what it may reach,
+        such as ["pypi.org", "*.example.com:443", "10.1.2.0/24"]. `limits` is what it may use, `resreq` what it gets of
+        a node, such as "cpu=1,mem=2g". `env` is for all that runs in it. It is closed when nothing was asked of it for
+        `idle_timeout` seconds (None = never), also while it is paused. `labels` are those of its session, `tenant`
+        whose share of the cluster it uses. It begins with the files, variables and environment of `snapshot`. Waits up
+        to `timeout` seconds for it to start.
 
         Raises TimedOutError and UnavailableError, with the reason, when it does not start; InvalidArgumentError.
         """

@@ -13,8 +13,10 @@ from pathlib import Path
 import msgspec
 
 from flame.model.isolation import ISOLATION_LABEL, LIMITS_LABEL, NO, NO_LIMITS, YES, Limits, isolated, stricter
+from flame.model.network import is_list
 from flame.model.states import BindCode
 from flame.proto import types_pb2
+from flame.shims.egress import bridged
 from flame.shims.environment import Surroundings
 from flame.shims.isolation_devices import device_files, names_inside
 from flame.shims.isolation_sandbox import DEFAULT_DISK, TMP, Room, folders_of_interpreter, forbidden, readable
@@ -89,6 +91,12 @@ class Confinement:
         level = self._level(launch)
         if self.groups.missing and asked.grouped:
             raise BindError(BindCode.START, f"this node can't hold limits: {self.groups.missing}")
+        if is_list(launch.application.network) and (level is None or level.streams):
+            name = level.name if level is not None else "none"
+            raise BindError(
+                BindCode.START,
+                f"isolation {name} can't hold a network of listed hosts: no socket of its proxy gets inside",
+            )
         if level is None:
             return asked
         if launch.devices and level.name not in _WITH_GPUS:
@@ -105,12 +113,15 @@ class Confinement:
         limits: Limits,
         sockets: Sequence[Path] = (),
         shown: Sequence[Path] = (),
+        proxy: Path | None = None,
     ) -> Confined:
         """The program as it is started here; `name` is that of its control group. `sockets` are those, and folders for
-        them, that it may use, `shown` are files that it shall see. Raises BindError."""
+        them, that it may use, `shown` are files that it shall see, `proxy` is the socket of the proxy by which alone it
+        reaches a network. Raises BindError."""
         level = self._level(launch)
         if level is not None:
-            program = level.wrap(program, self._room(launch, program, limits, sockets, shown), limits, launch)
+            room = self._room(launch, program, limits, sockets if proxy is None else [*sockets, proxy], shown)
+            program = level.wrap(program if proxy is None else bridged(program, proxy), room, limits, launch)
         outside = limits if level is None else level.around(limits)
         group = self._group(name, outside)  # last, since it has to be removed again
         if group is not None:

@@ -11,7 +11,8 @@ import msgspec
 
 from flame.cli import completing
 from flame.cli.options import all_options, settings_of
-from flame.model.isolation import LEVELS, NETWORKS
+from flame.model.isolation import LEVELS
+from flame.model.network import FORM as NETWORK
 
 _LETTERS = string.ascii_letters + string.digits
 
@@ -55,7 +56,7 @@ _LETTERS = string.ascii_letters + string.digits
     "--max-running-per-key", type=click.IntRange(1, 2**32 - 1), metavar="N", help="Tasks of one key at a time (1)."
 )
 @click.option("--isolation", type=click.Choice(LEVELS), help="Its application's, or a stricter one.")
-@click.option("--network", type=click.Choice(NETWORKS), help="What its instances may reach.")
+@click.option("--network", metavar=NETWORK, help="What its instances may reach.")
 @click.option(
     "--limit",
     "limits",

@@ -12,7 +12,8 @@ import click
 from flame.cli import completing
 from flame.cli.options import Settings, all_options, output_option, settings_of, where_options
 from flame.cli.program import Lazy, LazyGroup
-from flame.model.isolation import LEVELS, NETWORKS
+from flame.model.isolation import LEVELS
+from flame.model.network import FORM as NETWORK
 
 if TYPE_CHECKING:
     from flame.sandbox import Sandbox
@@ -53,7 +54,7 @@ def sandbox_argument(function: F) -> F:
 
 @click.command()
 @click.option("--isolation", type=click.Choice(LEVELS), default="process", help="How far it is kept from its node.")
-@click.option("--network", type=click.Choice(NETWORKS), help="What it may reach (none; host at isolation none).")
+@click.option("--network", metavar=NETWORK, help="What it may reach (none; host at isolation none).")
 @click.option(
     "--limit",
     "limits",
