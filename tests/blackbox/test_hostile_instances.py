@@ -9,7 +9,7 @@ import pytest
 
 from flame.proto import frontend_pb2
 from scripted_manager import Node, a_node_here
-from untrusted import MIB
+from untrusted import MIB, ask, begin, require_sandboxes
 
 # Speaks the link without our SDK, and not as it should.
 LIAR = """
@@ -170,6 +170,28 @@ async def test_tasks_that_are_never_read_do_not_fill_the_memory_of_the_node(
     assert released.message == (
         f"the instance broke its contract: it asked for tasks and left more than {16 * MIB} bytes of them unread"
     )
+
+
+# --- what all of a machine share -------------------------------------------------------------------------------------
+
+
+async def test_buffers_of_tcp_count_as_memory(node: Node, tmp_path: Path) -> None:
+    require_sandboxes(tmp_path)
+    await begin(node, 1, "process", memory=64 * MIB)
+    source = """
+server = socket.create_server(("127.0.0.1", 0), backlog=100)
+kept, answer = [], 0
+for _ in range(60):
+    near = socket.create_connection(server.getsockname())
+    kept += [near, server.accept()[0]]
+    near.setblocking(False)
+    try:
+        while True:
+            answer += near.send(bytes(1 << 18))
+    except BlockingIOError:
+        pass
+"""
+    assert await ask(node, 1, source) < 64 * MIB
 
 
 # --- what it leaves behind -------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ def test_what_is_written_has_a_file_for_each_layout() -> None:
             "memory.swap.max": "0",
             "memory.limit_in_bytes": "67108864",
             "memory.memsw.limit_in_bytes": "67108864",
+            "memory.kmem.tcp.limit_in_bytes": "4194304",
         },
         "pids": {"pids.max": "20"},
         "cpu": {"cpu.max": "50000 100000", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"},

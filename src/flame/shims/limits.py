@@ -16,6 +16,8 @@ WANTED = ("memory", "pids", "cpu")
 _COUNTING = "cpuacct"  # version 1 counts processor time in a tree that need not be that of its limits
 _PERIOD_US = 100_000
 _LEAST_QUOTA_US = 1_000
+# Version 1 counts buffers of TCP by themselves. All groups together stay below what the kernel allows the machine.
+_TCP_PART, _LEAST_TCP = 16, 4 * 1024**2
 _PREFIX = "flame-"
 _REMOVE_S, _PAUSE_S = 5.0, 0.01
 
@@ -119,6 +121,7 @@ def settings_of(limits: Limits) -> dict[str, dict[str, str]]:
             "memory.swap.max": "0",
             "memory.limit_in_bytes": most,
             "memory.memsw.limit_in_bytes": most,
+            "memory.kmem.tcp.limit_in_bytes": str(max(_LEAST_TCP, limits.memory // _TCP_PART)),
         }
     if limits.pids:
         found["pids"] = {"pids.max": str(limits.pids)}
