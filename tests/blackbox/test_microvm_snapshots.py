@@ -1,0 +1,154 @@
+"""Instances at level microvm that are copies of one machine, saved when its service was prepared."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flame.proto import types_pb2
+from microvms import CACHE, DISK, LIMITS, cached, found, run, wrapped
+from scripted_manager import Node, NodeLog, a_node_here
+from untrusted import SERVICE, ask
+
+HELD = types_pb2.Limits(memory=LIMITS.memory, pids=LIMITS.pids, disk=DISK)
+PREPARED = SERVICE.replace(
+    "class Untrusted(FlameService):",
+    """import random, secrets, ssl, uuid
+    state = []
+    class Untrusted(FlameService):
+        def on_prepare(self):
+            state.append(time.monotonic())
+            state.append('FLAME_EXECUTOR_ID' in os.environ or 'FLAME_INSTANCE_TOKEN' in os.environ)""",
+)
+ASYNC = """
+    import asyncio
+    class Waiting(FlameService):
+        async def on_prepare(self):
+            await asyncio.sleep(0)
+            self.loop = asyncio.get_running_loop()
+        async def on_task_invoke(self, context):
+            return b'the same' if asyncio.get_running_loop() is self.loop else b'another'
+    run(Waiting())
+"""
+FAILS = """
+    class Failing(FlameService):
+        def on_prepare(self):
+            raise RuntimeError('no model here')
+    run(Failing())
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where programs lie: at the same place for all, since where they lie is a part of what they are."""
+    folder = tmp_path_factory.mktemp("microvm")
+    level = found(folder / "probe")
+    assert level.missing == ""
+    assert run(wrapped(level, "/bin/sh", "-c", ":")).returncode == 0  # the system's disk is made before a test waits
+    with cached():
+        yield folder
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with a_node_here() as node:
+        yield node
+
+
+def start(node: Node, folder: Path, channel: int, source: str, name: str, **options: Any) -> None:
+    file = folder / f"{name}.py"
+    if not file.exists():
+        file.write_text("import os, sys, time\nfrom flame.service import *\n" + source.replace("\n    ", "\n"))
+    node.manager.start(channel, sys.executable, str(file), isolation="microvm", limits=HELD, **options)
+
+
+async def test_copies_share_what_was_prepared_and_nothing_else(node: Node, folder: Path) -> None:
+    for channel in (1, 2):
+        start(node, folder, channel, PREPARED, "prepared")
+        await node.manager.bound(channel)
+    states = [await ask(node, channel, "answer = state") for channel in (1, 2)]
+    assert states[0] == states[1]  # on_prepare has run once, at that time
+    assert states[0][1] is False  # and knew nobody's identity
+    # What one session leaves behind is not another's.
+    assert await ask(node, 1, "state.append('mine'); open('/tmp/mine', 'w').close(); answer = len(state)") == 3
+    assert await ask(node, 2, "answer = [len(state), os.path.exists('/tmp/mine')]") == [2, False]
+    # Who it is, what time it is, and chance.
+    for channel in (1, 2):
+        known = await ask(node, channel, "answer = [os.environ['FLAME_EXECUTOR_ID'], os.environ['FLAME_SESSION_ID']]")
+        assert known == [node.manager.executor_id(channel), f"session-{channel}"]
+        assert await ask(node, channel, "answer = 'FLAME_SNAPSHOT_FD' in os.environ") is False
+        assert abs(await ask(node, channel, "answer = time.time()") - time.time()) < 5
+    for source in ("random.random()", "secrets.token_hex()", "str(uuid.uuid4())", "ssl.RAND_bytes(8).hex()"):
+        drawn = [await ask(node, channel, f"answer = {source}") for channel in (1, 2)]
+        assert drawn[0] != drawn[1], source
+
+
+async def test_an_application_may_do_without(node: Node, folder: Path) -> None:
+    for channel, labels in ((1, []), (2, ["snapshot=off"])):
+        start(node, folder, channel, PREPARED, "prepared", labels=labels)
+        await node.manager.bound(channel)
+    assert [(await ask(node, channel, "answer = state"))[1] for channel in (1, 2)] == [False, True]
+
+
+async def test_a_changed_program_is_not_the_saved_one(node: Node, folder: Path) -> None:
+    name = f"changing{random.randrange(1 << 30)}"
+    start(node, folder, 1, PREPARED, name)
+    await node.manager.bound(1)
+    file = folder / f"{name}.py"
+    file.write_text(file.read_text().replace("state = []", "state = ['changed']"))
+    start(node, folder, 2, PREPARED, name)
+    await node.manager.bound(2)
+    assert await ask(node, 1, "answer = len(state)") == 2
+    assert await ask(node, 2, "answer = state[0]") == "changed"
+
+
+async def test_a_snapshot_that_is_broken_is_made_anew(node: Node, folder: Path) -> None:
+    start(node, folder, 1, PREPARED, "prepared")
+    await node.manager.bound(1)
+    newest = max(CACHE.glob("snapshot-*"), key=lambda place: place.stat().st_mtime)
+    os.truncate(newest / "state", 1000)
+    start(node, folder, 2, PREPARED, "prepared")
+    await node.manager.bound(2)
+    assert await ask(node, 2, "answer = state[1]") is True
+    assert b"no snapshot is used, the machine is booted" in await written(node, 2)
+    start(node, folder, 3, PREPARED, "prepared")
+    await node.manager.bound(3)
+    assert b"no snapshot" not in await written(node, 3)
+
+
+async def test_a_service_is_prepared_in_the_loop_that_it_works_in(node: Node, folder: Path) -> None:
+    start(node, folder, 1, ASYNC, "async")
+    await node.manager.bound(1)
+    assert await node.manager.answered(1, node.manager.run(1, b"")) == [b"the same"]
+
+
+async def test_a_service_that_can_not_be_prepared(node: Node, folder: Path) -> None:
+    start(node, folder, 1, FAILS, "failing")
+    released = await node.manager.released(1)
+    assert "the instance exited with status 1 before it was ready" in released.message
+    assert "RuntimeError: no model here" in released.message
+
+
+async def test_copies_that_wait_for_a_session(node: Node, folder: Path) -> None:
+    with NodeLog() as log:
+        start(node, folder, 1, PREPARED, "prepared", warm_instances=1)
+        await node.manager.bound(1)
+        await log.until("waits for a session of app")
+        start(node, folder, 2, PREPARED, "prepared", warm_instances=1)
+        bound = await node.manager.bound(2)
+    assert f"process {bound.pid} waits for a session" in log.text
+    known = await ask(node, 2, "answer = [os.environ['FLAME_EXECUTOR_ID'], os.environ['FLAME_SESSION_ID']]")
+    assert known == [node.manager.executor_id(2), "session-2"]
+
+
+async def written(node: Node, channel: int) -> bytes:
+    """What an instance wrote to stderr."""
+    chunks = await node.manager.read_log(executor_id=node.manager.executor_id(channel))
+    return b"".join(chunk.data for chunk in chunks)
