@@ -26,7 +26,7 @@ _IDLE_S = 600.0
 _CHUNK = 64 * 1024
 _TOLD = 200  # different refusals that are written down
 _HTTP = re.compile(r"([A-Z]{1,20}) (\S{1,8192}) HTTP/1\.[01]")
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:.*")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*")
 _OF_PROXIES = ("connection", "proxy-connection", "proxy-authorization", "keep-alive", "te", "upgrade", "host")
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -106,7 +106,7 @@ class Proxy:
                 self.sent += len(head)
             else:
                 writer.write(answer(200, ""))
-            await self._carry(reader, writer, there, to_there)
+            await self._carry(reader, writer, there, to_there, once=bool(head))
         finally:
             to_there.close()
 
@@ -148,14 +148,15 @@ class Proxy:
         writer: asyncio.StreamWriter,
         there: asyncio.StreamReader,
         to_there: asyncio.StreamWriter,
+        *,
+        once: bool,
     ) -> None:
-        """Bytes, both ways, until both have ended, or nothing was said for long."""
+        """Bytes, both ways, until both have ended, or nothing was said for long. `once`: until there is an answer."""
         loop = asyncio.get_running_loop()
         last = loop.time()
 
-        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> int:
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             nonlocal last
-            size = 0
             try:
                 while True:
                     try:
@@ -166,20 +167,29 @@ class Proxy:
                     except TimeoutError:
                         if loop.time() >= last + _IDLE_S:
                             sink.transport.abort()
-                            return size
+                            return
                         continue
                     if not data:
                         sink.write_eof()
-                        return size
+                        return
                     last = loop.time()
-                    size += len(data)
+                    self._count(source is reader, len(data))
             except OSError:
                 sink.transport.abort()
-                return size
 
-        sent, received = await asyncio.gather(copy(reader, to_there), copy(there, writer))
-        self.sent += sent
-        self.received += received
+        request = asyncio.ensure_future(copy(reader, to_there))
+        try:
+            await copy(there, writer)
+            if not once:
+                await request
+        finally:
+            request.cancel()
+
+    def _count(self, outward: bool, size: int) -> None:
+        if outward:
+            self.sent += size
+        else:
+            self.received += size
 
     def _refusal(self, what: str) -> RefusedError:
         self.refused += 1
