@@ -135,6 +135,18 @@ async def test_what_could_be_sent_without_end_ends_the_instance(node: Node, floo
     await others_work(node, 2)
 
 
+async def test_an_endless_reason_is_cut_short(node: Node) -> None:
+    source = f"""{LIAR}
+    sock = connect()
+    enter(return_code=3, message="never " * 1000000)
+    """
+    node.start(1, source)
+    released = await node.manager.released(1)
+    assert released.code == 12
+    assert released.message.startswith("never never")
+    assert len(released.message) == 16 * 1024
+
+
 async def test_half_a_frame_holds_nobody_up(node: Node) -> None:
     node.start(2, ECHO)
     await node.manager.bound(2)

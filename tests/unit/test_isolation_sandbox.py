@@ -54,6 +54,8 @@ def refused(error: int) -> int:
         ((X86, 56, 0x10000011), refused(errno.EPERM)),  # a user namespace
         ((X86, 16, 1, 0x5412), refused(errno.EPERM)),  # TIOCSTI
         ((X86, 16, 1, 0x5413), ALLOW),
+        ((X86, 72, 1, 1024), refused(errno.EPERM)),  # F_SETLEASE
+        ((X86, 72, 1, 3), ALLOW),
         ((X86, 41, 1), ALLOW),  # AF_UNIX
         ((X86, 41, 40), refused(errno.EAFNOSUPPORT)),  # AF_VSOCK
         ((X86, 41, 38), refused(errno.EAFNOSUPPORT)),  # AF_ALG
@@ -71,6 +73,7 @@ def test_the_filter_on_x86(call: tuple[int, ...], answer: int) -> None:
         ((ARM, 63), ALLOW),
         ((ARM, 117), refused(errno.EPERM)),
         ((ARM, 220, 0x10000011), refused(errno.EPERM)),
+        ((ARM, 25, 1, 1024), refused(errno.EPERM)),
         ((X86, 0), KILL),
     ],
 )

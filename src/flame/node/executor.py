@@ -28,6 +28,7 @@ logger = logging.getLogger("flame.node")
 
 _COUNT_S = 0.005  # at least between two looks at what an instance used
 _LEAST_UNREAD = 256 * 1024**2  # bytes of tasks that any instance may leave unread
+_LONGEST_REASON = 16 * 1024  # characters; an instance may give its own, and it is kept by the session manager
 _EXIT_S = 1.0  # between the end of an instance's connection and the end of the instance
 
 
@@ -334,7 +335,8 @@ class Executor:
         if self._instance is not None:
             report.pid = self._instance.pid
         if ending is not None:
-            report.code, report.message, report.crashed = int(ending.code), ending.message, ending.crashed
+            report.code, report.crashed = int(ending.code), ending.crashed
+            report.message = ending.message[:_LONGEST_REASON]
             used = self._instance.usage() if isinstance(self._instance, Measured) else None
             if used is not None:
                 report.cpu_ms, report.peak_memory = round(used.cpu * 1000), used.peak_memory

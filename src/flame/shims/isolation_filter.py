@@ -16,6 +16,7 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in what the kernel show
 _X32 = 0x40000000  # calls of the x32 ABI have this bit, and other numbers than those below
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET
 _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing into a terminal
+_LEASES = (1024,)  # F_SETLEASE: on a file that others only read, it holds up who wants to write to it
 _SOCKETS = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 
 # Architecture's number of the kernel's audit, then the numbers of calls by name.
@@ -56,15 +57,15 @@ _CLONE3 = 435
 
 
 class _Machine:
-    def __init__(self, audit: int, numbers: str, clone: int, ioctl: int, socket: int, **more: int) -> None:
+    def __init__(self, audit: int, numbers: str, clone: int, ioctl: int, fcntl: int, socket: int, **more: int) -> None:
         self.audit = audit
         self.refused = {**dict(zip(_NAMES, map(int, numbers.split()), strict=True)), **_SAME, **more}
-        self.clone, self.ioctl, self.socket = clone, ioctl, socket
+        self.clone, self.ioctl, self.fcntl, self.socket = clone, ioctl, fcntl, socket
 
 
 MACHINES = {
-    "x86_64": _Machine(0xC000003E, _X86, clone=56, ioctl=16, socket=41, **_ONLY_X86),
-    "aarch64": _Machine(0xC00000B7, _ARM, clone=220, ioctl=29, socket=198),
+    "x86_64": _Machine(0xC000003E, _X86, clone=56, ioctl=16, fcntl=72, socket=41, **_ONLY_X86),
+    "aarch64": _Machine(0xC00000B7, _ARM, clone=220, ioctl=29, fcntl=25, socket=198),
 }
 
 
@@ -84,8 +85,9 @@ def program(machine: str) -> bytes:
     # What it is given lies in memory, where no filter looks; libraries go back to clone.
     code += [_step(_EQUAL, _CLONE3, 0, 1), _refuse(errno.ENOSYS)]
     code += _when(kind.clone, [_load(_ARGUMENTS), _step(_ANY_BIT, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM)])
-    typed = [step for wish in _TERMINAL_INPUT for step in (_step(_EQUAL, wish, 0, 1), _refuse(errno.EPERM))]
-    code += _when(kind.ioctl, [_load(_ARGUMENTS + 8), *typed])
+    for call, wishes in ((kind.ioctl, _TERMINAL_INPUT), (kind.fcntl, _LEASES)):
+        refused = [step for wish in wishes for step in (_step(_EQUAL, wish, 0, 1), _refuse(errno.EPERM))]
+        code += _when(call, [_load(_ARGUMENTS + 8), *refused])
     known = [step for family in _SOCKETS for step in (_step(_EQUAL, family, 0, 1), _answer(_ALLOW))]
     code += _when(kind.socket, [_load(_ARGUMENTS), *known, _refuse(errno.EAFNOSUPPORT)])
     return b"".join([*code, _answer(_ALLOW)])

@@ -18,6 +18,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -234,6 +235,9 @@ def become(wanted: dict[str, object], keeper: int, streams: tuple[int, int, int]
     for group in groups:
         with open(f"{group}/cgroup.procs", "w") as file:  # noqa: PTH123
             file.write("0")
+    if wanted["boxed"]:
+        # Where the kernel hands cores to a program, that would write what the sandbox holds to the node's disk.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for target, path in enumerate(opened, FIRST_OPENED):
         os.dup2(os.open(path, os.O_RDONLY | os.O_CLOEXEC), target)
     os.chdir(wanted["cwd"])  # type: ignore[arg-type]
