@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -197,6 +198,21 @@ async def test_a_server_in_the_network_of_its_node_has_a_port(node: Node) -> Non
     node.manager.start(1, sys.executable, str(node.folder / "server.py"), "port", **spec)
     await node.manager.bound(1)
     assert await node.manager.answered(1, node.manager.run(1, b"'xyz'")) == [b"3"]
+
+
+async def test_a_server_can_not_send_its_node_to_another_socket(node: Node) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        path = node.folder / "other.sock"
+        other.bind(str(path))
+        other.listen()
+        source = f"import os, time; os.symlink({str(path)!r}, os.environ['FLAME_REST_SOCKET']); time.sleep(3600)"
+        node.start(1, source, shim=types_pb2.Rest, isolation="process")
+        released = await node.manager.released(1)
+        assert released.code == 11
+        assert released.message.endswith("is no socket")
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()
 
 
 async def test_a_program_sees_its_common_data_in_a_sandbox(node: Node) -> None:

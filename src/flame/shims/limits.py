@@ -27,6 +27,7 @@ class Group:
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._folders = folders
+        self._counters: tuple[Path | None, Path | None, Path | None] | None = None  # as far as they were found
 
     @property
     def folders(self) -> list[Path]:
@@ -35,12 +36,26 @@ class Group:
 
     def usage(self) -> Usage:
         """What it used so far."""
-        memory, counting = self._folders["memory"], self._folders.get(_COUNTING, self._folders["cpu"])
-        nanoseconds = _number(counting / "cpuacct.usage") or _field(counting / "cpu.stat", "usage_usec") * 1000
+        if self._counters is None:
+            self._counters = self._find_counters()
+        cpu, peak, kills = self._counters
+        if cpu is not None and cpu.name == "cpu.stat":
+            nanoseconds = _field(cpu, "usage_usec") * 1000
+        else:
+            nanoseconds = _number(cpu) if cpu is not None else 0
         return Usage(
             cpu=nanoseconds / 1e9,
-            peak_memory=_number(memory / "memory.peak") or _number(memory / "memory.max_usage_in_bytes"),
-            kills=_field(memory / "memory.events", "oom_kill") or _field(memory / "memory.oom_control", "oom_kill"),
+            peak_memory=_number(peak) if peak is not None else 0,
+            kills=_field(kills, "oom_kill") if kills is not None else 0,
+        )
+
+    def _find_counters(self) -> tuple[Path | None, Path | None, Path | None]:
+        """The files that have processor time, peak memory and kills; which they are depends on the layout."""
+        memory, counting = self._folders["memory"], self._folders.get(_COUNTING, self._folders["cpu"])
+        return (
+            _first(counting / "cpuacct.usage", counting / "cpu.stat"),
+            _first(memory / "memory.peak", memory / "memory.max_usage_in_bytes"),
+            _first(memory / "memory.events", memory / "memory.oom_control"),
         )
 
     def remove(self) -> None:
@@ -205,6 +220,10 @@ def _remove(folder: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+def _first(*files: Path) -> Path | None:
+    return next((file for file in files if file.exists()), None)
 
 
 def _field(file: Path, name: str) -> int:
