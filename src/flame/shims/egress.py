@@ -8,6 +8,7 @@ front of the program there.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,8 @@ import msgspec
 
 from flame.shims.processes import Keeper, Process, Program
 
+logger = logging.getLogger("flame.node")
+
 _BRIDGE = Path(__file__).with_name("egress_bridge.py")
 _SOCKET = "proxy"
 _BACKLOG = 128
@@ -26,39 +29,63 @@ _END_S = 2.0
 
 
 class Egress:
-    """The proxy of one instance."""
+    """The proxy of one instance. It is started when somebody comes to its socket: many never do."""
 
-    def __init__(self, process: Process, folder: Path) -> None:
-        self.socket = folder / _SOCKET
-        self._process = process
-        self._folder = folder
-
-    @classmethod
-    async def open(cls, keeper: Keeper, executors: Path, executor_id: str, network: str, log: int) -> Egress:
-        """Start one for this list. It has a folder of its own in `executors`, by whose name it is found after the
+    def __init__(self, keeper: Keeper, executors: Path, executor_id: str, network: str, log: int) -> None:
+        """`network` is a list. The proxy has a folder of its own in `executors`, by whose name it is found after the
         keeper was killed; what it says goes to `log`. Raises OSError."""
-        identity = f"{executor_id}-network"
-        folder = executors / identity
-        folder.mkdir(mode=0o700)
+        self._keeper = keeper
+        self._identity = f"{executor_id}-network"
+        self._network = network
+        self._folder = executors / self._identity
+        self.socket = self._folder / _SOCKET
+        self._starting: asyncio.Task[Process | None] | None = None
+        self._folder.mkdir(mode=0o700)
         try:
-            with _listen(folder) as listening:
-                argv = [sys.executable, "-I", "-m", "flame.shims.egress_proxy", network]
-                passed = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-                env = {**passed, "FLAME_INSTANCE_ID": identity, "PATH": os.defpath}
-                program = Program(sys.executable, argv, env, str(folder))
-                process = await keeper.spawn(identity, program, log, log, listening.fileno())
+            self._listening = _listen(self._folder)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise
-        return cls(process, folder)
+        self._log = os.dup(log)
+        asyncio.get_running_loop().add_reader(self._listening.fileno(), self._begin)
 
     async def close(self) -> None:
         """End it, when nobody needs it any more; it has said its last word then."""
-        self._process.signal(signal.SIGTERM)
-        await asyncio.wait({self._process.ended}, timeout=_END_S)
-        self._process.signal(signal.SIGKILL)
-        await asyncio.wait({self._process.ended})
+        process = None
+        if self._starting is None:
+            self._let_go()
+        else:
+            process = await self._starting
+        if process is not None:
+            process.signal(signal.SIGTERM)
+            await asyncio.wait({process.ended}, timeout=_END_S)
+            process.signal(signal.SIGKILL)
+            await asyncio.wait({process.ended})
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listening.fileno())
+        self._starting = loop.create_task(self._start())
+
+    async def _start(self) -> Process | None:
+        passed = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        env = {**passed, "FLAME_INSTANCE_ID": self._identity, "PATH": os.defpath}
+        argv = [sys.executable, "-I", "-m", "flame.shims.egress_proxy", self._network]
+        program = Program(sys.executable, argv, env, str(self._folder))
+        try:
+            return await self._keeper.spawn(self._identity, program, self._log, self._log, self._listening.fileno())
+        except OSError as error:
+            logger.warning("can't start the proxy %s: %s", self._identity, error)
+            return None
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Of what only the proxy needs. Without it, who comes is turned away."""
+        asyncio.get_running_loop().remove_reader(self._listening.fileno())
+        self._listening.close()
+        os.close(self._log)
 
 
 def bridged(program: Program, proxy: Path) -> Program:

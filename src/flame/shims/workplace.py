@@ -69,7 +69,7 @@ class Workshop:
             raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
         try:
             place.furnish(variables or {})
-            await place.open_network()
+            place.open_network()
         except BaseException:
             await place.close()
             raise
@@ -126,17 +126,16 @@ class Workplace:
         cwd = working_directory(launch.application, self.folder)
         self.program = program(launch.application, self.env, around.environ, cwd)
 
-    async def open_network(self) -> None:
-        """Start the proxy of an instance whose network is a list. Raises BindError."""
+    def open_network(self) -> None:
+        """What an instance whose network is a list reaches it by. Raises BindError."""
         launch, workshop = self.launch, self._workshop
         network = launch.application.network
         if not is_list(network):
             return
         try:
-            keeper, folder = workshop.keeper, workshop.folder
-            self._egress = await Egress.open(keeper, folder, launch.executor_id, network, self._stderr)
+            self._egress = Egress(workshop.keeper, workshop.folder, launch.executor_id, network, self._stderr)
         except OSError as error:
-            raise BindError(BindCode.START, f"can't start the proxy of the instance's network: {error}") from error
+            raise BindError(BindCode.START, f"can't make the socket of the instance's network: {error}") from error
 
     def claim(self, executor_id: str, session_id: str) -> None:
         """What was started ahead belongs to this executor from now on. Raises OSError."""

@@ -1,0 +1,235 @@
+"""Networks of listed hosts, in a real cluster: what instances and sandboxes reach, at each level that has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flame
+from blackbox.trouble import alive, until
+from cluster import Cluster
+from flame.model.errors import InvalidArgumentError, TaskFailedError
+from untrusted import named, require_sandboxes
+
+SERVICE = """
+import http.client, json, os, socket, subprocess, sys, urllib.error, urllib.request
+import flame
+
+class Untrusted(flame.FlameService):
+    def on_task_invoke(self, context):
+        names = dict(globals())
+        exec(context.input.decode(), names)
+        return json.dumps(names.get("answer")).encode()
+
+def get(url):
+    try:
+        with urllib.request.urlopen(url) as response:
+            return response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
+
+flame.run(Untrusted())
+"""
+
+
+class Web(ThreadingHTTPServer):
+    """An HTTP server on a loopback address of this machine that no sandbox takes for its own."""
+
+    def __init__(self) -> None:
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = f"{self.path} of {self.headers['Host']}".encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+                """Nothing."""
+
+        super().__init__(("127.0.0.2", 0), Answer)
+        self.where = f"127.0.0.2:{self.server_address[1]}"
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    with Web() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """With the application `untrusted`."""
+    folder = tmp_path_factory.mktemp("cluster")
+    require_sandboxes(folder / "probe")
+    with Cluster(folder) as cluster:
+        service = folder / "service.py"
+        service.write_text(SERVICE)
+        with flame.connect(cluster.endpoint) as connection:
+            spec = {"command": sys.executable, "arguments": [str(service)], "isolation": "process"}
+            connection.register_application("untrusted", spec)
+            connection.register_application("listed", {**spec, "network": ["*.example.com", "10.0.0.0/8:80"]})
+        yield cluster
+
+
+@pytest.fixture
+def connection(cluster: Cluster) -> Iterator[flame.Connection]:
+    with flame.connect(cluster.endpoint) as connection:
+        yield connection
+
+
+def ask(session: flame.Session, source: str) -> Any:
+    output = session.invoke(source.encode())
+    assert output is not None
+    return json.loads(output)
+
+
+def log_of(cluster: Cluster, executor: str) -> str:
+    """What an executor's instance, and its proxy, wrote to stderr."""
+    return "".join(file.read_text() for file in (cluster.folder / "node-1" / "logs").rglob(f"{executor}/stderr.*"))
+
+
+def levels(connection: flame.Connection) -> list[str]:
+    """Those that can hold a list here."""
+    (node,) = connection.list_nodes()
+    return [level for level in ("process", "gvisor") if node.labels.get(f"flame.isolation.{level}") == "yes"]
+
+
+@pytest.mark.parametrize("level", ["process", "gvisor"])
+def test_what_is_listed_is_reached_and_nothing_else(
+    cluster: Cluster, connection: flame.Connection, web: Web, level: str
+) -> None:
+    if level not in levels(connection):
+        pytest.skip(f"this machine has no level {level}")
+    network = [web.where, "localhost:1-65535", "nowhere.invalid"]
+    with connection.create_session("untrusted", isolation=level, network=network) as session:
+        executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
+        assert ask(session, f"answer = get('http://{web.where}/a?b')") == f"/a?b of {web.where}"
+        tunnel = f"""
+            proxy = http.client.HTTPConnection(os.environ['https_proxy'].removeprefix('http://'))
+            proxy.set_tunnel({web.where!r})
+            proxy.request('GET', '/tunnelled')
+            answer = proxy.getresponse().read().decode()
+        """
+        assert ask(session, "if True:" + tunnel) == f"/tunnelled of {web.where}"
+        for url, words in (
+            ("http://127.0.0.2:1/", "127.0.0.2:1: 127.0.0.2 is no public address, and not listed as an address"),
+            ("http://169.254.169.254/latest", "169.254.169.254 is no public address"),
+            ("http://example.com/", "example.com:80: it is not listed"),
+        ):
+            assert words in ask(session, f"answer = get({url!r})")
+        # A listed name that stands for the node itself.
+        rebound = "proxy.request('GET', 'http://localhost:80/'); answer = proxy.getresponse().status"
+        assert ask(session, f"proxy = http.client.HTTPConnection(os.environ['HTTP_PROXY'][7:]); {rebound}") == 403
+        for address in ("1.1.1.1", "127.0.0.2"):
+            direct = f"answer = socket.socket().connect_ex(({address!r}, {web.server_address[1]})) != 0"
+            assert ask(session, direct) is True
+    until(lambda: "bytes in" in log_of(cluster, executor), "the proxy's last word")
+    log = log_of(cluster, executor)
+    assert "network: refused 169.254.169.254:80: 169.254.169.254 is no public address" in log
+    assert "which localhost:1-65535 lists: " in log
+    assert "network: 2 connections, 4 refused; " in log
+    assert not named(f"{executor}-network")
+
+
+def test_programs_in_a_sandbox_use_it(cluster: Cluster, connection: flame.Connection, web: Web) -> None:
+    with flame.Sandbox.create(network=[web.where], connection=connection) as sandbox:
+        code = f"import urllib.request; print(urllib.request.urlopen('http://{web.where}/code').read().decode())"
+        assert sandbox.run_code(code).stdout == f"/code of {web.where}\n"
+        command = sandbox.run_command([sys.executable, "-c", code])
+        assert command.stdout.decode() == f"/code of {web.where}\n"
+
+
+def test_without_its_bridge_or_its_proxy_an_instance_reaches_nothing(connection: flame.Connection, web: Web) -> None:
+    fetch = f"""
+try: answer = get('http://{web.where}/')
+except OSError as error: answer = type(error).__name__
+"""
+    with connection.create_session("untrusted", network=[web.where]) as session:
+        end = """
+for number in filter(str.isdigit, os.listdir('/proc')):
+    if int(number) > 2 and b'egress_bridge' in open(f'/proc/{number}/cmdline', 'rb').read():
+        os.kill(int(number), 9)
+        answer = 'ended'
+"""
+        assert ask(session, end) == "ended"
+        assert ask(session, fetch) == "URLError"
+    with connection.create_session("untrusted", network=[web.where]) as session:
+        executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
+        (proxy,) = (pid for pid in named("egress_proxy") if executor in _environment(pid))
+        os.kill(proxy, signal.SIGKILL)
+        until(lambda: not alive(proxy), "the end of the proxy")
+        assert ask(session, fetch) in ("RemoteDisconnected", "ConnectionResetError", "URLError")
+
+
+def test_a_session_may_only_be_stricter(connection: flame.Connection) -> None:
+    for network, words in (
+        ("host", r"application listed has network \*.example.com, 10.0.0.0/8:80; a session of it can't have more"),
+        (["pypi.org"], "has a network without pypi.org"),
+        (["10.0.0.0/8"], "has a network without 10.0.0.0/8"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            connection.create_session("listed", network=network)
+    with connection.create_session("listed", network=["a.example.com:443", "10.1.1.1:80"]) as session:
+        assert ask(session, "answer = get('http://10.1.1.2:80/')").endswith("not listed as an address\n")
+    with connection.create_session("listed", network="none") as session:
+        assert ask(session, "answer = os.environ.get('HTTP_PROXY')") is None
+
+
+def test_lists_that_mean_nothing_are_refused(connection: flame.Connection) -> None:
+    for network, words in (
+        (["http://pypi.org"], "unknown network 'http://pypi.org'"),
+        (["a,b"], "'a,b' is no host or address"),
+        ("lan", "unknown network 'lan'"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            connection.create_session("untrusted", network=network)
+    connection.register_application("plain", {"command": sys.executable})
+    with pytest.raises(InvalidArgumentError, match=r"network pypi.org needs isolation"):
+        connection.create_session("plain", network=["pypi.org"])
+    with pytest.raises(InvalidArgumentError, match="can't be kept off the network"):
+        flame.Sandbox.create(isolation="none", network=["pypi.org"], connection=connection)
+
+
+def test_a_level_that_can_not_hold_a_list_says_so(connection: flame.Connection) -> None:
+    (node,) = connection.list_nodes()
+    if node.labels.get("flame.isolation.microvm") != "yes":
+        pytest.skip("this machine has no level microvm")
+    with (
+        connection.create_session("untrusted", isolation="microvm", network=["pypi.org"]) as session,
+        pytest.raises(TaskFailedError, match="isolation microvm can't hold a network of listed hosts"),
+    ):
+        session.submit(b"").result(60)
+
+
+def test_nothing_of_it_outlives_the_executor_manager(tmp_path: Path, web: Web) -> None:
+    with Cluster(tmp_path / "c") as cluster, flame.connect(cluster.endpoint) as connection:
+        service = tmp_path / "service.py"
+        service.write_text(SERVICE)
+        spec = {"command": sys.executable, "arguments": [str(service)], "isolation": "process"}
+        connection.register_application("untrusted", spec)
+        session = connection.create_session("untrusted", network=[web.where])
+        executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
+        (proxy,) = (pid for pid in named("egress_proxy") if executor in _environment(pid))
+        cluster.nodes["node-1"].kill()
+        until(lambda: not alive(proxy), "the end of the proxy")
+
+
+def _environment(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_text()
+    except OSError:
+        return ""
