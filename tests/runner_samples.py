@@ -122,6 +122,70 @@ def nested_map(count: int) -> list[int]:
         return [future.result() for future in futures]
 
 
+def nested_wait(count: int) -> list[int]:
+    """Waits with what `concurrent.futures` has for that."""
+    import concurrent.futures
+
+    import flame
+
+    with flame.Executor() as executor:
+        futures = [executor.submit(add, number, 1) for number in range(count)]
+        concurrent.futures.wait(futures)
+        return [future.result() for future in concurrent.futures.as_completed(futures)]
+
+
+async def nested_await(count: int) -> list[int]:
+    """Awaits, and gives a future to another call."""
+    import asyncio
+
+    import flame
+
+    with flame.Executor() as executor:
+        futures = [executor.submit(add, number, 1) for number in range(count)]
+        loop = asyncio.get_running_loop()
+        other = await loop.run_in_executor(executor, add, executor.submit(add, 1, 1), 0)
+        return [await future for future in futures] + [other]
+
+
+def nested_waits_deep(depth: int) -> int:
+    """Each level waits for the next one."""
+    import concurrent.futures
+
+    import flame
+
+    if not depth:
+        return 0
+    with flame.Executor() as executor:
+        future = executor.submit(nested_waits_deep, depth - 1)
+        concurrent.futures.wait([future])
+        return future.result() + 1
+
+
+def die_with_an_executor(file: str) -> str:
+    """The first time it is killed with its Executor open; the second time it says what is left of that."""
+    import flame
+
+    executor = flame.Executor()
+    if not os.path.exists(file):
+        executor.submit(add, 1, 1).result()
+        with open(file, "w") as out:
+            out.write(executor.session_id)
+        os.kill(os.getpid(), signal.SIGKILL)
+    with executor:
+        return executor.session_id
+
+
+def die_for_good(file: str) -> None:
+    """Killed with its Executor open, however often it is tried."""
+    import flame
+
+    executor = flame.Executor()
+    executor.submit(add, 1, 1).result()
+    with open(file, "w") as out:
+        out.write(executor.session_id)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 _remembered: list[str] = []
 
 

@@ -20,7 +20,21 @@ import pytest
 import flame
 from flame.local import Cluster
 from flame.runner.bars import PlainBar
-from runner_samples import RefusedError, add, nested_map, pid_of, refuse, remember, remembered, wait_for
+from runner_samples import (
+    RefusedError,
+    add,
+    die_for_good,
+    die_with_an_executor,
+    nested_await,
+    nested_map,
+    nested_wait,
+    nested_waits_deep,
+    pid_of,
+    refuse,
+    remember,
+    remembered,
+    wait_for,
+)
 
 SECONDS = 30.0
 
@@ -147,6 +161,38 @@ def test_calls_that_wait_for_calls_end_when_the_cluster_is_full(executor: flame.
     outer = [executor.submit(nested_map, 3) for _ in range(3)]  # as many as there are executors
     wait(outer, SECONDS)
     assert [future.result(SECONDS) for future in outer] == [[1, 2, 3]] * 3
+
+
+@pytest.mark.parametrize("function", [nested_wait, nested_await])
+def test_however_they_wait(executor: flame.Executor, function: Any) -> None:
+    outer = [executor.submit(function, 3) for _ in range(3)]
+    for future in outer:
+        assert sorted(future.result(SECONDS))[:3] == [1, 2, 2 if function is nested_await else 3]
+
+
+def test_calls_that_wait_several_levels_deep(executor: flame.Executor) -> None:
+    assert [future.result(SECONDS) for future in [executor.submit(nested_waits_deep, 4) for _ in range(2)]] == [4, 4]
+
+
+def test_what_a_killed_instance_opened_is_closed(
+    executor: flame.Executor, connection: flame.Connection, tmp_path: Path
+) -> None:
+    file = tmp_path / "session"
+    second = executor.submit(die_with_an_executor, str(file)).result(SECONDS)
+    assert second != file.read_text()
+    with pytest.raises(flame.NotFoundError):  # it went with its application
+        connection.get_session(file.read_text())
+
+
+def test_closing_a_session_closes_what_its_instances_opened(connection: flame.Connection, tmp_path: Path) -> None:
+    file = tmp_path / "session"
+    with flame.Executor(connection=connection) as executor:
+        future = executor.submit(die_for_good, str(file))
+        with pytest.raises(flame.FlameError):
+            future.result(SECONDS)
+        assert connection.get_session(file.read_text()).state == flame.SessionState.OPEN
+    with pytest.raises(flame.NotFoundError):
+        connection.get_session(file.read_text())
 
 
 # --- functions -------------------------------------------------------------------------------------------------------

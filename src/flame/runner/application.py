@@ -17,7 +17,8 @@ from flame.model.errors import AlreadyExistsError, FlameError, InvalidStateError
 from flame.objects.nearby import cache_of
 from flame.packages.installers import PYTHON_VERSION
 from flame.runner.code import local_attributes, ship_local_modules, with_environments
-from flame.runner.owners import close_abandoned
+from flame.runner.owners import RUNNER as LABEL
+from flame.runner.owners import close_abandoned, close_children
 from flame.runner.packing import project_folder, send
 from flame.runner.storage import Storage
 
@@ -28,7 +29,6 @@ logger = logging.getLogger("flame.runner")
 
 T = TypeVar("T")
 _TRIES = 5
-LABEL = "flame.runner"  # of applications that a Runner registered, and may unregister
 
 
 class RunnerApplication:
@@ -58,6 +58,9 @@ class RunnerApplication:
 
     def open(self, *, fail_if_exists: bool = False) -> None:
         """Register it, or use the one that is there. Raises AlreadyExistsError, InvalidStateError, FlameError."""
+        if os.environ.get("FLAME_INSTANCE_ID"):
+            # Of the instance that had this session's task before, and was killed.
+            close_children(self.connection, os.environ.get("FLAME_SESSION_ID", ""), abandoned=True)
         known = self.connection.get_application(self.name)
         if known is not None and fail_if_exists:
             raise AlreadyExistsError(

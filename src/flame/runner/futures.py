@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from flame.client.futures import TaskFuture
@@ -28,6 +29,8 @@ class ObjectFuture(TaskFuture):
     needs: tuple[ObjectFuture, ...] = ()  # its arguments, as long as their results must not go
     held: bool = False  # waits for those, and is not submitted
     _submitted: bytes | None = None  # what was submitted, if this process could run it itself
+    _looked_after: bool = False  # somebody does that already, should nobody else be able to
+    _wanted: bool = False  # somebody waited when it was not submitted yet
 
     def __init__(self, stream: TaskStream, lane: Lane) -> None:
         super().__init__(stream)
@@ -60,6 +63,12 @@ class ObjectFuture(TaskFuture):
             raise _as_raised(self._value)
         return self._lane.reference(self._value)
 
+    def submitted(self, call: bytes) -> None:
+        """Note what was submitted, which this process could run itself."""
+        self._submitted = call
+        if self._wanted:
+            self._look_after()
+
     @property
     def outcome(self) -> bytes | FlameError | None:
         """What the cluster gave, None before."""
@@ -76,11 +85,32 @@ class ObjectFuture(TaskFuture):
         return True
 
     def _wait(self, timeout: float | None) -> None:
-        if self._submitted is not None and self._state == "PENDING":
-            timeout = self._lane.run_here_if_full(self, self._submitted, timeout)
+        if self._submitted is not None and self._state == "PENDING" and not self._looked_after:
+            self._looked_after = True
+            try:
+                timeout = self._lane.run_here_if_full(self, self._submitted, timeout)
+            finally:
+                self._looked_after = False
         super()._wait(timeout)
 
+    def _look_after(self) -> None:
+        self._wanted = True
+        if self._submitted is not None and self._state == "PENDING" and not self._looked_after:
+            self._looked_after = True
+            self._lane.look_after(self, self._submitted)
+
+    @property
+    def _condition(self) -> threading.Condition:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._look_after()  # who looks at this is about to wait: concurrent.futures.wait and as_completed
+        return super()._condition
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(self)` once when it is done, in the thread of the connection; at once when it is done already."""
+        self._look_after()
+        super().add_done_callback(fn)
+
     def __await__(self) -> Generator[Any, None, Any]:
+        self._look_after()
         try:
             value = yield from super().__await__()
         except TaskFailedError as failure:

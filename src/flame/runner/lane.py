@@ -14,6 +14,7 @@ from flame.runner import nesting
 from flame.runner.failures import StateLostError, error_of
 from flame.runner.futures import ObjectFuture
 from flame.runner.line import Line
+from flame.runner.owners import close_children
 from flame.runner.payloads import (
     PICKLE,
     STATE,
@@ -136,8 +137,7 @@ class Lane:
         if len(call) > self._storage.threshold:
             call = self._storage.keep(call)
             self._free_after(future, call)
-        if self._target is not None:
-            future._submitted = call  # pyright: ignore[reportPrivateUsage]
+        plain = call
         if self._stateful:
             call = STATE + self._state + call
         stream: TaskStream = future._stream  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
@@ -145,6 +145,8 @@ class Lane:
             stream.submit(call, future, options)
         except TooLargeError as error:
             raise self._storage.too_large(error) from error
+        if self._target is not None:
+            future.submitted(plain)
 
     def cancel_held(self, future: ObjectFuture) -> None:
         """It was cancelled before it was submitted."""
@@ -200,6 +202,10 @@ class Lane:
         assert self._target is not None
         return nesting.wait_or_run(future, lambda: self._answer(call), self.session, timeout)
 
+    def look_after(self, future: ObjectFuture, call: bytes) -> None:
+        """The same for a call that is waited for without a thread."""
+        nesting.look_after(future, lambda: self._answer(call), self.session)
+
     def _answer(self, call: bytes) -> bytes:
         assert self._target is not None
         method, args, kwargs = self._storage.call(call)
@@ -219,6 +225,7 @@ class Lane:
         """Close the session, what has not ended is cancelled, and delete its objects."""
         try:
             self.session.close(force=True)
+            close_children(self.session.connection, self.session.id)
         finally:
             self._storage.clear()
 

@@ -6,9 +6,11 @@ nobody else can begin with is taken back and run by who waits for it.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flame.client.futures import TaskFuture, settle
 from flame.model.errors import FlameError, TaskCancelledError, TaskFailedError, TimedOutError
@@ -37,12 +39,84 @@ def wait_or_run(
             pass
         if future.done():
             break
-        session.refresh()
-        if session.pending and not session.executors and session.pending_reason:
+        if _stuck(session):
             _take_back(future, answer, session)
             break
         pause = min(2 * pause, _LONGEST_PAUSE)
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _stuck(session: Session) -> bool:
+    """Whether nobody can begin with the tasks of a session."""
+    session.refresh()
+    return bool(session.pending and not session.executors and session.pending_reason)
+
+
+class _Awaited(NamedTuple):
+    future: TaskFuture
+    answer: Callable[[], bytes]
+    session: Session
+
+
+class _Lookout:
+    """Does the same for futures that are waited for in ways in which no thread is at hand: `await`, callbacks,
+    `concurrent.futures.wait`. A thread looks at their sessions as long as there are any; calls get a thread each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = 0
+        self._looking = False
+        self._awaited: list[_Awaited] = []
+        self._ended = threading.Event()
+
+    def add(self, awaited: _Awaited) -> None:
+        """Look after one more."""
+        with self._lock:
+            if self._process != os.getpid():  # a fork has no threads of its parent
+                self._process, self._awaited, self._ended = os.getpid(), [], threading.Event()
+                self._looking = False
+            self._awaited.append(awaited)
+            if not self._looking:
+                self._looking = True
+                threading.Thread(target=self._run, name="flame-nesting", daemon=True).start()
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            pause = _FIRST_PAUSE if self._ended.wait(pause) else min(2 * pause, _LONGEST_PAUSE)
+            self._ended.clear()
+            with self._lock:
+                left = [one for one in self._awaited if not one.future.done()]
+                self._awaited = left
+                if not left:
+                    self._looking = False
+                    return
+            for one in {one.session.id: one for one in reversed(left)}.values():  # the oldest of each session
+                self._help(one)
+
+    def _help(self, one: _Awaited) -> None:
+        try:
+            if not _stuck(one.session):
+                return
+        except FlameError:
+            return  # the future learns it, too
+        with self._lock:
+            self._awaited.remove(one)
+        threading.Thread(target=self._take_back, args=(one,), name="flame-nested", daemon=True).start()
+
+    def _take_back(self, one: _Awaited) -> None:
+        try:
+            _take_back(one.future, one.answer, one.session)
+        finally:
+            self._ended.set()
+
+
+_lookout = _Lookout()
+
+
+def look_after(future: TaskFuture, answer: Callable[[], bytes], session: Session) -> None:
+    """Run the call of a future here as soon as its session gets no executor at all."""
+    _lookout.add(_Awaited(future, answer, session))
 
 
 def _take_back(future: TaskFuture, answer: Callable[[], bytes], session: Session) -> None:

@@ -1,4 +1,5 @@
-"""Whose sessions are whose: so that those of a program that was killed are found and closed by the next one."""
+"""Whose sessions are whose: so that those of a program that was killed are found and closed by the next one, and those
+that an instance made by who closes the session of that instance."""
 
 from __future__ import annotations
 
@@ -11,24 +12,45 @@ from flame.model.states import SessionState
 
 if TYPE_CHECKING:
     from flame.client.synchronous import Connection
+    from flame.client.synchronous_session import Session
 
 OWNER = "flame.owner"  # the label of a session: PLACE/PID/START of the program that made it
+PARENT = "flame.parent"  # and, when an instance made it, the session of that instance
+RUNNER = "flame.runner"  # label of applications that a Runner registered, and may unregister
 
 
 def labels() -> dict[str, str]:
     """Labels for sessions of this process."""
-    return {OWNER: f"{_place()}/{os.getpid()}/{_start_of(os.getpid())}"}
+    found = {OWNER: f"{_place()}/{os.getpid()}/{_start_of(os.getpid())}"}
+    parent = os.environ.get("FLAME_SESSION_ID") if os.environ.get("FLAME_INSTANCE_ID") else None
+    return {**found, PARENT: parent} if parent else found
 
 
 def close_abandoned(connection: Connection, application: str) -> None:
     """Close the open sessions of an application whose program ran here and is gone."""
     for session in connection.list_sessions([SessionState.OPEN], application):
-        owner = session.labels.get(OWNER, "")
-        if owner and _gone(owner):
-            try:
-                session.close(force=True)
-            except FlameError:
-                pass  # somebody else was quicker
+        if _gone(session.labels.get(OWNER, "")):
+            _close(connection, session)
+
+
+def close_children(connection: Connection, parent: str, *, abandoned: bool = False) -> None:
+    """Close the open sessions that instances of a session made, and what was made for those; with `abandoned` only
+    those whose instance ran here and is gone. Raises FlameError when the cluster can't be asked."""
+    for session in connection.list_sessions([SessionState.OPEN], labels={PARENT: parent}):
+        if not abandoned or _gone(session.labels.get(OWNER, "")):
+            _close(connection, session)
+
+
+def _close(connection: Connection, session: Session) -> None:
+    try:
+        session.close(force=True)
+        close_children(connection, session.id)
+        known = connection.get_application(session.application)
+        # The instance would have removed it. Whoever else uses it keeps it.
+        if known is not None and RUNNER in (known.labels or ()) and PARENT in session.labels:
+            connection.unregister_application(session.application)
+    except FlameError:
+        pass  # somebody else was quicker, or uses it
 
 
 def _gone(owner: str) -> bool:

@@ -78,8 +78,7 @@ def _pack(folder: Path | None, dependencies: Sequence[str], into: Path, excludes
         raise InvalidArgumentError(
             f"{folder} says itself what it depends on", remedy=f"put the dependencies into {where}"
         )
-    environments = [file.parent.name for file in folder.glob("*/pyvenv.cfg")]
-    return pack_folder(folder, into, excludes=(*excludes, *environments), more=more)
+    return pack_folder(folder, into, excludes=excludes, more=more)
 
 
 def _keep(base: str, context: ClientContext, name: str) -> None:
