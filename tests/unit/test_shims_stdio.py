@@ -112,6 +112,23 @@ def backlog(*task_ids: int) -> Backlog:
     return found
 
 
+def test_a_backlog_knows_how_much_waits_in_it() -> None:
+    backlog = Backlog()
+    backlog.add(
+        link_pb2.Tasks(task_ids=[1, 2, 3, 4], inputs=[b"a", b"bb", b"", b"dddd"], absent=[2]).SerializeToString()
+    )
+    assert backlog.size == 7
+    assert backlog.take().data == b"a"
+    assert backlog.size == 6
+    backlog.cancelled(link_pb2.Cancel(task_ids=[link_pb2.Range(first=2, last=2)]))
+    assert backlog.size == 4
+    backlog.retracted(link_pb2.Retract(keep=1).SerializeToString(), 0)
+    assert (len(backlog), backlog.size) == (1, 0)
+    backlog.add(link_pb2.Tasks(task_ids=[5], inputs=[b"e"]).SerializeToString())
+    backlog.clear()
+    assert backlog.size == 0
+
+
 def test_a_backlog_gives_back_the_last_ones() -> None:
     waiting = backlog(4, 5, 6)
     body = waiting.retracted(link_pb2.Retract(keep=2).SerializeToString(), running=1)

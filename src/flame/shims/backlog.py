@@ -20,10 +20,11 @@ class Waiting(NamedTuple):
 
 
 class Backlog:
-    """What waits, in order."""
+    """What waits, in order. `size` is that of its inputs, in bytes."""
 
     def __init__(self) -> None:
         self._waiting: deque[Waiting] = deque()
+        self.size = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -34,11 +35,12 @@ class Backlog:
         inputs: list[bytes | None] = list(tasks.inputs)
         for index in tasks.absent:
             inputs[index] = None
+        self.size += sum(map(len, filter(None, inputs)))
         self._waiting.extend(map(Waiting, tasks.task_ids, inputs, tasks.attempts or repeat(1)))
 
     def take(self) -> Waiting:
         """The next one."""
-        return self._waiting.popleft()
+        return self._left(self._waiting.popleft())
 
     def cancelled(self, cancel: link_pb2.Cancel) -> Answers:
         """Remove those that a Cancel names; their answers."""
@@ -46,6 +48,7 @@ class Backlog:
         kept: deque[Waiting] = deque()
         for task in self._waiting:
             if names(cancel, task.task_id):
+                self._left(task)
                 answers.stopped(task.task_id, task.attempt, cancel)
             else:
                 kept.append(task)
@@ -58,12 +61,17 @@ class Backlog:
         keep = link_pb2.Retract.FromString(body).keep
         given: list[int] = []
         while self._waiting and len(self._waiting) + running > keep:
-            given.append(self._waiting.pop().task_id)
+            given.append(self._left(self._waiting.pop()).task_id)
         given.reverse()
         return link_pb2.Retracted(task_ids=given).SerializeToString()
 
     def clear(self) -> None:
         self._waiting.clear()
+        self.size = 0
+
+    def _left(self, task: Waiting) -> Waiting:
+        self.size -= len(task.data or b"")
+        return task
 
 
 class Answers:

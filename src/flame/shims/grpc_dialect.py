@@ -104,6 +104,10 @@ class GrpcDialect:
         except grpc.aio.AioRpcError:
             pass  # it is stopped in any case
 
+    @property
+    def unread(self) -> int:
+        return sum(len(data or b"") for _, data, _ in self._queue)
+
     def tasks(self, body: bytes) -> None:
         tasks = link_pb2.Tasks.FromString(body)
         inputs: list[bytes | None] = list(tasks.inputs)

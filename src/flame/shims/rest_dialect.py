@@ -53,6 +53,8 @@ class RestDialect:
         self._backlog = Backlog()
         self._workers: set[asyncio.Task[None]] = set()
         self._calls: dict[int, asyncio.Task[Answers]] = {}  # by task id
+        self._sent = 0  # bytes of inputs of those
+        self._readers = Readers(2 * max_payload)
         self._sentences: dict[int, link_pb2.Cancel] = {}
         self._paused = self._deaf = False
 
@@ -66,6 +68,10 @@ class RestDialect:
         if self._workers:
             await asyncio.wait(self._workers)
         await self._tell(LEAVE, None)
+
+    @property
+    def unread(self) -> int:
+        return self._backlog.size + self._sent
 
     def tasks(self, body: bytes) -> None:
         self._backlog.add(body)
@@ -118,12 +124,14 @@ class RestDialect:
 
     async def _run(self, task: Waiting) -> None:
         began = time.monotonic_ns()
+        self._sent += len(task.data or b"")
         call = self._calls[task.task_id] = asyncio.get_running_loop().create_task(self._invoke(task))
         try:
             await asyncio.wait({call})
             answers = await self._outcome(task, call)
         finally:
             del self._calls[task.task_id]
+            self._sent -= len(task.data or b"")
             self._sentences.pop(task.task_id, None)
         if answers and not self._deaf:
             self.owner.results(answers.wire((time.monotonic_ns() - began) // 1000))
@@ -161,7 +169,7 @@ class RestDialect:
                 retryable = status in _BUSY or "Retry-After" in response.headers
                 answers.failed(task.task_id, task.attempt, status, await _refusal(response), retryable=retryable)
                 return answers
-            output = await _read(response, limit)
+            output = await self._readers.read(response, limit)
             if len(output) > limit:
                 response.close()
                 message = too_large(limit, limit, at_least=True)
@@ -196,20 +204,39 @@ def describe(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body, however it comes; a little of what is beyond `limit`."""
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        pieces.append(piece)
-        size += len(piece)
-        if size > limit:
-            break
-    return b"".join(pieces)
+class Readers:
+    """Those who read answers of one service. When what they have, and is not complete, is more than `most` bytes, only
+    the first of them reads on: a service may begin many answers and end none."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._sizes: dict[object, int] = {}  # by reader, in the order in which they began
+        self._total = 0
+        self._room = asyncio.Event()
+
+    async def read(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
+        """The body, however it comes; a little of what is beyond `limit`."""
+        pieces: list[bytes] = []
+        reader = object()
+        self._sizes[reader] = 0
+        try:
+            async for piece in response.content.iter_any():
+                pieces.append(piece)
+                self._sizes[reader] += len(piece)
+                self._total += len(piece)
+                if self._sizes[reader] > limit:
+                    break
+                while self._total > self._most and next(iter(self._sizes)) is not reader:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._total -= self._sizes.pop(reader)
+            self._room.set()
+        return b"".join(pieces)
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> str:
     """The status and the text of an answer that is no success."""
-    text = (await _read(response, _MAX_TEXT))[:_MAX_TEXT].decode(errors="replace").strip()
+    text = (await Readers(_MAX_TEXT).read(response, _MAX_TEXT))[:_MAX_TEXT].decode(errors="replace").strip()
     words = f"HTTP {response.status} {response.reason or ''}".strip()
     return f"{words}: {text}" if text else words

@@ -178,6 +178,10 @@ class LinesStream(asyncio.Protocol):
         if not self._leaving:
             self._break(f"it closed its stdout ({loss(exc).message})")
 
+    @property
+    def unread(self) -> int:
+        return self._backlog.size + self._transport.get_write_buffer_size()
+
     # --- Dialect ---------------------------------------------------------------------------------------------------
 
     async def enter(self, context: shim_pb2.SessionContext) -> types_pb2.Result:

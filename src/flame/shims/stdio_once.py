@@ -86,6 +86,10 @@ class OnceInstance:
         self._backlog.clear()
         await self._idle.wait()
 
+    @property
+    def unread(self) -> int:
+        return self._backlog.size
+
     def tasks(self, body: bytes) -> None:
         self._backlog.add(body)
         self._news.set()
