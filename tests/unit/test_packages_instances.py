@@ -15,9 +15,7 @@ from flame.shims.environment import Surroundings, environment
 from flame.shims.shim import Launch
 from flame.shims.warm import ahead, recipe
 
-AROUND = Surroundings(
-    environ={"PATH": "/usr/bin", "HOME": "/root"}, bin_dir=Path("/flame/bin"), link="l", max_payload=1
-)
+AROUND = Surroundings(environ={"PATH": "/usr/bin", "HOME": "/root"}, bin_dir=Path("/flame/bin"), max_payload=1)
 
 
 def launch(package: Package | None = None, **environments: str) -> Launch:
@@ -28,7 +26,7 @@ def launch(package: Package | None = None, **environments: str) -> Launch:
 
 
 def variables(given: dict[str, str], **environments: str) -> dict[str, str]:
-    return environment(launch(Package("1", given), **environments), AROUND, Path("/s"), Path("/tmp"))
+    return environment(launch(Package("1", given), **environments), AROUND, Path("/tmp"))
 
 
 @pytest.mark.parametrize("name", ["PYTHONPATH", "LD_LIBRARY_PATH"])
@@ -58,7 +56,7 @@ def test_other_content_is_another_recipe_for_instances_that_wait() -> None:
 
 
 def test_without_a_package_nothing_is_added() -> None:
-    found = environment(launch(), AROUND, Path("/s"), Path("/tmp"))
+    found = environment(launch(), AROUND, Path("/tmp"))
     assert found["PATH"] == "/flame/bin:/usr/bin"
     assert not {"PYTHONPATH", "LD_LIBRARY_PATH", "FLAME_APP_DIR"} & found.keys()
 
