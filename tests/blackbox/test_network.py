@@ -169,7 +169,9 @@ for number in filter(str.isdigit, os.listdir('/proc')):
         assert ask(session, fetch) == "URLError"
     with connection.create_session("untrusted", network=[web.where]) as session:
         executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
-        (proxy,) = (pid for pid in named("egress_proxy") if executor in _environment(pid))
+        assert not _proxies_of(executor)  # nobody came yet
+        assert ask(session, fetch) == f"/ of {web.where}"
+        (proxy,) = _proxies_of(executor)
         os.kill(proxy, signal.SIGKILL)
         until(lambda: not alive(proxy), "the end of the proxy")
         assert ask(session, fetch) in ("RemoteDisconnected", "ConnectionResetError", "URLError")
@@ -222,10 +224,14 @@ def test_nothing_of_it_outlives_the_executor_manager(tmp_path: Path, web: Web) -
         spec = {"command": sys.executable, "arguments": [str(service)], "isolation": "process"}
         connection.register_application("untrusted", spec)
         session = connection.create_session("untrusted", network=[web.where])
-        executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
-        (proxy,) = (pid for pid in named("egress_proxy") if executor in _environment(pid))
+        executor = ask(session, f"get('http://{web.where}/'); answer = os.environ['FLAME_EXECUTOR_ID']")
+        (proxy,) = _proxies_of(executor)
         cluster.nodes["node-1"].kill()
         until(lambda: not alive(proxy), "the end of the proxy")
+
+
+def _proxies_of(executor: str) -> list[int]:
+    return [pid for pid in named("egress_proxy") if executor in _environment(pid)]
 
 
 def _environment(pid: int) -> str:

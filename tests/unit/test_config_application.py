@@ -83,6 +83,8 @@ def test_all_fields_of_several_documents() -> None:
         ("metadata: {name: a}\nspec: {schema: {input: 'int'}}\n", "spec.schema.input: is not JSON text"),
         ("metadata: {name: a}\n---\nmetadata: {name: a}\n", "apps.yaml:3: the file names the application 'a' twice"),
         ("metadata: {name: a}\nspec: {isolation: vm}\n", "spec.isolation: unknown value 'vm'"),
+        ("metadata: {name: a}\nspec: {network: [lan]}\n", "spec.network: unknown network 'lan'"),
+        ("metadata: {name: a}\nspec: {network: [a.b, host]}\n", "spec.network: 'host' is no host or address"),
         ("metadata: {name: a}\nspec: {limits: {ram: 1}}\n", "spec.limits.ram: unknown key"),
         ("- a\n", "apps.yaml:1: has to be a mapping"),
     ],

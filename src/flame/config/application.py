@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from flame.config.document import Section, parse_documents
 from flame.config.executors import SHIMS
+from flame.model.errors import InvalidArgumentError
 from flame.model.isolation import LEVELS, NO_LIMITS, Limits
-from flame.model.network import joined
+from flame.model.network import is_list, joined, parse
 from flame.model.specs import DEFAULT_DELAY_RELEASE, DEFAULT_MAX_INSTANCES, ApplicationSchema, ApplicationSpec
 
 
@@ -59,11 +60,22 @@ def _application(root: Section) -> ApplicationDocument:
             warm_instances=spec.integer("warm_instances", 0, maximum=2**32 - 1),
             isolation=spec.choice("isolation", ("", *LEVELS), ""),
             limits=_limits(spec.section("limits")),
-            network=joined(spec.text_or_texts("network")),
+            network=_network(spec),
         ),
     )
     root.finish()
     return document
+
+
+def _network(spec: Section) -> str:
+    """A word, or a list."""
+    try:
+        network = joined(spec.text_or_texts("network"))
+        if is_list(network):
+            parse(network)
+    except InvalidArgumentError as error:
+        raise spec.error("network", error.message, error.remedy) from None
+    return network
 
 
 def _limits(section: Section | None) -> Limits:

@@ -72,7 +72,7 @@ def joined(network: str | Iterable[str]) -> str:
     for rule in rules:
         if not isinstance(rule, str) or not rule.strip() or "," in rule or rule.strip() in WORDS:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgumentError(
-                f"network: {rule!r} is no host or address",
+                f"{rule!r} is no host or address of a network",
                 remedy='write a list such as ["pypi.org", "10.1.2.0/24:443"]',
             )
     return ", ".join(rule.strip() for rule in rules) or WORDS[0]
