@@ -148,7 +148,8 @@ class Runner:
         inside = self.begun(start)
         program = {**spec["program"], "env": env}
         room = spec["room"]
-        shown = sorted(path for path in room["readable"] if path.startswith(_MOUNTED))
+        paths = (*room["readable"], *spec["system"]["prefixes"], *spec["system"]["added"])
+        shown = sorted(path for path in paths if path.startswith(_MOUNTED))
         inside.tell("start", program=program, limits=spec["limits"], shown=shown, network=room["network"],
                     prepare=prepare, **fresh())  # fmt: skip
         return inside

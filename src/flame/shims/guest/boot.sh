@@ -50,10 +50,9 @@ $B mkdir -p /layers/ends/proc /layers/ends/sys /layers/ends/dev /layers/ends/run
 $B mount -t overlay -o "ro,nosuid,nodev,lowerdir=$layers:/layers/ends" overlay /root || fail "the disks can't be put together"
 $B mount -t tmpfs -o mode=0755,size=1m,nosuid,nodev tmpfs /root/run
 $B cp -r /guest /root/run/guest
-if [ -d /layers/vdb ]; then
-	$B mkdir /root/run/room
-	$B mount --bind /layers/vdb /root/run/room || fail "the second disk can't be shown"
-fi
+# What lies in a folder where something else is mounted later is found here.
+$B mkdir /root/run/disks
+$B mount --bind /root /root/run/disks || fail "the disks can't be shown twice"
 for name in proc sys dev; do
 	$B mount --move /$name /root/$name
 done

@@ -32,7 +32,7 @@ from flame.shims.guest.pump import Lines, Loop, Pump
 USER = 1000
 GROUP = "/sys/fs/cgroup/flame"
 MAX_LINE = 16 * 1024 * 1024  # an environment and arguments have no limit worth the name
-ROOM = "/run/room"  # where boot.sh shows the second disk
+DISKS = "/run/disks"  # where boot.sh shows what is on the disks, whatever is mounted above them
 SHARED_MEMORY = 64 * 1024**2
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCADDRT = 0x8916, 0x891C, 0x8913, 0x8914, 0x890B
@@ -264,8 +264,8 @@ def furnish(limits: dict[str, int], *, network: bool) -> None:
 
 
 def show(path: str) -> None:
-    """Something of the second disk that lies where another file system has been mounted since."""
-    source = ROOM + path
+    """Something of the disks that lies where another file system has been mounted since."""
+    source = DISKS + path
     if os.path.isdir(source):
         os.makedirs(path, mode=0o755, exist_ok=True)
     else:
