@@ -166,10 +166,9 @@ def die_with_an_executor(file: str) -> str:
     import flame
 
     executor = flame.Executor()
-    if not os.path.exists(file):
+    if not Path(file).exists():
         executor.submit(add, 1, 1).result()
-        with open(file, "w") as out:
-            out.write(executor.session_id)
+        Path(file).write_text(executor.session_id)
         os.kill(os.getpid(), signal.SIGKILL)
     with executor:
         return executor.session_id
@@ -181,8 +180,7 @@ def die_for_good(file: str) -> None:
 
     executor = flame.Executor()
     executor.submit(add, 1, 1).result()
-    with open(file, "w") as out:
-        out.write(executor.session_id)
+    Path(file).write_text(executor.session_id)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -319,3 +319,97 @@ def test_a_storage_must_be_known(cluster: Cluster, tmp_path: Path) -> None:
     assert str(plan["url"]).startswith(f"{tmp_path.as_uri()}/answer_nowhere/")
     (deployer.folder / "secret.txt").unlink()
     assert deployer.good()["sha256"] == plan["sha256"]
+
+
+def kept(deployer: Deployer) -> set[str]:
+    folder = Path(deployer.storage.removeprefix("file://")) / deployer.name
+    return {path.name for path in folder.iterdir()}
+
+
+def test_old_packages_are_removed_and_never_those_that_are_needed(
+    deployer: Deployer, cluster: Cluster, connection: flame.Connection
+) -> None:
+    names: list[str] = []
+    for answer in ("one", "two", "three", "four"):
+        deployer.write(answer)
+        names.append(str(deployer.good()["object_key"]).rpartition("/")[2])
+    # Another application runs the first one.
+    first = connection.get_application(deployer.name)
+    assert first is not None
+    deployer.write("five")
+    plan = deployer.good("--keep", "2", "--dry-run")
+    assert (plan["removed"], len(kept(deployer))) == ([*sorted(names[:3])], 8)
+    done = deployer.good("--keep", "1")
+    assert done["removed"] == sorted(names[:3])
+    last = str(done["object_key"]).rpartition("/")[2]
+    assert {name for name in kept(deployer) if name.endswith(".gz")} == {names[3], last}
+    assert ask(connection, deployer.name) == "five"
+    deployer.good("--rollback", "--keep", "1")
+    assert ask(connection, deployer.name) == "four"
+    assert deployer.good("--rollback")["action"] == "updated"
+
+
+def test_removing_alone_and_what_others_use(deployer: Deployer, cluster: Cluster, connection: flame.Connection) -> None:
+    deployer.write("one")
+    url = str(deployer.good()["url"])
+    connection.register_application(f"{deployer.name}-copy", {"command": "x", "installer": "python", "url": url})
+    for answer in ("two", "three", "four"):
+        deployer.write(answer)
+        deployer.good()
+    (Path(deployer.storage.removeprefix("file://")) / deployer.name / "notes.txt").write_text("mine")
+
+    def clean(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [TOOL, "deploy", "--name", deployer.name, "--storage", deployer.storage, "--keep", "2", *more]
+        return subprocess.run(command, env=cluster.environ(), capture_output=True, text=True, timeout=60, check=False)
+
+    assert clean("--dry-run").stdout == f"<1> packages of <{deployer.name}> would be removed.\n"
+    assert clean().stdout == f"<1> packages of <{deployer.name}> removed.\n"
+    assert Path(url.removeprefix("file://").partition("#")[0]).exists()
+    assert len(kept(deployer)) == 2 * 3 + 1
+    assert (
+        clean("-o", "json")
+        .stdout.replace("\n", "")
+        .replace(" ", "")
+        .startswith(f'{{"name":"{deployer.name}","removed":[]')
+    )
+
+
+def test_packages_in_s3(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="deployed")
+        place = f"s3://deployed/apps?scheme=http&region=us-east-1&endpoint_override={host}:{port}"
+        with Cluster(tmp_path) as lone, flame.connect(lone.endpoint) as connection:
+            secrets = lone.home / ".aws" / "credentials"
+            secrets.parent.mkdir()
+            secrets.write_text("[default]\naws_access_key_id = test\naws_secret_access_key = test\n")
+            deployer = Deployer(lone, tmp_path, "answer_s3", place)
+            deployer.write("one")
+            first = deployer.good()
+            assert str(first["url"]).startswith("s3://deployed/apps/answer_s3/answer_s3-")
+            assert ask(connection, deployer.name) == "one"
+            assert (deployer.good()["action"], deployer.good()["sent"]) == ("unchanged", False)
+            for answer in ("two", "three"):
+                deployer.write(answer)
+                deployer.good()
+            assert ask(connection, deployer.name) == "three"
+            assert len(deployer.good("--keep", "1")["removed"]) == 1  # pyright: ignore[reportArgumentType]
+            deployer.good("--rollback")
+            assert ask(connection, deployer.name) == "two"
+            found = [one["Key"] for one in client.list_objects_v2(Bucket="deployed")["Contents"]]
+            assert len([key for key in found if not key.endswith("/")]) == 4
+            deployer.storage = place.replace("deployed", "nowhere")
+            refused = deployer.run()
+            assert refused.returncode == 7
+            assert "the store at s3://nowhere/apps refused" in refused.stderr
+        client.close()
+    finally:
+        server.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -63,6 +64,15 @@ def test_what_is_left_out(tmp_path: Path) -> None:
     (folder / ".venv/link").symlink_to("/nowhere")
     built = pack_folder(folder, tmp_path / "a.tgz", excludes=["notes.*"])
     assert built.names == ("keep.py", "sub/keep.log.py")
+
+
+def test_virtual_environments_are_left_out_whatever_their_name(tmp_path: Path) -> None:
+    for name in ("app/x.py", "app/.own/pyvenv.cfg", "app/.own/lib/y.py", "app/deep/env/pyvenv.cfg", "app/deep/z.py"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (tmp_path / "app" / ".own" / "python").symlink_to(sys.executable)
+    assert pack_folder(tmp_path / "app", tmp_path / "a.tar.gz").names == ("deep/z.py", "x.py")
 
 
 def test_more_files_are_added_but_replace_none(tmp_path: Path) -> None:

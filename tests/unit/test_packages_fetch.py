@@ -184,7 +184,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         host, port = server.get_host_and_port()
         client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
         client.create_bucket(Bucket="packages")
-        client.put_object(Bucket="packages", Key="deep/app.tgz", Body=CONTENT)
+        for name in ("app.tgz", "app.tar.gz"):
+            client.put_object(Bucket="packages", Key=f"deep/{name}", Body=CONTENT)
         client.close()
         yield f"?scheme=http&region=us-east-1&endpoint_override={host}:{port}"
     finally:
@@ -196,6 +197,8 @@ async def test_an_object_of_s3(bucket: str) -> None:
     assert (found.digest, content) == (DIGEST, CONTENT)
     again, nothing, _ = await get(f"s3://packages/deep/app.tgz{bucket}", validator=found.validator)
     assert (again.unchanged, nothing) == (True, b"")
+    found, content, _ = await get(f"s3://packages/deep/app.tar.gz{bucket}")
+    assert (found.digest, content) == (DIGEST, CONTENT)
     error = await refused(NotFoundError, f"s3://packages/other.tgz{bucket}")
     assert error.message.startswith("s3://packages/other.tgz")
 

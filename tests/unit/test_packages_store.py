@@ -171,6 +171,61 @@ async def test_what_is_installed_of_a_python_package(
     assert package.variables["PATH"] == f"{environment}/bin"
 
 
+def names_in(folder: str) -> list[str]:
+    return [one.name for one in Path(folder).iterdir()]
+
+
+async def test_flame_is_there_for_another_version_of_python(tmp_path: Path) -> None:
+    commands = Commands()
+    store = a_store(tmp_path, commands.run)
+    archive = pack(tmp_path / "a.tgz", {"x.py": ""})
+    other = await provided(store, spec(archive, "python", FLAME_PYTHON_VERSION="3.99"))
+    _, install = commands.ran
+    assert install[1:3] == ["pip", "install"]
+    assert {line.partition("<")[0] for line in install} >= {"msgspec", "protobuf"}
+    _, source, own = other.variables["PYTHONPATH"].split(":")
+    assert (source, names_in(own)) == (other.variables["FLAME_APP_DIR"], ["flame"])
+    assert (Path(own) / "flame" / "service").is_dir()
+    # Flame does not run there, other programs do.
+    await provided(store, spec(archive, "python", FLAME_PYTHON_VERSION="3.9"))
+    assert len(commands.ran) == 3
+
+
+async def test_libraries_of_python_packages_are_found(tmp_path: Path) -> None:
+    class Installs(Commands):
+        async def run(self, command: Command, output: int) -> str:
+            became = await super().run(command, output)
+            if "venv" not in command.argv:
+                root = Path(command.argv[command.argv.index("--python") + 1]).parents[1]
+                for name in ("a/lib/libone.so.1", "a/_extension.so", "b/x/y/libtwo.so", "b/x/y/z/libdeep.so", "c/x.py"):
+                    file = root / f"lib/python{OWN_VERSION}/site-packages" / name
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.touch()
+            return became
+
+    archive = pack(tmp_path / "a.tgz", {"requirements.txt": "x"})
+    package = await provided(a_store(tmp_path, Installs().run), spec(archive, "python"))
+    root = f"{package.variables['VIRTUAL_ENV']}/lib/python{OWN_VERSION}/site-packages"
+    assert package.variables["LD_LIBRARY_PATH"] == f"{root}/a/lib:{root}/b/x/y"
+
+
+async def test_what_instances_are_told_of_the_nodes_settings(tmp_path: Path) -> None:
+    told = {"UV_OFFLINE": "1", "UV_FIND_LINKS": "/srv", "SSL_CERT_FILE": "/etc/ca.pem", "REQUESTS_CA_BUNDLE": "/etc/ca"}
+    environ = {
+        "PATH": os.environ["PATH"],
+        "UV_INDEX_URL": "https://me:secret@x",
+        "https_proxy": "http://me:p@x",
+        **told,
+    }
+    store = a_store(tmp_path, environ=environ)
+    found = (await provided(store, spec(pack(tmp_path / "a.tgz", {"x.py": ""}), "python"))).variables
+    assert {name: found.get(name) for name in environ if name != "PATH"} == {
+        **told,
+        "UV_INDEX_URL": None,
+        "https_proxy": None,
+    }
+
+
 async def test_installers_get_the_nodes_settings_for_them_and_no_secrets(tmp_path: Path) -> None:
     commands = Commands()
     environ = {"PATH": os.environ["PATH"], "UV_OFFLINE": "1", "PIP_INDEX_URL": "x", "https_proxy": "p", "AWS_KEY": "k"}

@@ -6,6 +6,7 @@ what a rollback goes back to.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,43 @@ class Deployer:
             self._change(current, wanted.spec)
         return Deployment(UPDATED, wanted.spec, wanted.digest, wanted.name, sent=False)
 
+    def clean(self, keep: int, done: Deployment | None = None) -> list[str]:
+        """Remove packages but for the `keep` youngest; the names of those that went.
+
+        What stays in any case is the package that is registered, the one that a rollback leads to, and what another
+        application is registered with. `done` is what was deployed just now, if something was. Where the storage can't
+        say what it has, only those go that the line of deployments leads to.
+        """
+        current = self._current()
+        before = _digest_of(current) if current is not None else ""
+        registered = done.digest if done is not None else before
+        if not registered:
+            raise NotFoundError(
+                f"application {self._application} has no package in this storage", remedy="deploy it, or choose another"
+            )
+        line = list(dict.fromkeys([*self._line(registered), *self._line(before)]))
+        used = {_digest_of(one.spec)[:16] for one in self._api.applications()}
+        kept = used | {digest[:16] for digest in line[: max(keep, 2)]}
+        known = {_short_digest(self._application, name) for name in self._storage.names(self._application)}
+        gone = sorted(({digest[:16] for digest in line} | known) - kept - {""})
+        names = [package_name(self._application, digest) for digest in gone]
+        if not self._dry_run:
+            for digest, name in zip(gone, names, strict=True):
+                self._storage.delete(self._application, name)
+                self._storage.delete(self._application, self._manifest_name(digest))
+        return names
+
+    def _line(self, digest: str) -> list[str]:
+        """The digests of a package and of those before it, as far as manifests tell."""
+        line: list[str] = []
+        while digest and digest not in line:
+            manifest = self._read(digest)
+            if manifest is None and line:
+                break  # it was removed before
+            line.append(digest)
+            digest = manifest.previous if manifest is not None else ""
+        return line
+
     # --- the application ---------------------------------------------------------------------------------------------
 
     def _current(self) -> ty.ApplicationSpec | None:
@@ -168,6 +206,12 @@ class Deployer:
 
 def _with_url(spec: ApplicationSpec, url: str, digest: str) -> ApplicationSpec:
     return msgspec.structs.replace(spec, url=f"{url}#sha256={digest}")
+
+
+def _short_digest(application: str, name: str) -> str:
+    """The beginning of the digest in a package's or a manifest's name, empty for other files."""
+    match = re.fullmatch(r"-([0-9a-f]{16})\.(tar\.gz|json)", name.removeprefix(application))
+    return match[1] if match is not None else ""
 
 
 def _digest_of(spec: ty.ApplicationSpec) -> str:

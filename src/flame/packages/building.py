@@ -46,8 +46,8 @@ class Built(msgspec.Struct, frozen=True):
 def pack_folder(
     folder: Path, into: Path, *, excludes: Sequence[str] = (), more: Mapping[str, bytes] | None = None
 ) -> Built:
-    """Pack what is in a folder into the file `into`, but not what `excludes`, the defaults and the folder's
-    .flameignore name: patterns for a path in it or for a name at any depth.
+    """Pack what is in a folder into the file `into`, but not virtual environments, nor what `excludes`, the defaults
+    and the folder's .flameignore name: patterns for a path in it or for a name at any depth.
 
     `more` are further files by their path, for paths that the folder does not have. A link to a file in the folder is
     packed as that file. Raises InvalidArgumentError for other links, devices, and a folder that can't be read.
@@ -113,11 +113,11 @@ def _walk(folder: Path, root: Path, patterns: Sequence[str]) -> Iterator[tuple[s
             if not target.is_file():
                 raise _refused(path, "a link to a folder or to nothing")
             yield path, target
-        elif entry.is_dir():
+        elif entry.is_dir() and not (file / "pyvenv.cfg").is_file():  # a virtual environment, whatever its name
             yield from _walk(file, root, patterns)
         elif entry.is_file():
             yield path, file
-        else:
+        elif not entry.is_dir():
             raise _refused(path, "a device, a pipe or a socket")
 
 

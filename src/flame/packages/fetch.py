@@ -232,7 +232,7 @@ def _read_s3(url: PackageUrl, validator: str) -> _Read:
         found = f"s3 {info.size}:{info.mtime_ns}"
         if found == validator:
             raise _UnchangedError
-        stream = system.open_input_stream(path)
+        stream = system.open_input_stream(path, compression=None)  # else what ends with .gz would come unpacked
     except OSError as error:
         raise UnavailableError(
             f"{url.shown} can't be fetched: {error}",

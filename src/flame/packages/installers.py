@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.metadata import requires
 from pathlib import Path
 
 import msgspec
@@ -24,9 +25,14 @@ INSTALLERS = ("python", "binary")
 BUILD_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 OWN_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_VERSION = "FLAME_PYTHON_VERSION"
+OLDEST = (3, 11)  # that Flame runs on
+FLAME, LIBRARIES = "flame", "libraries"  # beside the environment: Flame for another Python, and folders of libraries
+_DEPTH = 4  # of folders in the environment that may hold libraries
 
 _VERSION = re.compile(r"(?:python)?(3\.\d+)(?:\.\d+)?")
-# Of the node's environment, what the tools that install are given.
+# Of the node's environment, what instances are told (no addresses: there may be passwords in them), and what the tools
+# that install are given.
+_TOLD = re.compile(r"UV_(OFFLINE|NO_INDEX|FIND_LINKS|NATIVE_TLS|SYSTEM_CERTS)|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE")
 _PASSED = re.compile(r"UV_\w+|PIP_\w+|\w+_proxy|\w+_PROXY|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|NETRC|XDG_\w+|LANG|LC_\w+")
 
 
@@ -120,6 +126,11 @@ def variables(installer: str, release: Path | None, python: str, tools: Tools) -
         paths += [str(site_packages(environment, python)), str(release / "src")]
         found["PATH"] = str(environment / "bin")
         found["VIRTUAL_ENV"] = str(environment)
+        if (release / FLAME).is_dir():
+            paths.append(str(release / FLAME))
+        libraries = _read_lines(release / LIBRARIES)
+        if libraries:
+            found["LD_LIBRARY_PATH"] = ":".join(libraries)
     if python == OWN_VERSION:
         paths += own_packages()
     if paths:
@@ -127,6 +138,8 @@ def variables(installer: str, release: Path | None, python: str, tools: Tools) -
     found[PYTHON_VERSION] = python
     found["UV_CACHE_DIR"] = tools.environ.get("UV_CACHE_DIR") or str(tools.cache / "uv")
     found["PIP_CACHE_DIR"] = tools.environ.get("PIP_CACHE_DIR") or str(tools.cache / "pip")
+    # What instances install themselves comes from where the node's packages come from.
+    found.update((name, value) for name, value in tools.environ.items() if _TOLD.fullmatch(name))
     return found
 
 
@@ -157,6 +170,47 @@ async def install_python(job: Job, tools: Tools) -> None:
         else:
             install = [interpreter, "-m", "pip", "install", "--no-input", *what]
         await _run(job, tools, install, env)
+    if (
+        job.python != OWN_VERSION
+        and _runs_flame(job.python)
+        and not (site_packages(job.environment, job.python) / "flame").is_dir()
+    ):
+        await _provide_flame(job, tools, uv, env)
+    await asyncio.to_thread(_note_libraries, job)
+
+
+async def _provide_flame(job: Job, tools: Tools, uv: str | None, env: dict[str, str]) -> None:
+    """For a version of Python that is not this process's: the code is the same, what it needs is not."""
+    interpreter = str(job.environment / "bin" / "python")
+    needed = [line for line in requires("flame-engine") or () if "extra ==" not in line]
+    pip = [uv, "pip", "install", "--python", interpreter] if uv is not None else [interpreter, "-m", "pip", "install"]
+    await _run(job, tools, [*pip, *needed], env)
+    (job.release / FLAME).mkdir()
+    (job.release / FLAME / "flame").symlink_to(Path(__file__).parents[1], target_is_directory=True)
+
+
+def _runs_flame(python: str) -> bool:
+    return tuple(map(int, python.split("."))) >= OLDEST
+
+
+def _note_libraries(job: Job) -> None:
+    """Folders of shared libraries that packages brought: others may look for those by their names alone."""
+    root = site_packages(job.environment, job.python)
+    folders = {
+        str(file.parent)
+        for depth in range(_DEPTH)
+        for file in root.glob(f"{'*/' * depth}lib*.so*")
+        if file.is_file() and not file.is_symlink()
+    }
+    if folders:
+        (job.release / LIBRARIES).write_text("".join(f"{folder}\n" for folder in sorted(folders)))
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _make_environment(job: Job, tools: Tools, uv: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where packages are kept for the nodes to fetch them: a folder, a web server that takes PUT, the object cache.
+"""Where packages are kept for the nodes to fetch them: a folder, a web server that takes PUT, the object cache, S3.
 
 A package's name has the digest of its content in it, so what is there already is not sent again.
 """
@@ -25,7 +25,7 @@ from flame.model.errors import (
     UnavailableError,
 )
 
-SCHEMES = ("file", "http", "https", "grpc", "grpcs")
+SCHEMES = ("file", "http", "https", "grpc", "grpcs", "s3")
 _SESSION = "pkg"  # the part of the object cache's keys that packages are under
 _PIECE = 1024 * 1024
 _TIMEOUT_S = 60.0
@@ -60,9 +60,14 @@ class PackageStorage(Protocol):
         """Forget a file. Nothing there is fine."""
         ...
 
+    def names(self, application: str) -> list[str]:
+        """Of the files of an application, in no order; none where the storage can't say."""
+        ...
+
 
 def open_storage(base: str, tls: TlsConfig | None = None) -> PackageStorage:
-    """The storage at an address: `file:///FOLDER`, `http(s)://HOST/PATH`, `grpc(s)://HOST:PORT` of an object cache.
+    """The storage at an address: `file:///FOLDER`, `http(s)://HOST/PATH`, `grpc(s)://HOST:PORT` of an object cache,
+    `s3://BUCKET/PREFIX`.
 
     `tls` is for the object cache. Raises InvalidConfigError.
     """
@@ -73,6 +78,10 @@ def open_storage(base: str, tls: TlsConfig | None = None) -> PackageStorage:
         return HttpStorage(base)
     if parts.scheme in ("grpc", "grpcs") and parts.hostname:
         return CacheStorage(base, tls)
+    if parts.scheme == "s3" and parts.hostname:
+        from flame.packages.s3 import S3Storage
+
+        return S3Storage(base)
     raise InvalidConfigError(
         f"packages can't be kept at {base!r}", remedy=f"write an address that begins with {', '.join(SCHEMES)}"
     )
@@ -135,6 +144,14 @@ class FolderStorage:
         except OSError as error:
             raise UnavailableError(f"{self._file(application, name)} can't be removed: {error.strerror}") from None
 
+    def names(self, application: str) -> list[str]:
+        try:
+            return [path.name for path in (self._folder / application).iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UnavailableError(f"{self._folder / application} can't be read: {error.strerror}") from None
+
 
 class HttpStorage:
     """A web server that keeps what is PUT under an address and gives it back for GET."""
@@ -171,6 +188,10 @@ class HttpStorage:
         status, reason, _ = self._ask("DELETE", application, name)
         if status not in (200, 202, 204, 404):
             raise self._refused("DELETE", self._url(application, name), status, reason)
+
+    def names(self, application: str) -> list[str]:
+        del application
+        return []  # web servers have no common way to say
 
     def _url(self, application: str, name: str) -> str:
         return f"{self._base}/{quote(application)}/{quote(name)}"
@@ -246,6 +267,9 @@ class CacheStorage:
 
     def delete(self, application: str, name: str) -> None:
         self._client.delete(_key(application, name))
+
+    def names(self, application: str) -> list[str]:
+        return [info.key.rpartition("/")[2] for info in self._client.list(f"{application}/{_SESSION}")]
 
     def _url(self, endpoint: str, application: str, name: str) -> str:
         place = endpoint.replace("grpc+tls://", "grpcs://", 1).rstrip("/")

@@ -31,8 +31,9 @@ _TITLES = {
 )
 @click.option("--application", "path", metavar="PATH", help="A folder, an archive, a wheel or a program.")
 @click.option("--rollback", is_flag=True, help="Go back to the package before the current one.")
+@click.option("--keep", type=click.IntRange(1), metavar="N", help="Then remove all packages of it but the N youngest.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option("--storage", metavar="URL", help="Where packages are kept: file://, http(s):// or grpc(s)://.")
+@click.option("--storage", metavar="URL", help="Where packages are kept: file://, http(s)://, grpc(s):// or s3://.")
 @click.option("--exclude", "excludes", multiple=True, metavar="PATTERN", help="What of a folder is left out.")
 @click.option("--installer", metavar="NAME", help="python or binary (default: what the files tell).")
 @click.option("--command", metavar="TEXT", help="What starts the service (default: what the files tell).")
@@ -57,6 +58,7 @@ def deploy(
     name: str,
     path: str | None,
     rollback: bool,
+    keep: int | None,
     dry_run: bool,
     storage: str | None,
     excludes: tuple[str, ...],
@@ -66,9 +68,11 @@ def deploy(
 
     What is there already is not sent again, and an application that would not change is left alone. Its registration
     changes last: when anything fails before, nothing has happened. An application with open sessions is not changed.
+
+    --keep works alone, too. The package that is registered and the one for --rollback always stay.
     """
-    if (path is None) != rollback:
-        raise click.UsageError("give one of --application and --rollback", ctx)
+    if rollback if path is not None else not rollback and keep is None:
+        raise click.UsageError("give one of --application and --rollback, or --keep", ctx)
     import tempfile
 
     from flame.cli.api import open_api
@@ -84,8 +88,13 @@ def deploy(
     place, left_out = _storage(settings, storage)
     if path is None:
         with open_api(settings) as api:
-            done = Deployer(api, place, name, dry_run=dry_run).roll_back()
-        _show(name, "package in the storage", done, settings.output, dry_run=dry_run)
+            deployer = Deployer(api, place, name, dry_run=dry_run)
+            done = deployer.roll_back() if rollback else None
+            removed = deployer.clean(keep, done) if keep is not None else []
+        if done is not None:
+            _show(name, "package in the storage", done, removed, settings.output, dry_run=dry_run)
+        else:
+            _show_removed(name, removed, settings.output, dry_run=dry_run)
         return
     with tempfile.TemporaryDirectory(prefix="flame-") as work:
         source = open_source(Path(path), Path(work), (*left_out, *excludes))
@@ -96,8 +105,10 @@ def deploy(
             def progress(sent: int) -> None:
                 line.show(f"sending {sent:,} of {built.size:,} bytes")
 
-            done = Deployer(api, place, name, dry_run=dry_run).deploy(spec, built, progress)
-    _show(name, source.kind, done, settings.output, dry_run=dry_run)
+            deployer = Deployer(api, place, name, dry_run=dry_run)
+            done = deployer.deploy(spec, built, progress)
+            removed = deployer.clean(keep, done) if keep is not None else []
+    _show(name, source.kind, done, removed, settings.output, dry_run=dry_run)
 
 
 def _storage(settings: Settings, chosen: str | None) -> tuple[PackageStorage, tuple[str, ...]]:
@@ -183,7 +194,19 @@ def _variable(ctx: click.Context, entry: str) -> tuple[str, str]:
     return name, value
 
 
-def _show(name: str, kind: str, done: Deployment, output: str, *, dry_run: bool) -> None:
+def _show_removed(name: str, removed: list[str], output: str, *, dry_run: bool) -> None:
+    """Print which packages went."""
+    from flame.cli.output import write_json, write_yaml
+
+    if output in ("json", "yaml"):
+        document = {"name": name, "removed": removed, "dry_run": dry_run}
+        write_json(document) if output == "json" else write_yaml(document)
+        return
+    would = "would be " if dry_run else ""
+    print("\n".join(removed) if output == "name" else f"<{len(removed)}> packages of <{name}> {would}removed.")
+
+
+def _show(name: str, kind: str, done: Deployment, removed: list[str], output: str, *, dry_run: bool) -> None:
     """Print what was done in the chosen form; YAML is the document that `flmctl register` reads."""
     from flame.cli.objects.applications import APPLICATIONS, application_message
     from flame.cli.output import page, write_json, write_yaml
@@ -210,6 +233,7 @@ def _show(name: str, kind: str, done: Deployment, output: str, *, dry_run: bool)
                 "url": spec.url,
                 "sha256": done.digest,
                 "sent": done.sent,
+                "removed": removed,
                 "dry_run": dry_run,
                 "application": document,
             }
@@ -225,6 +249,7 @@ def _show(name: str, kind: str, done: Deployment, output: str, *, dry_run: bool)
             ("Object", f"{name}/pkg/{done.name}" + ("" if done.sent else " (there already)")),
             ("SHA256", done.digest),
             ("URL", spec.url),
+            ("Removed", ", ".join(removed)),
             ("Dry Run", "true" if dry_run else ""),
         ]
         for line in page([row for row in rows if row[1]]):
