@@ -11,7 +11,7 @@ import pytest
 from flame.config import TlsConfig
 from flame.engine.effects import Record
 from flame.journal import SqliteJournal
-from flame.link import connect, tcp
+from flame.link import Kind, connect, tcp
 from flame.manager import clients
 from flame.manager.manager import SessionManager
 from flame.manager.settings import ManagerSettings
@@ -50,6 +50,27 @@ async def test_a_slow_journal_slows_its_clients_down(tmp_path: Path, monkeypatch
         while count < 100:
             count += (await client.accepted()).count
         assert (await other.session()).pending == 100
+
+
+async def test_a_client_that_does_not_read_its_answers_is_not_read_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "UNREAD_BYTES", 2_000_000)
+    async with a_world(tmp_path) as world:
+        client, other = await world.client(), await world.client("client-2")
+        [link] = [link for link in world.manager._servers[0].links if link.hello.id == "client-1"]
+        client.link.pause_reading()
+        refused = 0
+        while client.link.buffered < 100_000:  # the manager takes no more
+            refused += 1000
+            assert refused < 100_000
+            for _ in range(1000):
+                client.submit(1, b"", channel=9)  # which is attached to no session
+            await other.round_trip()
+        assert 2_000_000 < link.buffered < 3_000_000
+        client.link.resume_reading()
+        for _ in range(refused):
+            await client.take(Kind.ERROR, 9)
 
 
 async def test_mutual_tls_on_the_framed_link(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ _log = logging.getLogger("flame.manager")
 MAX_CLIENT_ID = 256
 BACKLOG_BYTES = 64 * 1024 * 1024
 OUTBOX_LENGTH = 1024
+UNREAD_BYTES = 8 * 1024 * 1024  # of answers that a client leaves unread, after which nothing more is taken from it
 FINISHES_PER_FRAME = 4096
 _LOAD_AHEAD = 32
 
@@ -42,6 +43,7 @@ class _Client:
         self.outbox: deque[Deliver] = deque()  # results that wait for the client to read, or for the journal
         self.waiting = False  # for one of the two
         self.paused = False
+        self.deaf = False  # it does not read what it is answered
 
     def leave(self, session_id: str) -> None:
         channel = self.sessions.pop(session_id, None)
@@ -130,9 +132,11 @@ class Clients:
             else:
                 raise ProtocolError(f"a client sends no frames of kind {kind}")
         if self._turns.journal.backlog > BACKLOG_BYTES or len(client.outbox) > OUTBOX_LENGTH:
-            client.paused = True
-            self._paused.add(client)
-            link.pause_reading()
+            self._pause(client)
+        if link.buffered > UNREAD_BYTES and not client.deaf:
+            client.deaf = True
+            link.when_drained(partial(self._heard, client))
+            self._pause(client)
 
     def _submit(self, client: _Client, frame: Frame) -> None:
         session_id = client.channels.get(frame.channel)
@@ -296,12 +300,23 @@ class Clients:
 
     # --- flow control ------------------------------------------------------------------------------------------------
 
+    def _pause(self, client: _Client) -> None:
+        client.paused = True
+        self._paused.add(client)
+        client.link.pause_reading()
+
+    def _heard(self, client: _Client) -> None:
+        client.deaf = False
+        self._resume(client)
+
     def _backlog_shrunk(self) -> None:
         if self._paused and self._turns.journal.backlog < BACKLOG_BYTES // 2:
             for client in list(self._paused):
                 self._resume(client)
 
     def _resume(self, client: _Client) -> None:
+        if client.deaf:
+            return
         if self._turns.journal.backlog < BACKLOG_BYTES and len(client.outbox) < OUTBOX_LENGTH // 2:
             client.paused = False
             self._paused.discard(client)
