@@ -180,6 +180,33 @@ async def test_instances_wait_with_their_results_while_the_manager_does_not_read
     assert not node.executors.congested
 
 
+async def test_instances_wait_with_their_results_while_there_is_no_manager(node: Node) -> None:
+    source = """
+        class Large(FlameService):
+            def on_task_invoke(self, context):
+                while not os.path.exists(context.input):
+                    time.sleep(0.01)
+                return bytes(1024 * 1024)
+        run(Large())
+    """
+    node.start(1, source)
+    await node.manager.bound(1)
+    go_on = node.folder / "go on"
+    ids = node.manager.run(1, *[str(go_on).encode()] * 100)
+    async with asyncio.timeout(PATIENCE):
+        while len(node.executors.executors[1].outstanding) < 100:  # noqa: ASYNC110 - nothing tells it
+            await asyncio.sleep(0.005)
+    await node.manager.close()
+    go_on.touch()
+    async with asyncio.timeout(PATIENCE):
+        while not node.executors.congested:  # noqa: ASYNC110 - nothing tells it while the link is down
+            await asyncio.sleep(0.005)
+    assert len(node.executors.executors[1].outstanding) > 50
+    await node.manager.open()
+    assert await node.manager.answered(1, ids) == [bytes(1024 * 1024)] * 100
+    assert not node.executors.congested
+
+
 async def test_the_link_speaks_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
     made = make_certificates(tmp_path)
     manager = ScriptedManager(tcp("127.0.0.1", 0), server_ssl(made.server))

@@ -58,6 +58,7 @@ class ExecutorManager:
         self._machine = capacity.Machine(Resources())
         self._link: Link | None = None
         self._outbox: list[Frame] = []
+        self._unsent = 0  # bytes in it
         self._paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._lives: set[asyncio.Task[None]] = set()  # of executors, to the end of their cleaning up
@@ -221,6 +222,7 @@ class ExecutorManager:
             else:
                 executor.stop("the session manager does not want it any more", 0)
         outbox, self._outbox = self._outbox, []
+        self._unsent = 0
         self._link = link
         self.connected.set()
         for frame in outbox:
@@ -229,6 +231,8 @@ class ExecutorManager:
         for channel, executor in list(self.executors.items()):
             if executor.state is ExecutorState.RELEASED:
                 del self.executors[channel]
+        if self._paused:
+            link.when_drained(self._resume)
 
     def _disconnected(self, link: Link) -> None:
         if self._link is link:
@@ -254,18 +258,25 @@ class ExecutorManager:
         link = self._link
         if link is None:
             self._outbox.append(Frame(kind, channel, body))
+            self._unsent += len(body)
+            if self._unsent > _MAX_AHEAD:
+                self._pause()
             return
         link.send(kind, channel, body)
         if link.buffered > _MAX_AHEAD and not self._paused:
-            self._paused = True
-            for executor in self.executors.values():
-                executor.pause()
+            self._pause()
             link.when_drained(self._resume)
 
     def released(self, executor: Executor) -> None:
         executor.state = ExecutorState.RELEASED
         if self._link is not None:
             self.executors.pop(executor.channel, None)
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            for executor in self.executors.values():
+                executor.pause()
 
     def _resume(self) -> None:
         if self._paused:
