@@ -135,6 +135,8 @@ def test_exists_list_delete_by_reference(tmp_path: Path) -> None:
         assert (info.version, info.table, info.expires) == (1, True, None)
         client.delete(refs[0])
         assert client.exists(refs[0]) is None
+        client.delete_many(refs[:3])  # one of them is gone already
+        assert [client.exists(ref) is None for ref in refs] == [True, True, True, False, False]
         client.delete("app/*")
         assert list(client.list("app/*")) == []
         assert len(list(client.list("other/*"))) == 1

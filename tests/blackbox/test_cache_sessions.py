@@ -40,8 +40,9 @@ def sessions(cluster: Cluster, cache: ObjectCache) -> Iterator[Sessions]:
     made.stop()
 
 
-def put(cache: ObjectCache, prefix: str) -> str:
-    endpoint_key, _ = cache.put_bytes(ObjectKey.from_prefix(prefix).with_generated_id(), b"data", Options())
+def put(cache: ObjectCache, prefix: str, tenant: str = "") -> str:
+    key = ObjectKey.from_prefix(prefix).with_generated_id()
+    endpoint_key, _ = cache.put_bytes(key, b"data", Options(tenant=tenant))
     return endpoint_key
 
 
@@ -55,6 +56,7 @@ def test_objects_of_a_closed_session_go_away_and_others_stay(cluster: Cluster, c
     with connect(cluster) as connection:
         register(connection)
         closing, open_one = (connection.create_session("trouble") for _ in range(2))
+        put(cache, f"parcels/{closing.id}")  # a payload that was too large for a task
         stay = [f"trouble/{open_one.id}", "trouble/shared", "trouble/never-was", f"another/{closing.id}"]
         for prefix in [f"trouble/{closing.id}", *stay]:
             put(cache, prefix)
@@ -72,6 +74,19 @@ def test_an_end_is_not_missed_while_the_session_manager_is_away(cluster: Cluster
         cluster.start_manager()
         session.close()
         until(lambda: held(cache) == set(), "the objects to go")
+
+
+@pytest.mark.usefixtures("sessions")
+def test_objects_count_for_the_tenant_of_their_session(cluster: Cluster, cache: ObjectCache) -> None:
+    with connect(cluster) as connection:
+        register(connection)
+        connection.create_tenant("team")
+        session = connection.create_session("trouble", tenant="team")
+        put(cache, f"trouble/{session.id}", tenant="other")
+        until(lambda: cache.status("x").tenants == {"team": 4}, "the object to be the tenant's")
+        put(cache, f"trouble/{session.id}", tenant="other")
+        put(cache, "trouble/shared", tenant="other")
+        assert cache.status("x").tenants == {"team": 8, "other": 4}
 
 
 def test_the_daemon_asks_the_session_manager_of_its_settings(tmp_path: Path) -> None:

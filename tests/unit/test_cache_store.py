@@ -93,6 +93,19 @@ def test_patches_need_an_object_and_have_an_end() -> None:
         patch(store, "a/b/c")
 
 
+def test_objects_of_a_session_count_for_its_tenant_whatever_is_said() -> None:
+    store = Store(quotas={"team": 25})
+    put(store, "a/b/1", tenant="other")
+    store.belongs("a/b", "team")
+    put(store, "a/b/2", tenant="other")
+    put(store, "a/c/1", tenant="other")
+    assert store.used == {"team": 20, "other": 10}
+    with pytest.raises(ExhaustedError, match="tenant 'team'"):
+        put(store, "a/b/3", tenant="other")
+    store.take("a/b/1")
+    assert store.used == {"team": 10, "other": 10}
+
+
 def test_quotas_count_what_a_tenant_has() -> None:
     store = Store({"team": 25})
     put(store, "a/b/1", tenant="team")

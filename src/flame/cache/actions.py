@@ -11,7 +11,7 @@ from flame.cache.cache import ObjectCache
 from flame.cache.dropped import Dropped
 from flame.model.errors import InvalidArgumentError
 from flame.objects.keys import ObjectKey
-from flame.objects.messages import ACTIONS, KeyRequest, LocalDoor, TtlRequest
+from flame.objects.messages import ACTIONS, KeyRequest, KeysRequest, LocalDoor, TtlRequest
 
 T = TypeVar("T")
 MAX_LISTED = 10_000
@@ -27,6 +27,7 @@ class Actions:
         self._dropped = dropped
         self._table: dict[str, Callable[[bytes], bytes]] = {
             "DELETE": self._delete,
+            "DELETE_MANY": self._delete_many,
             "EXISTS": self._exists,
             "LIST": self._list,
             "TTL": self._ttl,
@@ -51,6 +52,13 @@ class Actions:
         if self._dropped is not None:
             self._dropped.forget(key)
         return b"OK"
+
+    def _delete_many(self, body: bytes) -> bytes:
+        for key in [ObjectKey.from_key(key) for key in _decoded(body, KeysRequest).keys]:
+            self._cache.delete(key)
+            if self._dropped is not None:
+                self._dropped.forget(key)
+        return b"null"
 
     def _exists(self, body: bytes) -> bytes:
         info = self._cache.info(ObjectKey.from_key(_decoded(body, KeyRequest).key))

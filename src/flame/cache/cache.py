@@ -271,6 +271,11 @@ class ObjectCache:
         with self._lock:
             return [ObjectKey.from_prefix(prefix) for prefix in self.store.prefixes()]
 
+    def belongs(self, prefix: ObjectKey, tenant: str) -> None:
+        """The objects of a session count for this tenant, whatever clients say."""
+        with self._lock:
+            self.store.belongs(prefix.to_prefix(), tenant)
+
     def end_session(self, prefix: ObjectKey, after: float | None) -> None:
         """Let the objects of a session go away after so many seconds (None: the cache's retention)."""
         time_of_end = time.time() + (self.retention if after is None else after)

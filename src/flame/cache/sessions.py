@@ -1,4 +1,5 @@
-"""Objects of closed sessions go away: the cache asks the session manager how the sessions fare whose objects it holds.
+"""Objects of closed sessions go away, and those of all sessions count for their tenants: the cache asks the session
+manager how the sessions fare whose objects it holds.
 
 It asks instead of being told, so that no end is missed while one of them is down. What was put under a name that no
 session ever had stays: that is not for a cache to judge.
@@ -14,6 +15,7 @@ import time
 from ssl import SSLContext
 
 from flame.cache.cache import ObjectCache
+from flame.cache.store import DEFAULT_TENANT
 from flame.config import TlsConfig
 from flame.link import Address, Link, connect
 from flame.model.errors import FlameError, NotFoundError
@@ -93,6 +95,7 @@ class Sessions:
         if key.app_name not in (session.spec.application, parcels.APPLICATION):
             return
         self._seen.add(prefix)
+        self._cache.belongs(key, session.spec.tenant or DEFAULT_TENANT)
         if session.status.state == types_pb2.Closed:
             closed_for = time.time() - session.status.completion_time / 1000
             self._end(key, max(0.0, self._cache.retention - closed_for))

@@ -81,6 +81,7 @@ class Store:
         self.bytes = 0
         self.used: dict[str, int] = {}
         self._prefixes: dict[str, dict[str, None]] = {}
+        self._tenants: dict[str, str] = {}  # of sessions, by prefix, as far as they are known
         self._ended: dict[str, float] = {}  # sessions that are over, and when their objects go
         self._quotas = quotas or {}
         self._max_objects = max_objects
@@ -143,7 +144,8 @@ class Store:
                 f"the cache has {self._max_objects} objects in memory and no disk for more",
                 remedy="delete some, raise cache.eviction.max_objects, or set cache.storage",
             )
-        tenant = found.tenant if found is not None and not tenant else tenant or DEFAULT_TENANT
+        said = found.tenant if found is not None and not tenant else tenant or DEFAULT_TENANT
+        tenant = self._tenants.get(key.rpartition("/")[0], said)
         self._check_quota(tenant, size - (found.size if found is not None and not patch else 0))
         if found is not None:
             return Planned(current + 1, found.born, found.tenant if patch else tenant)
@@ -158,6 +160,18 @@ class Store:
                 f"tenant {tenant!r} has {used} of {quota} bytes in the cache, {more} more don't fit",
                 remedy=f"delete objects, or raise cache.quotas.{tenant}",
             )
+
+    def belongs(self, prefix: str, tenant: str) -> None:
+        """A session is this tenant's: so are its objects from now on, those that are here and those that come, whatever
+        clients say. They are counted even if its quota does not allow for them; it allows for no more then."""
+        if self._tenants.get(prefix) == tenant:
+            return
+        self._tenants[prefix] = tenant
+        for key in self._prefixes.get(prefix, ()):
+            found = self.objects[key]
+            self._count(found.tenant, -found.size)
+            found.tenant = tenant
+            self._count(tenant, found.size)
 
     def put(self, key: str, plan: Planned, blob: Blob, *, table: bool, expires: float | None) -> list[Blob]:
         """Make this the object, as planned; what it replaces."""
@@ -225,6 +239,7 @@ class Store:
         """The keys of objects whose time is over."""
         for prefix in [prefix for prefix, time in self._ended.items() if time <= now - 3600]:
             del self._ended[prefix]
+            self._tenants.pop(prefix, None)
         keys: dict[str, None] = {}
         while self._times and self._times[0][0] <= now:
             key = heapq.heappop(self._times)[1]

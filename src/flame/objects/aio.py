@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Self
 
 from flame.config import TlsConfig
@@ -66,6 +66,10 @@ class AsyncObjectClient:
     async def delete(self, target: ObjectRef | str) -> None:
         """See ObjectClient.delete."""
         await asyncio.to_thread(self._client.delete, target)
+
+    async def delete_many(self, refs: Iterable[ObjectRef]) -> None:
+        """See ObjectClient.delete_many."""
+        await asyncio.to_thread(self._client.delete_many, refs)
 
     async def exists(self, target: ObjectRef | str) -> ObjectInfo | None:
         """See ObjectClient.exists."""

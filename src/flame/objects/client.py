@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -173,6 +173,16 @@ class ObjectClient:
         endpoint = self.endpoint if isinstance(target, str) else target.endpoint
         self._link(endpoint).call("DELETE", str(key).encode())
         self._held.forget(key)
+
+    def delete_many(self, refs: Iterable[ObjectRef]) -> None:
+        """Delete objects by reference, in as few requests as there are caches. Those that are gone are fine."""
+        by_cache: dict[str, list[str]] = {}
+        for ref in refs:
+            by_cache.setdefault(ref.endpoint, []).append(str(ObjectKey.from_key(ref.key)))
+        for endpoint, keys in by_cache.items():
+            self._link(endpoint).call("DELETE_MANY", msgspec.json.encode(m.KeysRequest(keys)))
+            for key in keys:
+                self._held.forget(ObjectKey.from_key(key))
 
     def exists(self, target: ObjectRef | str) -> m.ObjectInfo | None:
         """Version and size of an object, None when there is none."""

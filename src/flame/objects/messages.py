@@ -18,6 +18,7 @@ TICKET = b"\x01"  # begins tickets and commands of our own; no key does
 
 ACTIONS = {
     "DELETE": "delete a key, a prefix or APPLICATION/*",
+    "DELETE_MANY": "delete keys",
     "EXISTS": "whether a key exists: version and size",
     "LIST": "the objects under a prefix",
     "TTL": "let an object go away after a time",
@@ -216,6 +217,12 @@ class ObjectInfo(msgspec.Struct, frozen=True):
     table: bool = False
     expires: float | None = None
     patches: int = 0
+
+
+class KeysRequest(msgspec.Struct, frozen=True):
+    """DELETE_MANY."""
+
+    keys: list[str]
 
 
 class TtlRequest(msgspec.Struct, frozen=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +53,7 @@ class Storage:
             self.threshold = max_payload or sys.maxsize
         self._client: ObjectClient | None = None
         self._cleared = False
+        self._freed: deque[ObjectRef] = deque()
 
     def _cache(self, ref: ObjectRef | None = None) -> ObjectClient:
         """The client of the configured cache; where none is, that of the cache which a reference names."""
@@ -145,7 +148,15 @@ class Storage:
     def free(self, stored: bytes) -> None:
         """Delete what stands for something in the cache, soon and in the background."""
         if not self._cleared and is_stored(stored):
-            background.do(lambda: self._delete(_ref_of(stored)))
+            self._freed.append(_ref_of(stored))
+            background.do(self._delete_freed)
+
+    def _delete_freed(self) -> None:
+        """All that came meanwhile, in one request."""
+        refs = [self._freed.popleft() for _ in range(len(self._freed))]
+        if refs and not self._cleared:
+            with contextlib.suppress(FlameError):  # as below
+                self._cache(refs[0]).delete_many(refs)
 
     def clear(self) -> None:
         """Delete all that is left of the session's objects."""
