@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from blackbox.trouble import connect
+from cluster import Cluster
 from flame.proto import frontend_pb2
 from scripted_manager import Node, a_node_here
 from untrusted import MIB, ask, begin, require_sandboxes
@@ -237,3 +240,42 @@ async def test_folders_in_folders_without_end_are_removed_all_the_same() -> None
         await node.executors.stop()
         left = (node.folder / "work" / "executors").iterdir()
         assert gone_are(Path(door.decode()), *left)
+
+
+# --- the cluster -----------------------------------------------------------------------------------------------------
+
+RUNS_ANYTHING = """
+class Untrusted(FlameService):
+    def on_task_invoke(self, context):
+        names = {}
+        exec(context.input.decode(), names)
+        return repr(names["answer"]).encode()
+run(Untrusted())
+"""
+ASK_THE_CLUSTER = """
+import os
+import flame
+os.environ.pop("FLAME_INSTANCE_TOKEN")
+try:
+    with flame.connect({endpoint!r}, timeout=5) as connection:
+        answer = len(connection.list_sessions())
+except flame.FlameError as error:
+    answer = type(error).__name__
+"""
+
+
+@pytest.mark.parametrize(("network", "answer"), [("none", b"'UnavailableError'"), ("host", b"1")])
+def test_only_certificates_keep_an_instance_in_the_network_of_its_node_from_the_cluster(
+    tmp_path: Path, network: str, answer: bytes
+) -> None:
+    """Without them whoever connects from this machine is an administrator: so says SECURITY.md."""
+    require_sandboxes(tmp_path)
+    program = tmp_path / "untrusted.py"
+    program.write_text("from flame.service import *\n" + RUNS_ANYTHING)
+    with Cluster(tmp_path / "cluster") as cluster, connect(cluster) as connection:
+        connection.register_application(
+            "untrusted",
+            {"command": sys.executable, "arguments": [str(program)], "isolation": "process", "network": network},
+        )
+        with connection.create_session("untrusted") as session:
+            assert session.invoke(ASK_THE_CLUSTER.format(endpoint=cluster.endpoint).encode(), timeout=60) == answer
