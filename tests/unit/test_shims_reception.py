@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from pathlib import Path
+
+import pytest
+from asyncinotify import Inotify
 
 from flame.shims.reception import Reception
 
@@ -47,3 +51,30 @@ async def test_the_folder_of_an_instance_goes_with_it(tmp_path: Path) -> None:
     await reception.forget(arrival)
     assert not arrival.folder.exists()
     await reception.close()
+
+
+async def test_a_socket_is_found_even_where_somebody_took_all_watches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    reception = Reception(tmp_path, LIMIT, tmp_path)
+    await reception.open()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Inotify, "add_watch", full)
+            one, other = (reception.expect(name, "token", link=False) for name in ("one", "other"))
+        for arrival in (one, other):
+            assert not arrival.file.done()
+            with listen(arrival.socket):
+                async with asyncio.timeout(30):
+                    await arrival.file
+            await reception.forget(arrival)
+        third = reception.expect("third", "token", link=False)  # there are watches again
+        with listen(third.socket):
+            async with asyncio.timeout(30):
+                await third.file
+        await reception.forget(third)
+    finally:
+        await reception.close()

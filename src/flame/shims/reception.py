@@ -9,6 +9,7 @@ can keep this loop busy with them, or use up its descriptors.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import os
 import stat
@@ -26,6 +27,7 @@ from flame.shims.shim import BindError
 
 _SOCKET = "s.sock"
 _LONGEST_NAME = len(f"ffffffff/{_SOCKET}")
+_POLL_S = 0.05  # between looks for a socket that the kernel won't tell of
 _CONNECTIONS = 4  # one is enough; the others are for programs that look first whether somebody listens
 
 
@@ -80,6 +82,8 @@ class Reception:
         self._number = 0
         self._expected: dict[str, Arrival] = {}  # by executor id
         self._watched: dict[Path, Arrival] = {}  # by folder
+        self._unwatched: set[Arrival] = set()  # those of them that the kernel does not tell of
+        self._polling: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Begin. Raises InvalidConfigError when a folder's path is too long."""
@@ -98,8 +102,7 @@ class Reception:
         try:
             if link:
                 self._listen(arrival)
-            mask = Mask.CREATE | Mask.MOVED_TO
-            arrival.watch = self._inotify.add_watch(folder, mask)  # pyright: ignore[reportUnknownMemberType]
+            self._begin_to_watch(self._inotify, arrival)
         except OSError:
             if arrival.server is not None:
                 arrival.server.close()
@@ -107,6 +110,18 @@ class Reception:
             raise
         self._expected[executor_id] = self._watched[folder] = arrival
         return arrival
+
+    def _begin_to_watch(self, inotify: Inotify, arrival: Arrival) -> None:
+        mask = Mask.CREATE | Mask.MOVED_TO
+        try:
+            arrival.watch = inotify.add_watch(arrival.folder, mask)  # pyright: ignore[reportUnknownMemberType]
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # They are counted for each user: an instance can take all that there are.
+            self._unwatched.add(arrival)
+            if self._polling is None or self._polling.done():
+                self._polling = asyncio.get_running_loop().create_task(self._poll())
 
     def _listen(self, arrival: Arrival) -> None:
         # No pings: an instance that is busy in C code can't answer them, and that is no fault. One that hangs is found
@@ -123,8 +138,9 @@ class Reception:
         """It has come in: nothing else that it does there matters."""
         if arrival.server is not None:
             arrival.server.stop_listening()
-        if self._watched.pop(arrival.folder, None) is not None and self._inotify is not None:
-            assert arrival.watch is not None
+        self._unwatched.discard(arrival)
+        watched = self._watched.pop(arrival.folder, None) is not None
+        if watched and arrival.watch is not None and self._inotify is not None:
             self._inotify.rm_watch(arrival.watch)
 
     async def forget(self, arrival: Arrival) -> None:
@@ -138,9 +154,10 @@ class Reception:
 
     async def close(self) -> None:
         """Close all links of instances too."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        looking = [task for task in (self._watching, self._polling) if task is not None]
+        for task in looking:
+            task.cancel()
+        await asyncio.gather(*looking, return_exceptions=True)
         if self._inotify is not None:
             self._inotify.close()
         for arrival in list(self._expected.values()):
@@ -169,6 +186,12 @@ class Reception:
                 found = self._watched.get(event.watch.path)
                 if found is not None:
                     self._look(found)
+
+    async def _poll(self) -> None:
+        while self._unwatched:
+            for arrival in self._unwatched:
+                self._look(arrival)
+            await asyncio.sleep(_POLL_S)
 
     def _look(self, arrival: Arrival) -> None:
         if not arrival.file.done() and os.path.lexists(arrival.socket):
