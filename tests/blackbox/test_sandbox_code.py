@@ -38,7 +38,7 @@ def test_what_it_prints_comes_while_it_runs(sandbox: flame.Sandbox) -> None:
         if len(heard) == 1:  # the code waits for this file
             sandbox.files.write("go", b"")
 
-    code = "import os, sys, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('second')"
+    code = "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('second')"
     found = sandbox.run_code(code, on_stdout=on_stdout)
     assert "".join(heard) == found.stdout == "first\nsecond\n"
     assert len(heard) >= 2
@@ -46,7 +46,9 @@ def test_what_it_prints_comes_while_it_runs(sandbox: flame.Sandbox) -> None:
 
 def test_stderr_and_what_programs_and_c_code_print_are_told_as_well(sandbox: flame.Sandbox) -> None:
     errors: list[str] = []
-    code = "import os, sys, subprocess\nsys.stderr.write('err')\nos.write(1, b'raw ')\nsubprocess.run(['echo', 'child'])"
+    code = (
+        "import os, sys, subprocess\nsys.stderr.write('err')\nos.write(1, b'raw ')\nsubprocess.run(['echo', 'child'])"
+    )
     found = sandbox.run_code(code, on_stderr=errors.append)
     assert (found.stdout, found.stderr, "".join(errors)) == ("raw child\n", "err", "err")
 
@@ -154,12 +156,10 @@ def test_code_that_ignores_interrupts_loses_its_kernel(sandbox: flame.Sandbox) -
         ("import os; os._exit(3)", "exited with status 3"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory ran out"),
-        ("import os\nfor number in range(3, 50):\n    try: os.close(number)\n    except OSError: pass", "was killed"),
+        ("import os\nfor number in range(3, 50):\n    try: os.close(number)\n    except OSError: pass", "the kernel "),
     ],
 )
-def test_a_kernel_that_dies_is_told_apart_and_the_sandbox_lives_on(
-    sandbox: flame.Sandbox, code: str, how: str
-) -> None:
+def test_a_kernel_that_dies_is_told_apart_and_the_sandbox_lives_on(sandbox: flame.Sandbox, code: str, how: str) -> None:
     sandbox.run_code("before = 1")
     found = sandbox.run_code(f"print('last words')\n{code}")
     assert found.error is not None

@@ -16,9 +16,9 @@ from sandboxes import LEVELS, cluster_for_sandboxes, create
 
 @pytest.fixture(scope="module")
 def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
-    with cluster_for_sandboxes(tmp_path_factory.mktemp("commands")) as cluster:
-        with flame.connect(cluster.endpoint) as made:
-            yield made
+    folder = tmp_path_factory.mktemp("commands")
+    with cluster_for_sandboxes(folder) as cluster, flame.connect(cluster.endpoint) as made:
+        yield made
 
 
 @pytest.fixture(scope="module", params=LEVELS)
@@ -55,9 +55,7 @@ def test_output_comes_while_it_runs(sandbox: flame.Sandbox) -> None:
         heard.append(data)
         sandbox.files.write("go", b"")
 
-    found = sandbox.run_command(
-        "echo first; until [ -e go ]; do sleep 0.01; done; echo second", on_stdout=on_stdout
-    )
+    found = sandbox.run_command("echo first; until [ -e go ]; do sleep 0.01; done; echo second", on_stdout=on_stdout)
     assert b"".join(heard) == found.stdout == b"first\nsecond\n"
     assert heard[0] == b"first\n"
 
@@ -189,7 +187,11 @@ def test_what_nobody_reads_is_dropped_from_the_front_and_counted(sandbox: flame.
 def test_what_somebody_reads_is_waited_for(sandbox: flame.Sandbox) -> None:
     size = 3 * SIZE
     running = sandbox.start_command(
-        [sys.executable, "-c", f"import sys; input(); sys.stdout.write('x' * {size} + 'end'); print('!', file=sys.stderr)"]
+        [
+            sys.executable,
+            "-c",
+            f"import sys; input(); sys.stdout.write('x' * {size} + 'end')",
+        ]
     )
     running.write("\n")
     total = 0

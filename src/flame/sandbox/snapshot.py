@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,6 @@ from flame.sandbox import wire
 from flame.sandbox.steps import Steps, Tell, ask, ask_all, do
 
 _MARK = b"flame-snapshot 1 "
-_IN_MEMORY = 8 * 1024**2
 _AHEAD = 4
 _MAX_HEADER = 16 * 1024**2
 
@@ -33,8 +32,9 @@ class Snapshot:
         """Made by `Sandbox.snapshot` and `load`."""
         self.skipped: dict[str, str] = dict(skipped or {})
         self.size = 0  # bytes of its data
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - it lives as long as this does
-        self._lock = threading.Lock()
+        with tempfile.TemporaryFile() as file:
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a file, which takes the place of one of this name. Raises OSError."""
@@ -71,18 +71,17 @@ class Snapshot:
 
     def add(self, piece: bytes) -> None:
         """Append to its data."""
-        with self._lock:
-            self._file.seek(self.size)
-            self._file.write(piece)
-            self.size += len(piece)
+        view = memoryview(piece)
+        while view:
+            written = os.pwrite(self._file, view, self.size)
+            view = view[written:]
+            self.size += written
 
     def pieces(self) -> Iterator[bytes]:
         """Its data."""
         at = 0
         while at < self.size:
-            with self._lock:
-                self._file.seek(at)
-                piece = self._file.read(wire.PIECE)
+            piece = os.pread(self._file, wire.PIECE, at)
             at += len(piece)
             yield piece
 

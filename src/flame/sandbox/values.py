@@ -100,8 +100,9 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class FileEvent:
-    """Something that happened to a file that is watched. `kind` is "created", "changed", "removed", "renamed" (from
-    `old`) or "lost": there were more events than were kept, so look at the files again."""
+    """Something that happened to a file that is watched. `kind` is "created" (also of one that takes the place of
+    another, as `files.write` does it), "changed", "removed", "renamed" (from `old`) or "lost": there were more events
+    than were kept, so look at the files again."""
 
     kind: str
     path: str

@@ -28,6 +28,7 @@ from flame.model.errors import (
 )
 from flame.sandbox.wire import Content, File, Files, ReadFile, WriteFile
 
+DRAFT = ".flame-draft-"  # what the names of files begin with that are being written
 MAX_LISTED = 2000  # names in one answer
 MAX_PIECE = 8 * 1024**2
 _ABANDONED_S = 120.0  # after which a file that is not sent further is given up
@@ -140,7 +141,7 @@ class Folder:
                 raise InvalidArgumentError(f"{request.path} is a device, a pipe or a socket, and no file")
             if request.mode is None:
                 mode = stat.S_IMODE(about.st_mode) & 0o777
-        path = target.parent / f".{request.id}.part"
+        path = target.parent / f"{DRAFT}{request.id}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.fchmod(descriptor, mode)
         return _Draft(path, target, descriptor)

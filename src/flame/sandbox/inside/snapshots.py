@@ -115,6 +115,7 @@ def unpack(file: int, folder: str, variables: Path) -> dict[str, Any]:
     """
     about: dict[str, Any] = {}
     links: list[tarfile.TarInfo] = []
+    folders: list[tarfile.TarInfo] = []
     try:
         with (
             os.fdopen(file, "rb") as raw,
@@ -138,8 +139,12 @@ def unpack(file: int, folder: str, variables: Path) -> dict[str, Any]:
                             raise InvalidArgumentError(f"the snapshot has a link out of its files: {entry.name}")
                         inside.linkname = str(PurePosixPath(*target.parts[1:]))
                     archive.extract(inside, folder, filter="data")
+                    if entry.isdir():
+                        folders.append(inside)
             for link in links:
                 _make_link(link, folder)
+            for made in reversed(folders):  # now, since nothing can be made in some of them; no link took their place
+                Path(folder, made.name).chmod(made.mode & 0o777)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise InvalidArgumentError(f"this snapshot can't be taken over: {error}") from None
     return about

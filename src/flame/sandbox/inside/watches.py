@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flame.model.errors import InvalidStateError, NotFoundError
+from flame.sandbox.inside.files import DRAFT
 from flame.sandbox.inside.waiting import Bell
 from flame.sandbox.wire import POLL_S, Change, Changes
 
@@ -85,7 +86,9 @@ class Watching:
         if mask & Mask.Q_OVERFLOW:
             self._note(Change("lost", self._name))
             return
-        if path is None or event.name is None or (self._only and event.name.name != self._only):
+        if path is None or event.name is None or event.name.name.startswith(DRAFT):
+            return
+        if self._only and event.name.name != self._only:
             return
         folder, told = bool(mask & Mask.ISDIR), self._told(path)
         left, self._left = self._left, None
