@@ -77,5 +77,5 @@ def test_the_guide_to_packages(shell: Shell) -> None:
             for command, output in steps(block):
                 commands += 1
                 assert output in shell.run(command)
-    assert commands == 7
+    assert commands == 8
     assert "counts words" in shell.run("flmctl view -a words")

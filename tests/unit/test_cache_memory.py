@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from pathlib import Path
 
@@ -125,3 +126,16 @@ def test_a_number_of_payloads() -> None:
     blobs = [stored(memory, PAGE) for _ in range(4)]
     assert [blob.offset is not None for blob in blobs] == [False, False, True, True]
     assert memory.used == 2 * PAGE
+
+
+def test_pages_that_were_touched_ahead_go_back_too() -> None:
+    arena = Arena(16 << 20)
+    offset = arena.take(4 << 20)
+    assert offset is not None
+    arena.view(offset, 4 << 20)[:] = bytes(4 << 20)
+    assert arena._toucher is not None
+    arena._toucher.join()
+    assert os.fstat(arena.fd).st_blocks * 512 > 4 << 20
+    arena.give(offset, 4 << 20)
+    arena.trim()
+    assert os.fstat(arena.fd).st_blocks == 0

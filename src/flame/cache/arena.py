@@ -85,6 +85,7 @@ class Arena:
         self._address = pa.py_buffer(self._map).address
         self.extents = Free(size)
         self.touched = 0  # below are pages that were written before
+        self._ahead = 0  # below are pages that were touched ahead
         self._toucher: threading.Thread | None = None
 
     @property
@@ -116,9 +117,11 @@ class Arena:
     def trim(self) -> int:
         """Give the pages of free extents back to the system; how many bytes that were at most."""
         given = 0
+        reached = max(self.touched, self._ahead)
+        self._ahead = 0
         for offset, size in self.extents.extents():
             start = -(-offset // _PAGE) * _PAGE
-            end = min(offset + size, -(-self.touched // _PAGE) * _PAGE) // _PAGE * _PAGE
+            end = min(offset + size, -(-reached // _PAGE) * _PAGE) // _PAGE * _PAGE
             if end > start:
                 self._map.madvise(mmap.MADV_REMOVE, start, end - start)
                 given += end - start
@@ -131,6 +134,7 @@ class Arena:
             return
         start = self.touched // _PAGE * _PAGE
         length = min(-(-size // _PAGE) * _PAGE + _PAGE, self.size - start)
+        self._ahead = max(self._ahead, start + length)
         self._toucher = threading.Thread(target=self._touch, args=(start, length), daemon=True)
         self._toucher.start()
 
