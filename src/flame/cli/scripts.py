@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from flame.cli.sandboxes import follow, start_followed
+from flame.cli.sandboxes import follow, network_of, start_followed
 from flame.model.errors import FlameError, TaskFailedError, TimedOutError
 
 if TYPE_CHECKING:
@@ -164,14 +164,16 @@ def _sandbox(
 
     attrs = opening.attributes(
         isolation=job.isolation,
-        network=job.network,
+        network=job.network or network_of(job.isolation or "none", None),
         limits=job.limits,
         resreq=job.resreq,
         idle_timeout=_IDLE_S,
         labels=None,
         tenant="",
     )
-    session = connection.create_session(replace(attrs, application=job.application, priority=job.priority))
+    # What is not said is as the application has it.
+    attrs = replace(attrs, application=job.application, priority=job.priority, network=job.network)
+    session = connection.create_session(attrs)
     end(lambda: session.close(force=True))
     try:
         opening.check_begun(session.invoke(opening.beginning(attrs, None)))

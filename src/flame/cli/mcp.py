@@ -1,0 +1,198 @@
+"""flame-mcp: sandboxes as tools of whatever speaks MCP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flame._version import __version__
+from flame.cli.options import Settings
+from flame.cli.program import run
+from flame.model.isolation import LEVELS
+from flame.model.network import FORM as NETWORK
+
+if TYPE_CHECKING:
+    from flame.agents.clients import Clients
+    from flame.agents.door import Rules
+    from flame.client.async_connection import AsyncConnection
+    from flame.model.isolation import Limits
+    from flame.sandbox import AsyncSandbox
+
+TOKEN = "FLAME_MCP_TOKEN"
+_LEAVE_S = 2  # for requests that are still served when the server ends
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The sandboxes that clients get. Times in seconds; `limit` in characters of an answer."""
+
+    isolation: str
+    network: str
+    limits: Limits | None
+    idle_timeout: float
+    timeout: float
+    limit: int
+    most: int
+
+
+@click.command()
+@click.option("--http", is_flag=True, help="Serve streamable HTTP; without it, one client over stdin and stdout.")
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Where HTTP listens (127.0.0.1).")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, help="The port (8765); 0 is any that is free.")
+@click.option("--allowed-host", "hosts", multiple=True, metavar="NAME", help="A name that clients may ask for it by.")
+@click.option("--allowed-origin", "origins", multiple=True, metavar="URL", help="A web page that may use it.")
+@click.option("--insecure", is_flag=True, help="Beyond loopback without a token: whoever reaches it runs code.")
+@click.option("--isolation", type=click.Choice(LEVELS), default="process", help="Of the sandboxes (process).")
+@click.option("--network", metavar=NETWORK, help="What they may reach (none).")
+@click.option("--memory", metavar="SIZE", help="What each may use, such as 512Mi.")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Other limits: pids=64, cpu=0.5, disk=64Mi, wall=600.",
+)
+@click.option(
+    "--idle-timeout",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    metavar="SECONDS",
+    help="A sandbox is closed when nothing was asked of it for so long (600).",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    metavar="SECONDS",
+    help="Of one call at most (120).",
+)
+@click.option(
+    "--max-output", type=click.IntRange(1000), default=20_000, metavar="N", help="Characters of one answer (20000)."
+)
+@click.option("--max-sandboxes", type=click.IntRange(1), default=16, metavar="N", help="Open at once (16).")
+@click.option("--endpoint", metavar="URL", help="The cluster's address: http://HOST:PORT or unix:PATH.")
+@click.option("--context", metavar="NAME", help="The context of the settings file to use.")
+@click.option("--config", type=click.Path(), metavar="FILE", help="Settings (default ~/.flame/flame.yaml).")
+@click.version_option(__version__, prog_name="flame-mcp", message="%(prog)s %(version)s")
+def flame_mcp(
+    http: bool,
+    host: str,
+    port: int,
+    hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+    insecure: bool,
+    isolation: str,
+    network: str | None,
+    memory: str | None,
+    limits: tuple[str, ...],
+    idle_timeout: float,
+    timeout: float,
+    max_output: int,
+    max_sandboxes: int,
+    endpoint: str | None,
+    context: str | None,
+    config: str | None,
+) -> int:
+    """Serve the Model Context Protocol: tools to run code, commands and files in a sandbox.
+
+    Each client has a sandbox of its own, made at its first call and closed when it ends. Over HTTP, clients show the
+    token of $FLAME_MCP_TOKEN, if it is set, as `Authorization: Bearer TOKEN`; there is no TLS, a proxy does that.
+    """
+    from flame.agents.clients import Clients
+    from flame.agents.door import rules
+    from flame.cli.sandboxes import network_of
+    from flame.model.isolation import check, parse_limits
+
+    allowed = parse_limits([*([f"memory={memory}"] if memory else []), *limits]) if memory or limits else None
+    kind = Kind(
+        isolation, network_of(isolation, network), allowed, idle_timeout, timeout, max_output, max_sandboxes
+    )  # fmt: skip
+    if allowed is not None:
+        check(isolation, allowed, kind.network)
+    settings = Settings(config=Path(config) if config else None, context=context, endpoint=endpoint)
+    maker = _Maker(settings, kind)
+    clients = Clients(maker.create, idle=idle_timeout, most=max_sandboxes, timeout=timeout, limit=max_output)
+    if not http:
+        return asyncio.run(_serve_stdio(clients))
+    who = rules(host, token=os.environ.get(TOKEN, ""), insecure=insecure, hosts=hosts, origins=origins)
+    return asyncio.run(_serve_http(clients, who, host, port, idle_timeout))
+
+
+class _Maker:
+    """Makes sandboxes, on one connection that is made for the first."""
+
+    def __init__(self, settings: Settings, kind: Kind) -> None:
+        self._settings = settings
+        self._kind = kind
+        self._lock = asyncio.Lock()
+        self._connection: AsyncConnection | None = None
+
+    async def create(self) -> AsyncSandbox:
+        from flame.sandbox import AsyncSandbox
+
+        async with self._lock:
+            if self._connection is None:
+                self._connection = await self._connect()
+        kind = self._kind
+        return await AsyncSandbox.create(
+            isolation=kind.isolation,
+            network=kind.network,
+            limits=kind.limits,
+            idle_timeout=kind.idle_timeout * 2,  # should this program be killed
+            connection=self._connection,
+        )
+
+    async def _connect(self) -> AsyncConnection:
+        from flame.cli.connecting import find_cluster
+        from flame.client.async_connection import connect
+
+        # In a thread: it may start a cluster and wait for it.
+        where = await asyncio.to_thread(lambda: find_cluster(self._settings, announce=False).endpoint())
+        return await connect(where.text, where.tls)
+
+
+async def _serve_stdio(clients: Clients) -> int:
+    from flame.agents.mcp import make_server
+
+    serving = asyncio.ensure_future(make_server(clients).run_stdio_async())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
+    return 0
+
+
+async def _serve_http(clients: Clients, who: Rules, host: str, port: int, idle: float) -> int:
+    import uvicorn
+
+    from flame.agents.door import Door
+    from flame.agents.mcp import http_app, make_server, session_key
+
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.create_server(address, family=family)
+    except OSError as error:
+        raise click.ClickException(f"can't listen at {host} port {port}: {error.strerror or error}") from None
+    app = http_app(make_server(clients), clients, idle)
+    door: Any = Door(app, who, lambda session: clients.close(session_key(session)))
+    config = uvicorn.Config(
+        door, log_level="warning", lifespan="on", timeout_graceful_shutdown=_LEAVE_S, server_header=False
+    )
+    shown = f"[{host}]" if ":" in host else host
+    print(f"flame-mcp listens at http://{shown}:{listener.getsockname()[1]}/mcp", file=sys.stderr, flush=True)
+    await uvicorn.Server(config).serve([listener])
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(flame_mcp, "flame-mcp"))
