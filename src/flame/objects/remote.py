@@ -189,6 +189,12 @@ def as_flame_error(error: Exception, where: str) -> FlameError:
         return TimedOutError(f"the cache at {where} did not answer in time")
     if isinstance(error, flight.FlightUnauthenticatedError):
         return UnauthenticatedError(f"the cache at {where} wants a certificate: {text}")
+    if isinstance(error, flight.FlightUnavailableError) and where.startswith(m.UNIX):
+        return UnavailableError(
+            f"the object cache of this cluster, at {where}, can't be reached: it has ended, or this is a sandbox, from "
+            "where nobody can",
+            remedy="keep payloads under cluster.limits.max_payload there, or use a cache with an address",
+        )
     if isinstance(error, flight.FlightUnavailableError):
         return UnavailableError(f"the cache at {where} can't be reached: {text}", remedy="is it running there?")
     return InternalError(f"the cache at {where} failed: {text}")
