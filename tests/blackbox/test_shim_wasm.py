@@ -177,6 +177,20 @@ def test_a_component_of_a_package(cluster: Cluster, tmp_path: Path) -> None:
             assert session.invoke(b"echo from a package") == b"from a package"
 
 
+@pytest.mark.parametrize("level", ["gvisor", "microvm"])
+def test_where_the_processor_is_another(cluster: Cluster, tmp_path: Path, level: str) -> None:
+    file = tmp_path / "service.wasm"
+    file.write_bytes(binary(component(ECHO)))
+    with flame.connect(cluster.endpoint) as connection:
+        (node,) = connection.list_nodes()
+        if node.labels[f"flame.isolation.{level}"] != "yes":
+            pytest.skip(f"this machine has no level {level}")
+        spec = {"shim": flame.Shim.WASM, "command": str(file), "isolation": level, "start_timeout": 100.0}
+        connection.register_application(f"echo-{level}", spec)
+        with connection.create_session(f"echo-{level}") as session:
+            assert session.invoke(b"hello") == b"hello"
+
+
 def test_nodes_say_that_they_can(cluster: Cluster) -> None:
     with flame.connect(cluster.endpoint) as connection:
         (node,) = connection.list_nodes()

@@ -67,10 +67,11 @@ async def test_what_makes_other_code_is_another_one() -> None:
     async with a_node() as (bench, modules, source):
         plain = await modules.provide(source, fuel=False)
         fuelled = await modules.provide(source, fuel=True)
+        portable = await modules.provide(source, fuel=False, portable=True)
         newer = await opened(bench, version="2").provide(source, fuel=False)
         source.write_bytes(binary(CONDUCT))
         changed = await modules.provide(source, fuel=False)
-        assert len({module.identity for module in (plain, fuelled, newer, changed)}) == 4
+        assert len({module.identity for module in (plain, fuelled, portable, newer, changed)}) == 5
 
 
 @pytest.mark.parametrize("damage", ["one byte", "cut", "no note", "note of nothing"])

@@ -25,6 +25,7 @@ from flame.shims.wasm_options import WasmOptions, options_of
 from flame.shims.workplace import Workshop, in_words
 
 _WORKER = ("-I", "-m", "flame.wasm.worker")
+_OTHER_PROCESSORS = ("gvisor", "microvm")  # levels where some of what this machine's processor can do is missing
 _STREAM = {"FLAME_INSTANCE_STDIO": "framed"}
 
 
@@ -56,7 +57,9 @@ class WasmShim:
         except InvalidArgumentError as error:
             raise BindError(BindCode.START, in_words(error)) from None
         component = self._component(launch)
-        module = await self._modules.provide(component, fuel=bool(options.fuel))
+        module = await self._modules.provide(
+            component, fuel=bool(options.fuel), portable=application.isolation in _OTHER_PROCESSORS
+        )
         launch = msgspec.structs.replace(launch, package=Furnished(launch.package, module))
         return msgspec.structs.replace(launch, application=_worker(application, module.path, options))
 

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from platform import machine
 
@@ -100,16 +100,20 @@ class Modules:
             if not (file.suffix in (".note", ".cwasm") and file.with_suffix(".note").exists()):
                 file.unlink(missing_ok=True)
 
-    async def provide(self, source: Path, *, fuel: bool) -> Module:
-        """The component of this file, compiled now if need be. Raises BindError."""
+    async def provide(self, source: Path, *, fuel: bool, portable: bool = False) -> Module:
+        """The component of this file, compiled now if need be; for each processor of this machine's kind if it shall be
+        `portable`. Raises BindError."""
         try:
             digest = await asyncio.to_thread(_digest_of_source, source)
         except OSError as error:
             raise BindError(BindCode.START, f"can't read component {str(source)!r}: {error.strerror}") from error
-        key = _key(digest, self._version, fuel=fuel)
+        options = [*(["--fuel"] if fuel else []), *(["--portable"] if portable else [])]
+        key = _key(digest, self._version, options)
         making = self._making.get(key)
         if making is None:
-            making = self._making[key] = asyncio.get_running_loop().create_task(self._make(key, source, digest, fuel))
+            making = self._making[key] = asyncio.get_running_loop().create_task(
+                self._make(key, source, digest, options)
+            )
             making.add_done_callback(lambda done: self._made(key, done))
         # Others may wait for it too: it is made, whoever gives up.
         return await asyncio.shield(making)
@@ -119,19 +123,19 @@ class Modules:
         if not done.cancelled():
             done.exception()  # whoever waited has seen it, or nobody waits any more
 
-    async def _make(self, key: str, source: Path, digest: str, fuel: bool) -> Module:
+    async def _make(self, key: str, source: Path, digest: str, options: Sequence[str]) -> Module:
         known = self._known.get(key)
         if known is None or not known.path.exists():
             known = Module(self._folder / f"{key}.cwasm")
             if not await asyncio.to_thread(_is_whole, known.path):
-                await self._compile(known.path, source, digest, fuel)
+                await self._compile(known.path, source, digest, options)
             self._known[key] = known
         await asyncio.to_thread(os.utime, known.path)
         return known
 
-    async def _compile(self, target: Path, source: Path, digest: str, fuel: bool) -> None:
+    async def _compile(self, target: Path, source: Path, digest: str, options: Sequence[str]) -> None:
         draft = self._folder / f"{secrets.token_hex(8)}.draft"
-        arguments = [str(source), digest, str(draft), *(["--fuel"] if fuel else [])]
+        arguments = [str(source), digest, str(draft), *options]
         try:
             async with self._turns:
                 status, words = await self._run("flame.wasm.compiling", arguments)
@@ -196,9 +200,9 @@ class Modules:
             total -= status.st_size
 
 
-def _key(digest: str, version: str, *, fuel: bool) -> str:
+def _key(digest: str, version: str, options: Sequence[str]) -> str:
     """The same for what is compiled to the same code."""
-    parts = (digest, version, __version__, machine(), _features(), str(fuel))
+    parts = (digest, version, __version__, machine(), _features(), *options)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -26,12 +26,12 @@ _MAX_SECONDS = 600
 _MODULE = b"\x01\x00\x00\x00"  # the version of a core module
 
 
-def compile_component(source: bytes, target: Path, *, fuel: bool) -> str:
+def compile_component(source: bytes, target: Path, *, fuel: bool, portable: bool = False) -> str:
     """Write the compiled component. Gives the reason when it can't be run, empty when it can. Raises OSError."""
     wrong = _no_component(source)
     if wrong:
         return wrong
-    engine = make_engine(fuel=fuel)
+    engine = make_engine(fuel=fuel, portable=portable)
     try:
         component = model.Component(engine, source)
     except wasmtime.WasmtimeError as error:
@@ -62,6 +62,7 @@ def main() -> int:
     parser.add_argument("digest", help="SHA-256 of the source, in hex: what else is there is not compiled")
     parser.add_argument("target", type=Path)
     parser.add_argument("--fuel", action="store_true", help="count fuel")
+    parser.add_argument("--portable", action="store_true", help="for every processor of this kind")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))  # components may be made to fill machines
     resource.setrlimit(resource.RLIMIT_CPU, (_MAX_SECONDS, _MAX_SECONDS))
@@ -70,7 +71,7 @@ def main() -> int:
         if hashlib.sha256(source).hexdigest() != options.digest:
             reason = "its file changed while it was read"
         else:
-            reason = compile_component(source, options.target, fuel=options.fuel)
+            reason = compile_component(source, options.target, fuel=options.fuel, portable=options.portable)
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
     if reason:
