@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from blackbox.trouble import alive, until
-from flame.service import TaskContext
+from flame.sandbox.flmexec import ExecService
 from flame.sandbox.inside.child import TooMuchOutputError, run
-from flame.sandbox.flmexec import ExecService, Request, configured_interpreters, interpreter, parse
+from flame.sandbox.inside.scripts import Request, configured_interpreters, interpreter, parse
+from flame.service import TaskContext
 
 ENVIRON = {"PATH": os.environ["PATH"], "HOME": "/tmp"}
 SHELL = ["/bin/sh", "-c"]

@@ -29,7 +29,7 @@ _SUFFIXES = {"shell": ".sh", "python": ".py"}
 # Run by the sandbox's kernel: the node knows its interpreters, we don't.
 _CHOOSE = """
 import os
-from flame.sandbox.flmexec import Request, interpreter
+from flame.sandbox.inside.scripts import Request, interpreter
 class Answer(dict):
     def _repr_json_(self):
         return dict(self)

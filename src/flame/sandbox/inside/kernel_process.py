@@ -6,48 +6,14 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
-from flame.sandbox.inside.processes import as_victim, describe, kill_group
+from flame.sandbox.inside.kernel_start import Started
+from flame.sandbox.inside.processes import describe
 
 _MAX_MESSAGE = 64 * 1024**2
 _CHUNK = 64 * 1024
-_PROGRAM = "from flame.sandbox.inside.kernel import main; main({})"
-
-
-class Started:
-    """A kernel's process. It may be started before there is an event loop."""
-
-    def __init__(self, env: Mapping[str, str], cwd: str) -> None:
-        """Raises OSError."""
-        ours, theirs = socket.socketpair()
-        try:
-            self.process = subprocess.Popen(
-                # -P: no file of the working folder is taken for a module of ours.
-                [sys.executable, "-P", "-c", _PROGRAM.format(theirs.fileno())],
-                env={"MPLBACKEND": "Agg", **env, "PYTHONUNBUFFERED": "1"},
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self.socket = ours
-        as_victim(self.process.pid)
-
-    def kill(self) -> None:
-        """End it and what it started in its group."""
-        kill_group(self.process.pid, signal.SIGKILL)
 
 
 class Kernel:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from flame.model.errors import InvalidStateError, NotFoundError
-from flame.sandbox.inside.kernel_process import Kernel, Started
+from flame.sandbox.inside.kernel_process import Kernel
+from flame.sandbox.inside.kernel_start import Started
 from flame.sandbox.inside.waiting import Bell, Clock
 from flame.sandbox.wire import Ended, FollowCode, Piece, Progress, Raised, RunCode, Shown
 

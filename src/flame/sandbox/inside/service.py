@@ -15,7 +15,7 @@ from flame.model.errors import FlameError, FlameErrorCode, InvalidArgumentError,
 from flame.sandbox import wire
 from flame.sandbox.inside.commands import Commands
 from flame.sandbox.inside.files import Folder
-from flame.sandbox.inside.kernel_process import Started
+from flame.sandbox.inside.kernel_start import Started
 from flame.sandbox.inside.places import environment, working_folder
 from flame.sandbox.inside.runs import Runs
 from flame.sandbox.inside.spools import Spools
