@@ -186,6 +186,7 @@ class TestWasmInASandbox(OfWasm):
     """The suite again."""
 
     isolation = "process"
+    levels = ("process",)
 
 
 def _exists(pid: int) -> bool:
