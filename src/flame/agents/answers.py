@@ -47,7 +47,9 @@ def of_execution(execution: Execution, limit: int = LIMIT) -> Answer:
         cut("\n".join(result.text for result in execution.results), limit // 2),
     ]
     if error is not None:
-        parts.append(cut(error.traceback, limit // 2) or f"{error.name}: {error.message}")
+        parts.append(cut(error.traceback, limit // 2))
+        if error.name not in error.traceback:  # it was ended from outside
+            parts.append(f"{error.name}: {error.message}")
     if execution.cut:
         parts.append(f"[{execution.cut} characters of output were left out]")
     if execution.kernel_lost:

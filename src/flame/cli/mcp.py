@@ -16,6 +16,7 @@ import click
 from flame._version import __version__
 from flame.cli.options import Settings
 from flame.cli.program import run
+from flame.model.errors import InvalidConfigError
 from flame.model.isolation import LEVELS
 from flame.model.network import FORM as NETWORK
 
@@ -162,12 +163,16 @@ class _Maker:
 async def _serve_stdio(clients: Clients) -> int:
     from flame.agents.mcp import make_server
 
-    serving = asyncio.ensure_future(make_server(clients).run_stdio_async())
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
-    try:
-        await serving
-    except asyncio.CancelledError:
-        return 128 + signal.SIGTERM
+    ending: list[asyncio.Task[None]] = []
+
+    async def end() -> None:
+        await clients.close_all()
+        # Not in the ordinary way: a thread waits for stdin, and nothing but its end wakes it.
+        os._exit(128 + signal.SIGTERM)
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, lambda: ending.append(loop.create_task(end())))
+    await make_server(clients).run_stdio_async()
     return 0
 
 
@@ -181,7 +186,7 @@ async def _serve_http(clients: Clients, who: Rules, host: str, port: int, idle: 
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address, family=family)
     except OSError as error:
-        raise click.ClickException(f"can't listen at {host} port {port}: {error.strerror or error}") from None
+        raise InvalidConfigError(f"can't listen at {host} port {port}: {error.strerror or error}") from None
     app = http_app(make_server(clients), clients, idle)
     door: Any = Door(app, who, lambda session: clients.close(session_key(session)))
     config = uvicorn.Config(
