@@ -30,6 +30,7 @@ class Attendant:
         self._bell_or_frames.register(self._woken, select.POLLIN)
         self._bell_or_frames.register(sock, select.POLLIN)
         self.resting = False
+        self._ended = False
 
     def begin(self) -> None:
         """Start watching."""
@@ -40,10 +41,15 @@ class Attendant:
         self.resting = False
         os.eventfd_write(self._woken, 1)
 
+    def end(self) -> None:
+        """Stop for good."""
+        self._ended = True
+        self.wake()
+
     def _run(self) -> None:
         instance = self._instance
         bursts, quiet = 0, _REST_AFTER
-        while True:
+        while not self._ended:
             if quiet >= _REST_AFTER:
                 self.resting = True
                 # The main thread sets `busy` before it reads `resting`; here it is the other way round, so that one

@@ -36,8 +36,11 @@ def run(service: FlameService, concurrency: int = 1) -> None:
     if link or stdio:
 
         def greet() -> tuple[Wire, list[Frame]]:
-            snapshot.offer()
-            return over_stdio(concurrency) if stdio else connect(link or "", concurrency)
+            copy = snapshot.wanted() and _offered()
+            wire, frames = over_stdio(concurrency) if stdio else connect(link or "", concurrency)
+            if copy and not frames:
+                _rehearsed(wire)
+            return wire, frames
 
         try:
             _serve_link(service, greet, concurrency)
@@ -54,6 +57,22 @@ def run(service: FlameService, concurrency: int = 1) -> None:
             "no executor manager started this process: neither FLAME_INSTANCE_LINK nor FLAME_INSTANCE_ENDPOINT is set",
             remedy="register an application whose command starts this program, and create a session of it",
         )
+
+
+def _offered() -> bool:
+    """Let a snapshot be taken, of an instance that has done before what it does first. True in a copy."""
+    from flame.service import rehearsal
+
+    rehearsal.rehearse()
+    return snapshot.offer()
+
+
+def _rehearsed(wire: Wire) -> None:
+    """Use the time in which a copy waits for a session."""
+    from flame.service import rehearsal
+
+    if rehearsal.quiet(wire):
+        rehearsal.rehearse()
 
 
 def _serve_link(service: FlameService, greet: Callable[[], tuple[Wire, list[Frame]]], concurrency: int) -> None:

@@ -89,6 +89,7 @@ class Sequential:
                     self._handle(self._wire.read(wait=True))
             self._flush(time.monotonic_ns())
             self._leave()
+        self._attendant.end()
         return None
 
     def _until_entered(self, frames: list[Frame]) -> list[Frame]:

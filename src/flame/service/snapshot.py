@@ -12,17 +12,22 @@ import sys
 
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
 
 VARIABLE = "FLAME_SNAPSHOT_FD"
 
 
-def offer(environ: MutableMapping[str, str] = os.environ) -> None:
+def wanted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a snapshot will be taken when this instance is prepared."""
+    return bool(environ.get(VARIABLE))
+
+
+def offer(environ: MutableMapping[str, str] = os.environ) -> bool:
     """Let a snapshot be taken now, if somebody wants one. Returns in each copy, with its environment in `environ` and
-    with random numbers that no other copy has."""
+    with random numbers that no other copy has. False when this is no copy."""
     descriptor = environ.pop(VARIABLE, "")
     if not descriptor:
-        return
+        return False
     import json
     import socket
 
@@ -30,10 +35,11 @@ def offer(environ: MutableMapping[str, str] = os.environ) -> None:
         sock.sendall(b"prepared\n")
         line = answers.readline()
     if not line:
-        return  # nobody took one
+        return False  # nobody took one
     told = json.loads(line)
     environ.update(told["env"])
     reseed(bytes.fromhex(told["entropy"]))
+    return True
 
 
 def reseed(entropy: bytes) -> None:
