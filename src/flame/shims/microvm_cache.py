@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Generator
 
 _MAKING = ".making"
@@ -30,7 +31,7 @@ class Cache:
         place = self.place(kind, key)
         opened: list[int] = []
         try:
-            os.utime(place)
+            _used_now(place)
             for name in names:
                 flags = os.O_RDWR if writable else os.O_RDONLY
                 opened.append(os.open(f"{place}/{name}", flags | os.O_CLOEXEC))
@@ -77,6 +78,7 @@ class Cache:
             for name in os.listdir(folder):
                 with open(f"{folder}/{name}", "rb") as file:
                     os.fsync(file.fileno())
+            _used_now(folder)
             os.rename(folder, place)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -111,6 +113,11 @@ class Cache:
             except BlockingIOError:
                 return  # its maker lives
             shutil.rmtree(f"{self.folder}/{name}", ignore_errors=True)
+
+
+def _used_now(place: str) -> None:
+    now = time.time_ns()  # what the system takes for now may be some milliseconds ago
+    os.utime(place, ns=(now, now))
 
 
 def digest(*parts: object) -> str:

@@ -3,11 +3,13 @@ uses it."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import socket
+from collections.abc import Generator
 from typing import Any
 
 from flame.shims.microvm_cache import digest, fingerprint
@@ -40,16 +42,18 @@ class Qemu:
 
     def start_template(self, machine: Machine, template: Template) -> Running:
         running = self._run(machine, self._memory(machine, template, shared=True), template, ())
-        running.command("migrate-set-capabilities", capabilities=_CAPABILITIES)
+        with _or_killed(running):
+            running.command("migrate-set-capabilities", capabilities=_CAPABILITIES)
         return running
 
     def restore(self, machine: Machine, template: Template) -> Running:
         # Mapped privately: what the copy writes is its own, and nothing is read before it is touched.
         running = self._run(machine, self._memory(machine, template, shared=False), template, ("-incoming", "defer"))
-        running.command("migrate-set-capabilities", capabilities=_CAPABILITIES)
-        running.command("migrate-incoming", uri=f"fd:{template.state}")
-        running.wait_until_moved()
-        running.command("cont")  # it was stopped when it was saved
+        with _or_killed(running):
+            running.command("migrate-set-capabilities", capabilities=_CAPABILITIES)
+            running.command("migrate-incoming", uri=f"fd:{template.state}")
+            running.wait_until_moved()
+            running.command("cont")  # it was stopped when it was saved
         return running
 
     def _run(
@@ -61,7 +65,8 @@ class Qemu:
             passed = [theirs.fileno(), machine.initrd, *machine.disks, *machine.ports.values(), *(template or ())]
             pid = _spawn(command, passed)
         running = QemuMachine(pid, ours, template)
-        running.command("qmp_capabilities")
+        with _or_killed(running):
+            running.command("qmp_capabilities")
         return running
 
     def _arguments(self, machine: Machine, memory: list[str], monitor: int) -> list[str]:
@@ -134,6 +139,7 @@ class QemuMachine:
             os.waitpid(self.pid, 0)
         except (ProcessLookupError, ChildProcessError):
             pass
+        self._lines.close()
         self._monitor.close()
 
     def command(self, name: str, descriptor: int | None = None, **arguments: Any) -> Any:
@@ -161,6 +167,8 @@ class QemuMachine:
     def _next(self) -> dict[str, Any]:
         try:
             line = self._lines.readline()
+        except ConnectionError:
+            line = b""
         except OSError as error:
             raise VmmError(f"QEMU does not answer: {error}") from error
         if not line:
@@ -169,6 +177,16 @@ class QemuMachine:
         if message.get("event") == "MIGRATION":
             self._moved = message["data"]["status"]
         return message
+
+
+@contextlib.contextmanager
+def _or_killed(running: QemuMachine) -> Generator[None]:
+    """A machine that could not be brought so far does not stay."""
+    try:
+        yield
+    except BaseException:
+        running.kill()
+        raise
 
 
 def _spawn(command: list[str], passed: list[int]) -> int:
