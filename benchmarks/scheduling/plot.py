@@ -13,13 +13,14 @@ PLOTS = ROOT / ".venv-plots"
 PACKAGE = "matplotlib>=3.8"
 
 
-def draw(figures: Path, picture: Path, *, install: bool) -> bool:
-    """Draw the picture; False = there is no matplotlib, and it was not to be installed or could not be."""
+def draw(figures: Path, picture: Path, *, install: bool, script: str = "") -> bool:
+    """Draw the picture, with a script of its own if need be; False = there is no matplotlib, and it was not to be
+    installed or could not be."""
     python = _interpreter(install=install)
     if python is None:
         print("no plot: matplotlib is not there", file=sys.stderr)
         return False
-    subprocess.run([python, "-c", SCRIPT, str(figures), str(picture)], check=True)
+    subprocess.run([python, "-c", script or SCRIPT, str(figures), str(picture)], check=True)
     return True
 
 

@@ -85,8 +85,7 @@ class Running:
                     file.close()
         self.pid = self._process.pid
         processes.as_victim(self.pid)
-        self._exit = os.pidfd_open(self.pid)
-        self._loop.add_reader(self._exit, self._on_exit)
+        processes.when_ended(self.pid, self._on_exit)
         for descriptor in self._readers:
             os.set_blocking(descriptor, False)
             self._loop.add_reader(descriptor, self._read, descriptor)
@@ -114,8 +113,6 @@ class Running:
         os.set_blocking(self._stdin, False)
 
     def _on_exit(self) -> None:
-        self._loop.remove_reader(self._exit)
-        os.close(self._exit)
         if self._timed_out:
             processes.signal_all(processes.below(self.pid), signal.SIGKILL)  # while its number is still its own
         self._status = self._process.wait()

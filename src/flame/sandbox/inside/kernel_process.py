@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from flame.sandbox.inside.kernel_start import Started
-from flame.sandbox.inside.processes import describe
+from flame.sandbox.inside.processes import describe, when_ended
 
 _MAX_MESSAGE = 64 * 1024**2
 _CHUNK = 64 * 1024
@@ -33,10 +33,9 @@ class Kernel:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._pipes = {self._process.stdout.fileno(): False, self._process.stderr.fileno(): True}
-        self._exit = os.pidfd_open(self._process.pid)
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._on_message)
-        self._loop.add_reader(self._exit, self._on_exit)
+        when_ended(self._process.pid, self._on_exit)
         for pipe in self._pipes:
             os.set_blocking(pipe, False)
             self._loop.add_reader(pipe, self._on_output, pipe)
@@ -139,8 +138,6 @@ class Kernel:
         return True
 
     def _on_exit(self) -> None:
-        self._loop.remove_reader(self._exit)
-        os.close(self._exit)
         self._started.kill()  # what it left in its group
         status = self._process.wait()
         if self._socket.fileno() >= 0:

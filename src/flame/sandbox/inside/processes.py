@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import asyncio
 
 OWN = "FLAME_INSTANCE_ID"  # the variable by which what the sandbox started is known
 
@@ -22,6 +25,34 @@ def describe(status: int) -> str:
     if -status == signal.SIGKILL:
         return f"was killed by {name}, most likely because the sandbox's memory ran out"
     return f"was killed by {name}"
+
+
+def when_ended(pid: int, callback: Callable[[], None]) -> None:
+    """Call back in the event loop when a child has ended, and before anybody has waited for it."""
+    import asyncio
+    import threading
+
+    loop = asyncio.get_running_loop()
+    try:
+        watch = os.pidfd_open(pid)
+    except OSError:  # gVisor has none
+        threading.Thread(target=_wait, args=(pid, loop, callback), name=f"flame-child-{pid}", daemon=True).start()
+        return
+
+    def ended() -> None:
+        loop.remove_reader(watch)
+        os.close(watch)
+        callback()
+
+    loop.add_reader(watch, ended)
+
+
+def _wait(pid: int, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:
+        pass  # the service has ended
 
 
 def kill_group(pid: int, number: int) -> bool:
