@@ -5,6 +5,7 @@
 # make bench   Flame against Ray, Dask and ProcessPoolExecutor
 # make bench-data  objects of 100 MB and of 1 KB: Flame, Ray, Dask, and what the machine itself allows
 # make bench-runner  calls of a Python function in each of the plain ways
+# make bench-sandbox  sandboxes from creation to first output, calls in them, tasks through each shim
 # make bench-scheduler  passes of the scheduler against the size of the cluster, and how well tenants share
 # make lint    only the static checks of `make test`
 # make format  rewrite the sources in the project's format
@@ -24,7 +25,7 @@ DEVELOPED := $(VENV)/.stamp-dev
 FOREIGN := .venv-foreign/.stamp-installed
 PYTEST_ARGS ?=
 
-.PHONY: help venv run test test-torch bench bench-data bench-runner bench-scheduler lint format proto dev foreign clean
+.PHONY: help venv run test test-torch bench bench-data bench-runner bench-sandbox bench-scheduler lint format proto dev foreign clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -79,6 +80,7 @@ test: $(DEVELOPED) $(FOREIGN) lint
 	@sh tools/install_gvisor.sh
 	@sh tools/install_microvm.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@test -n "$(PYTEST_ARGS)" || BIN=$(BIN) sh tools/test_newer_python.sh
 
 test-torch: $(BIN)/python
 	@test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
@@ -98,6 +100,9 @@ bench-runner: $(DEVELOPED)
 
 bench-scheduler: $(DEVELOPED)
 	$(BIN)/python -m benchmarks.scheduler
+
+bench-sandbox: $(DEVELOPED)
+	$(BIN)/python -m benchmarks.sandbox
 
 clean:
 	rm -rf $(VENV) .venv-* .pytest_cache .ruff_cache .hypothesis
