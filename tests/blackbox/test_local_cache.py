@@ -30,7 +30,7 @@ instance = FlameInstance()
 
 @instance.entrypoint
 def twice(request: bytes) -> bytes:
-    return request * 2
+    return instance.context() if request == b"context" else request * 2
 
 
 if __name__ == "__main__":
@@ -87,6 +87,12 @@ def test_common_data_and_asyncio(config: Path) -> None:
     with Cluster(1, config=config) as cluster:
         with flame.connect(cluster.endpoint) as connection, large(connection) as session:
             assert session.invoke(b"length", SECONDS) == str(len(LARGE)).encode()
+            assert session.common_data() == LARGE
+            task = session.create_task(LARGE)
+            for update in session.watch_task(task.id, SECONDS):
+                assert not update.is_failed()
+            found = session.get_task(task.id)
+            assert (found.input, found.output) == (LARGE, LARGE * 2)
 
         async def main() -> bytes | None:
             async with (
@@ -122,9 +128,10 @@ def test_requests_and_answers_of_typed_services(config: Path, folder: Path) -> N
     (folder / "typed.py").write_text(TYPED)
     with Cluster(1, config=config) as cluster, flame.connect(cluster.endpoint) as connection:
         connection.register_application("typed", {"command": sys.executable, "arguments": [str(folder / "typed.py")]})
-        with flame.service.Session("typed", ctx="a context", connection=connection) as session:
+        with flame.typed.Session("typed", ctx=LARGE, connection=connection) as session:
             assert session.invoke(LARGE, SECONDS) == LARGE * 2
-            assert session.context() == "a context"
+            assert session.invoke(b"context", SECONDS) == LARGE
+            assert session.context() == LARGE
 
 
 def test_objects_of_the_program_itself(config: Path) -> None:

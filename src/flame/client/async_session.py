@@ -230,7 +230,11 @@ class AsyncSession(SessionSnapshot):
     async def create_task(self, input_data: bytes | None, **options: Unpack[TaskArguments]) -> Task:
         """Make a task and do not wait for it; `watch_task` and `get_task` tell what becomes of it."""
         options.setdefault("idempotency_key", short_name("once", 20))  # makes it safe to repeat
-        message = await self._create(payload_of(input_data), self.options(**options))
+        payload = payload_of(input_data)
+        address = self.connection.addr
+        if payload and len(payload) > parcels.limit_of(self.connection.max_payload) > 0 and parcels.possible(address):
+            payload = await asyncio.to_thread(parcels.pack, self.id, payload, address)
+        message = await self._create(payload, self.options(**options))
         task = wire.task_from(message)
         task.session_id, task.input = self.id, input_data
         return task
@@ -248,7 +252,10 @@ class AsyncSession(SessionSnapshot):
     async def get_task(self, task_id: str | int) -> Task:
         """A task with its input and output. Raises NotFoundError."""
         request = fe.GetTaskRequest(session_id=self.id, task_id=str(task_id))
-        return wire.task_from(await self._call("GetTask", request, ty.Task))
+        task = wire.task_from(await self._call("GetTask", request, ty.Task))
+        task.input = await _opened(task.input)
+        task.output = await _opened(task.output)
+        return task
 
     async def list_tasks(
         self, states: Sequence[TaskState] = (), *, without_payloads: bool = False
@@ -379,6 +386,13 @@ async def as_completed(futures: Iterable[TaskFuture], timeout: float | None = No
         except TimeoutError:
             raise TimedOutError(f"{left} of {len(waiting)} tasks did not end within {timeout:g} s") from None
         yield future
+
+
+async def _opened(payload: bytes | None) -> bytes | None:
+    """What a parcel stands for, if it is one."""
+    if payload is None or payload[: parcels.SIZE] != parcels.MARK:
+        return payload
+    return await asyncio.to_thread(parcels.opened, payload)
 
 
 def _in_loop_time(deadline: float | None) -> float | None:

@@ -11,6 +11,7 @@ from flame.model.errors import InvalidArgumentError
 from flame.model.specs import TaskOptions
 from flame.model.states import SessionState
 from flame.model.task_options import MAX_MS
+from flame.objects.parcels import opened
 from flame.proto import types_pb2 as ty
 
 _MAX_OPTIONS = 256
@@ -82,8 +83,9 @@ class SessionSnapshot:
         self._common_data: bytes | None = spec.common_data if spec.HasField("common_data") else None
 
     def common_data(self) -> bytes | None:
-        """What the session's services get when they enter it; None when there is none."""
-        return self._common_data
+        """What the session's services get when they enter it; None when there is none. What was too large for the
+        cluster is fetched from the object cache. Raises FlameError when that can't be."""
+        return None if self._common_data is None else opened(self._common_data)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} of {self.application}, {self.state.name.lower()}>"
