@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -207,6 +211,29 @@ for _ in range(60):
         pass
 """
     assert await ask(node, 1, source) < 64 * MIB
+
+
+async def test_descriptors_under_way_keep_no_node_from_starting_others(node: Node, tmp_path: Path) -> None:
+    """They are counted for each user: who sends one is refused when there are more than its own limit."""
+    require_sandboxes(tmp_path)
+    await begin(node, 1, "process")
+    _, most = await ask(node, 1, "import resource; answer = resource.getrlimit(resource.RLIMIT_NOFILE)")
+    assert most <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+
+async def test_a_node_that_can_not_send_descriptors_says_so(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "send_fds", refuse)
+        node.start(1, ECHO)
+        released = await node.manager.released(1)
+    assert released.code == 11
+    assert "Too many references" in released.message
+    node.start(2, ECHO)
+    await node.manager.bound(2)
+    await others_work(node, 2)
 
 
 # --- what it leaves behind -------------------------------------------------------------------------------------------

@@ -238,6 +238,10 @@ def become(wanted: dict[str, object], keeper: int, streams: tuple[int, int, int]
     if wanted["boxed"]:
         # Where the kernel hands cores to a program, that would write what the sandbox holds to the node's disk.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # Descriptors under way in sockets are counted for each user, and who sends one is refused when there are more
+        # than its own limit: with less than their node they can't keep it from sending us any.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard // 2), hard // 2))
     for target, path in enumerate(opened, FIRST_OPENED):
         os.dup2(os.open(path, os.O_RDONLY | os.O_CLOEXEC), target)
     os.chdir(wanted["cwd"])  # type: ignore[arg-type]

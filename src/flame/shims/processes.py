@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -111,6 +113,9 @@ class Keeper:
             self._popen = subprocess.Popen(
                 command, pass_fds=(theirs.fileno(),), start_new_session=True, stdin=subprocess.DEVNULL, env=environment
             )
+        # More than instances in sandboxes may have, and those are started with what the keeper has inherited.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         ours.setblocking(False)
         self._control = ours
         loop = asyncio.get_running_loop()
@@ -145,8 +150,9 @@ class Keeper:
             except BlockingIOError:
                 loop.add_writer(self._control.fileno(), self._write)
                 return
-            except OSError:
-                pass  # the keeper is gone: _read finds out
+            except OSError as error:  # else the keeper is gone: _read finds out
+                if error.errno == errno.ETOOMANYREFS:
+                    self._happened({**json.loads(packet), "event": "failed", "error": error.strerror})
             self._unsent.popleft()
             for descriptor in descriptors:
                 os.close(descriptor)
