@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from model_stub import ModelStub, Turn
+from untrusted import require_sandboxes
+
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
-def run(name: str, *arguments: str) -> str:
+def run(name: str, *arguments: str, **variables: str) -> str:
     """What an example prints."""
     with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp") as folder:  # short, for the sockets' sake
         places = {"HOME": folder, "XDG_RUNTIME_DIR": folder, "XDG_STATE_HOME": folder}
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("FLAME_")} | places
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLAME_", "OPENAI_"))}
+        environment |= places | variables
         command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False
@@ -55,6 +59,29 @@ def test_batch_embedding() -> None:
     lines = run("batch_embedding.py", "--texts", "2000").splitlines()
     assert lines[0] == "2000 texts, 256 dimensions; nearest to 'a scientist looks at the sky':"
     assert lines[1] == "  The physicist measured a distant star."
+
+
+def test_coding_agent(tmp_path: Path) -> None:
+    require_sandboxes(tmp_path)
+    printed = run("coding_agent.py")
+    fails, passes, answers = (printed.index(f"--- {word}\n") for word in ("fails", "passes", "answers"))
+    assert "AssertionError" in printed[fails:passes]
+    assert "all is right" in printed[passes:answers]
+    assert "return (ordered[middle - 1] + ordered[middle]) / 2" in printed[answers:]
+
+
+def test_coding_agent_with_a_model_elsewhere(tmp_path: Path) -> None:
+    require_sandboxes(tmp_path)
+    script = (
+        lambda seen: Turn(calls=[("run_code", {"wrong": "arguments"})]),
+        lambda seen: Turn(calls=[("run_code", {"code": "print(6 * 7)"})]),
+        lambda seen: Turn(" and ".join(seen)),
+    )
+    with ModelStub(*script) as model:
+        printed = run("coding_agent.py", "What is 6 * 7?", OPENAI_BASE_URL=model.url, OPENAI_MODEL="other")
+    assert printed.endswith("--- answers\nerror: the arguments must be a JSON object with the key code and 42\n")
+    assert model.requests[0]["model"] == "other"
+    assert model.requests[0]["messages"][1]["content"] == "What is 6 * 7?"
 
 
 def test_each_example_is_described() -> None:

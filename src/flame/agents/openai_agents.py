@@ -1,0 +1,145 @@
+"""Sandboxes as tools of the OpenAI Agents SDK. Needs the extra `openai-agents`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from flame.agents import answers, toolbox
+from flame.agents.answers import LIMIT, Answer
+from flame.agents.toolbox import TIMEOUT, AsyncToolbox, Toolbox, missing
+from flame.sandbox import AsyncSandbox, Sandbox
+
+try:
+    from agents import (
+        FunctionTool,
+        ShellCallOutcome,
+        ShellCommandOutput,
+        ShellCommandRequest,
+        ShellResult,
+        ShellTool,
+        Tool,
+        ToolOutputImage,
+        ToolOutputText,
+        function_tool,
+    )
+except ImportError as error:
+    raise missing("openai-agents", error) from error
+
+if TYPE_CHECKING:
+    from flame.sandbox import CommandResult
+
+Output = str | list[ToolOutputText | ToolOutputImage]
+
+
+def sandbox_tools(sandbox: Sandbox | AsyncSandbox, *, timeout: float = TIMEOUT, limit: int = LIMIT) -> list[Tool]:
+    """Function tools to run code and commands and to use files in this sandbox, for `Agent(tools=...)`.
+
+    `timeout` is for each call in seconds, `limit` for the length of an answer in characters. A `Sandbox` is called in
+    threads, an `AsyncSandbox` in the loop that made it. The sandbox is closed by whoever made it; when it ends before,
+    the run ends with the error.
+    """
+    box = (
+        AsyncToolbox(sandbox, timeout=timeout, limit=limit)
+        if isinstance(sandbox, AsyncSandbox)
+        else _Threads(Toolbox(sandbox, timeout=timeout, limit=limit))
+    )
+
+    async def run_code(code: str) -> Output:
+        return _output(await box.run_code(code))
+
+    async def run_command(command: str) -> Output:
+        return _output(await box.run_command(command))
+
+    async def read_file(path: str) -> Output:
+        return _output(await box.read_file(path))
+
+    async def write_file(path: str, content: str) -> Output:
+        return _output(await box.write_file(path, content))
+
+    async def list_files(path: str = ".") -> Output:
+        return _output(await box.list_files(path))
+
+    return [
+        _tool(run_code, toolbox.RUN_CODE),
+        _tool(run_command, toolbox.RUN_COMMAND),
+        _tool(read_file, toolbox.READ_FILE),
+        _tool(write_file, toolbox.WRITE_FILE),
+        _tool(list_files, toolbox.LIST_FILES),
+    ]
+
+
+def shell_tool(sandbox: Sandbox | AsyncSandbox, *, timeout: float = TIMEOUT, limit: int = LIMIT) -> ShellTool:
+    """The SDK's own shell tool, whose commands run in this sandbox; for models that know it (Responses API).
+
+    The model may ask for less time and less output than `timeout` and `limit` allow.
+    """
+
+    async def run(command: str, seconds: float) -> CommandResult:
+        if isinstance(sandbox, AsyncSandbox):
+            return await sandbox.run_command(command, timeout=seconds)
+        return await asyncio.to_thread(sandbox.run_command, command, timeout=seconds)
+
+    async def execute(request: ShellCommandRequest) -> ShellResult:
+        action = request.data.action
+        seconds = min(timeout, action.timeout_ms / 1000) if action.timeout_ms else timeout
+        size = min(limit, action.max_output_length) if action.max_output_length else limit
+        outputs: list[ShellCommandOutput] = []
+        for command in action.commands:
+            result = await run(command, seconds)
+            outputs.append(_shell_output(command, result, size))
+            if result.timed_out:
+                break
+        return ShellResult(outputs, max_output_length=action.max_output_length)
+
+    return ShellTool(executor=execute)
+
+
+def _shell_output(command: str, result: CommandResult, size: int) -> ShellCommandOutput:
+    outcome = (
+        ShellCallOutcome(type="timeout")
+        if result.timed_out
+        else ShellCallOutcome(type="exit", exit_code=result.exit_code)
+    )
+    stdout, stderr = (answers.cut(data.decode(errors="replace"), size) for data in (result.stdout, result.stderr))
+    return ShellCommandOutput(stdout=stdout, stderr=stderr, outcome=outcome, command=command)
+
+
+class _Threads:
+    """A Toolbox whose calls are made in threads."""
+
+    def __init__(self, box: Toolbox) -> None:
+        self._box = box
+
+    async def run_code(self, code: str) -> Answer:
+        return await asyncio.to_thread(self._box.run_code, code)
+
+    async def run_command(self, command: str) -> Answer:
+        return await asyncio.to_thread(self._box.run_command, command)
+
+    async def read_file(self, path: str) -> Answer:
+        return await asyncio.to_thread(self._box.read_file, path)
+
+    async def write_file(self, path: str, content: str) -> Answer:
+        return await asyncio.to_thread(self._box.write_file, path, content)
+
+    async def list_files(self, path: str) -> Answer:
+        return await asyncio.to_thread(self._box.list_files, path)
+
+
+def _tool(function: Callable[..., Awaitable[Any]], description: str) -> FunctionTool:
+    return function_tool(function, description_override=description, failure_error_function=None)
+
+
+def _output(answer: Answer) -> Output:
+    if not answer.images:
+        return answer.text
+    return [
+        ToolOutputText(text=answer.text),
+        *(
+            ToolOutputImage(image_url=f"data:{image.kind};base64,{base64.b64encode(image.data).decode()}")
+            for image in answer.images
+        ),
+    ]
