@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from flame.model.isolation import Limits
+from flame.proto import types_pb2
 from flame.shims.isolation_sandbox import Room
 from flame.shims.microvm_cache import Cache
 from flame.shims.microvm_kernel import KernelError, find_kernel, module_files
@@ -37,6 +38,7 @@ _OUTSIDE = 320 * _MIB  # what QEMU takes besides it, and the runner
 _OUTSIDE_PIDS = 512  # threads and processes of both
 _KEPT = {"system": 4, "room": 32, "initrd": 4, "snapshot": 8, "refused": 64, "probe": 8}
 _PIECE = 100_000  # bytes; one variable of an environment may have 128 KiB
+_COMMON_DATA = "FLAME_COMMON_DATA_FILE"
 _INSTALL = "install QEMU (qemu-system-x86), busybox-static and e2fsprogs"
 
 
@@ -93,28 +95,31 @@ class Microvm:
         """The program, run in a virtual machine."""
         memory = limits.memory or (launch.resreq.memory if launch.resreq is not None else 0) or _DEFAULT_MEMORY
         verdict = str(self._verdicts / launch.executor_id)
+        env = dict(program.env)
+        # Who speaks the link gets the session's common data over it, when it enters the session.
+        data = env.pop(_COMMON_DATA, "") if launch.application.shim == types_pb2.Host else ""
         own = [] if any(_FLAME.is_relative_to(each) for each in self._settings["system"]["prefixes"]) else [_FLAME]
         spec = {
             **self._settings,
-            "program": {"path": program.path, "argv": list(program.argv), "env": dict(program.env), "cwd": room.cwd},
+            "program": {"path": program.path, "argv": list(program.argv), "env": env, "cwd": room.cwd},
             "room": {
-                "readable": [str(path) for path in (*own, *room.readable)],
+                "readable": [str(path) for path in (*own, *room.readable) if str(path) != data],
                 "hidden": [str(path) for path in room.hidden],
                 "network": room.network,
             },
             "limits": {"memory": memory, "pids": limits.pids, "disk": room.disk},
             "memory": _size(memory),
             "processors": min(max(1, -(-limits.cpu_millis // 1000)), len(os.sched_getaffinity(0))),
-            "snapshots": self._settings["snapshots"] and _alike(program, launch),
+            "snapshots": self._settings["snapshots"] and _alike(env, launch),
             "verdict": verdict,
         }
         text = json.dumps(spec)  # plain ASCII, whatever is in it
-        env = {f"FLAME_MICROVM_{n}": text[n * _PIECE : (n + 1) * _PIECE] for n in range(-(-len(text) // _PIECE))}
-        env["PATH"] = os.environ.get("PATH", os.defpath)
-        env.update((name, program.env[name]) for name in ("FLAME_INSTANCE_ID",) if name in program.env)
+        parts = {f"FLAME_MICROVM_{n}": text[n * _PIECE : (n + 1) * _PIECE] for n in range(-(-len(text) // _PIECE))}
+        parts["PATH"] = os.environ.get("PATH", os.defpath)
+        parts.update((name, program.env[name]) for name in ("FLAME_INSTANCE_ID",) if name in program.env)
         argv = [sys.executable, "-I", "-S", str(_RUNNER)]
         return msgspec.structs.replace(
-            program, path=sys.executable, argv=argv, env=env, boxed=True, relays=True, verdict=verdict
+            program, path=sys.executable, argv=argv, env=parts, boxed=True, relays=True, verdict=verdict
         )
 
     def around(self, limits: Limits) -> Limits:
@@ -182,12 +187,12 @@ def _size(memory: int) -> int:
     return -(-(memory + _INSIDE) // (2 * _MIB)) * 2 * _MIB
 
 
-def _alike(program: Program, launch: Launch) -> bool:
+def _alike(env: Mapping[str, str], launch: Launch) -> bool:
     """Whether such instances are the same until they enter a session: a program of the SDK, without a place in a gang,
     and without a session's data before it is ready."""
     return (
-        program.env.get("FLAME_INSTANCE_STDIO") == "framed"
-        and "FLAME_COMMON_DATA_FILE" not in program.env
+        env.get("FLAME_INSTANCE_STDIO") == "framed"
+        and _COMMON_DATA not in env
         and not launch.context.HasField("gang")
         and NO_SNAPSHOT not in launch.application.labels
     )
