@@ -74,14 +74,14 @@ class OfWasm(ShimConformance):
             report = await desk.stop()
             assert not report.crashed
             assert not report.code
-            assert not _exists(report.pid)
+            assert not _runs(report.pid)
 
     async def test_nothing_is_left_when_its_executor_manager_ends(self) -> None:
         async with self.desk() as desk:
             assert await desk.run(b"echo once") == [b"once"]
             desk.give(b"hang")
             await desk.bench.keeper.close()
-            assert not _exists(desk.reports[-1].pid)
+            assert not _runs(desk.reports[-1].pid)
 
 
 class TestWasm(OfWasm):
@@ -189,8 +189,12 @@ class TestWasmInASandbox(OfWasm):
     levels = ("process",)
 
 
-def _exists(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+def _runs(pid: int) -> bool:
+    """Whether the process is there, and no zombie that nobody has asked for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
 
 
 # --- what an application's labels say -------------------------------------------------------------------------------
