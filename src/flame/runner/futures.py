@@ -94,6 +94,8 @@ class ObjectFuture(TaskFuture):
         super()._wait(timeout)
 
     def _look_after(self) -> None:
+        if not self._lane.can_answer:
+            return
         self._wanted = True
         if self._submitted is not None and self._state == "PENDING" and not self._looked_after:
             self._looked_after = True

@@ -148,6 +148,11 @@ class Lane:
         if self._target is not None:
             future.submitted(plain)
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether this process could answer calls itself: it is an instance, and they are functions."""
+        return self._target is not None
+
     def cancel_held(self, future: ObjectFuture) -> None:
         """It was cancelled before it was submitted."""
         self._line.cancel(future)
