@@ -11,6 +11,7 @@ from typing import Protocol, cast
 from flame.model.isolation import NO, SHIM_LABEL, YES
 from flame.model.states import BindCode
 from flame.model.states import Shim as Kind
+from flame.shims.container import ContainerShim
 from flame.shims.host import HostShim
 from flame.shims.reception import Reception
 from flame.shims.rest import RestShim
@@ -21,7 +22,6 @@ from flame.shims.workplace import Workshop
 # Those that need something installed: the module and the class, whose `find` looks what this machine has.
 _FOUND = {
     Kind.WASM: ("flame.shims.wasm", "WasmShim"),
-    Kind.CONTAINER: ("flame.shims.container", "ContainerShim"),
 }
 
 
@@ -36,6 +36,7 @@ def find_shims(host: HostShim, workshop: Workshop, reception: Reception, folder:
         Kind.HOST: host,
         Kind.STDIO: StdioShim(workshop),
         Kind.REST: RestShim(workshop, reception),
+        Kind.CONTAINER: ContainerShim.find(workshop, reception, folder / "container"),
     }
     for kind, (module, maker) in _FOUND.items():
         name = kind.name.lower()

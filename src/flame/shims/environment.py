@@ -143,3 +143,9 @@ def program(
             raise BindError(BindCode.START, f"command {command!r} was not found in PATH ({env['PATH']})")
     arguments = [expand(argument, env, own_environ) for argument in application.arguments]
     return Program(found, [command, *arguments], env, str(cwd))
+
+
+def program_of_image(application: types_pb2.ApplicationSpec, env: dict[str, str], cwd: Path) -> Program:
+    """The program of a command that is a path in an image. `cwd` is where it is started from outside."""
+    arguments = [expand(argument, env) for argument in application.arguments]
+    return Program(application.command, [application.command, *arguments], env, str(cwd))

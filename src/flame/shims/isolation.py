@@ -27,6 +27,7 @@ from flame.shims.shim import BindError, Launch
 
 DEFAULT_PIDS = 1024  # of isolated instances
 RAN_OUT = "ran out of memory"
+_OF_IMAGES = "process"  # what runs images that are not isolated: they need a root of their own
 _WITH_GPUS = ("process",)
 _PASSED = ("PATH", "RUST_LOG", "FLAME_LOG")  # what a sandboxed instance may know of the manager's environment
 _PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "FLAME_APP_DIR", "VIRTUAL_ENV")
@@ -57,6 +58,11 @@ class Confinement:
         levels = [f"no isolation {level.name}: {level.missing}" for level in self.levels.values() if level.missing]
         return [*levels, *([self.groups.missing] if self.groups.missing else [])]
 
+    @staticmethod
+    def boxed(launch: Launch) -> bool:
+        """Whether its instance sees another tree of files than the node's."""
+        return isolated(launch.application.isolation) or launch.root is not None
+
     def streams(self, launch: Launch) -> bool:
         """Whether the instance can be reached over its stdin and stdout only. Raises BindError."""
         level = self._level(launch)
@@ -68,22 +74,18 @@ class Confinement:
 
     def surroundings(self, launch: Launch, around: Surroundings) -> Surroundings:
         """What the instance may know of the node."""
-        if not isolated(launch.application.isolation):
+        if not self.boxed(launch):
             return around
         environ = {name: around.environ[name] for name in _PASSED if name in around.environ}
         return msgspec.structs.replace(around, environ={**environ, "HOME": TMP})
 
     def temporary(self, launch: Launch, own: Path) -> Path:
         """Its folder for temporary files; `own` is the one of a plain process."""
-        return Path(TMP) if isolated(launch.application.isolation) else own
+        return Path(TMP) if self.boxed(launch) else own
 
     def devices(self, launch: Launch) -> str | None:
         """The GPUs that it may see, by the names that they have there; None = don't say."""
-        return (
-            names_inside(launch.devices)
-            if launch.devices and isolated(launch.application.isolation)
-            else launch.devices
-        )
+        return names_inside(launch.devices) if launch.devices and self.boxed(launch) else launch.devices
 
     def held(self, launch: Launch) -> Limits:
         """The limits of its instance. Raises BindError when this node can't hold what was asked for."""
@@ -103,7 +105,8 @@ class Confinement:
             raise BindError(
                 BindCode.START, f"isolation {level.name} can't give GPUs to an instance: leave one of them out"
             )
-        return asked if self.groups.missing else with_defaults(asked, launch.resreq)
+        unlimited = self.groups.missing or not isolated(launch.application.isolation)
+        return asked if unlimited else with_defaults(asked, launch.resreq)
 
     def confine(
         self,
@@ -136,7 +139,9 @@ class Confinement:
         """The level of its instance, None = a plain process. Raises BindError when this node does not have it."""
         name = launch.application.isolation
         if not isolated(name):
-            return None
+            if launch.root is None:
+                return None
+            name = _OF_IMAGES
         level = self.levels.get(name)
         if level is None:
             raise BindError(BindCode.START, f"this node does not know isolation {name!r}")
@@ -157,6 +162,8 @@ class Confinement:
     ) -> Room:
         application = launch.application
         cwd = application.working_directory
+        if launch.root is not None:
+            return self._room_of_image(launch, launch.root, limits, sockets, shown)
         if cwd and cwd != TMP and forbidden(Path(cwd)):
             raise BindError(BindCode.START, f"working_directory {cwd!r} can't be shown to a sandbox: name another one")
         named = [Path(word) for word in program.argv[1:] if word.startswith("/") and Path(word).is_file()]
@@ -173,6 +180,20 @@ class Confinement:
             disk=limits.disk or min(DEFAULT_DISK, limits.memory // 2 or DEFAULT_DISK),
             network=self.shares_network(launch),
             cwd=cwd or TMP,
+        )
+
+    def _room_of_image(
+        self, launch: Launch, root: Path, limits: Limits, sockets: Sequence[Path], shown: Sequence[Path]
+    ) -> Room:
+        listed = launch.package.variables.get("FLAME_APP_DIR", "") if launch.package is not None else ""
+        return Room(
+            readable=[*([Path(listed)] if listed else []), *shown],
+            sockets=sockets,
+            devices=device_files(launch.devices) if launch.devices else (),
+            disk=limits.disk or min(DEFAULT_DISK, limits.memory // 2 or DEFAULT_DISK),
+            network=self.shares_network(launch),
+            cwd=launch.application.working_directory or "/",
+            root=root,
         )
 
 

@@ -40,6 +40,8 @@ _ETC = (
     "pki/tls/certs",
 )
 _ETC_OF_NETWORKS = ("resolv.conf", "hosts", "services", "protocols", "gai.conf")
+_ETC_OF_IMAGES = ("resolv.conf", "hosts")  # of the node's network, in place of the image's own
+_MADE = ("/proc", "/sys", "/dev", "/run", TMP)  # never those of an image
 _FORBIDDEN = ("/", "/proc", "/sys", "/dev", "/run", "/etc")
 _PROBE_S = 10.0
 
@@ -52,7 +54,8 @@ _OPTIONS = {"show": "--ro-bind", "open": "--bind", "link": "--symlink"}
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """What one sandbox has. `readable` are files and folders that can be read in it, `hidden` what shall not be
     seen even where a folder above it is readable. `sockets` are those it may connect to, and folders where it may make
-    some, `devices` files in /dev beside the usual ones; `disk` is the size of /tmp in bytes."""
+    some, `devices` files in /dev beside the usual ones; `disk` is the size of /tmp in bytes. With `root`, an unpacked
+    image, that stands in the place of the system's and our own folders."""
 
     readable: Sequence[Path] = ()
     sockets: Sequence[Path] = ()
@@ -61,6 +64,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     disk: int = DEFAULT_DISK
     network: bool = False
     cwd: str = TMP
+    root: Path | None = None
 
 
 class Sandboxes:
@@ -94,9 +98,13 @@ class Sandboxes:
 
     def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
         """The program, run in a sandbox."""
-        argv = [self._bwrap, *arguments(room, self._folder, FIRST_OPENED), "--", program.path, *program.argv[1:]]
+        # What an application says to the loader of programs must not be heard by the one that makes its sandbox.
+        env = {name: value for name, value in program.env.items() if not name.startswith("LD_")}
+        loader = [("--setenv", name, value) for name, value in program.env.items() if name not in env]
+        options = [*arguments(room, self._folder, FIRST_OPENED), *(word for words in loader for word in words)]
+        argv = [self._bwrap, *options, "--", program.path, *program.argv[1:]]
         opened = [str(self._folder / "filter")]
-        return msgspec.structs.replace(program, path=self._bwrap, argv=argv, opened=opened, boxed=True)
+        return msgspec.structs.replace(program, path=self._bwrap, argv=argv, env=env, opened=opened, boxed=True)
 
     def around(self, limits: Limits) -> Limits:
         """The same: its own two processes are counted too."""
@@ -144,6 +152,8 @@ def arguments(room: Room, folder: Path, descriptor: int) -> list[str]:
 
 def layout(room: Room, folder: Path) -> list[Step]:
     """What is where inside, in the order in which it is put there. `folder` has the files passwd and group."""
+    if room.root is not None:
+        return _layout_of_image(room, room.root)
     found: list[Step] = []
     for path in (Path("/usr"), *(Path("/") / name for name in _ALIASES)):
         if path.is_symlink():
@@ -159,6 +169,29 @@ def layout(room: Room, folder: Path) -> list[Step]:
         if any(path.is_relative_to(each) for each in shown):
             found.append(("hide", str(path), ""))
             found += [_show(each) for each in shown if each != path and each.is_relative_to(path)]
+    return [*found, *(("open", str(path), str(path)) for path in room.sockets)]
+
+
+def _layout_of_image(room: Room, root: Path) -> list[Step]:
+    """What an image has, but for folders that sandboxes have of their own. Where something else shall be seen in one of
+    its folders, that is made anew with all it has."""
+    etc = [Path("/etc") / name for name in _ETC_OF_IMAGES if room.network and (root / "etc" / name).is_file()]
+    added = [*(path for path in (*etc, *room.readable) if path.exists()), *room.sockets]
+    above = {folder for path in added for folder in path.parents}
+    found: list[Step] = []
+    pending = [Path("/")]
+    for folder in pending:
+        for file in sorted((root / str(folder).lstrip("/")).iterdir()):
+            path = folder / file.name
+            if path in added or str(path) in _MADE:
+                continue
+            if file.is_symlink():
+                found.append(("link", str(path), os.readlink(file)))  # noqa: PTH115 - as it is written
+            elif path in above and file.is_dir():
+                pending.append(path)
+            else:
+                found.append(("show", str(path), str(file)))
+    found += [_show(path) for path in (*etc, *room.readable) if path.exists()]
     return [*found, *(("open", str(path), str(path)) for path in room.sockets)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -64,6 +65,7 @@ class Launch(msgspec.Struct, frozen=True):
     devices: str | None = None
     package: Package | None = None
     resreq: types_pb2.ResourceRequirement | None = None  # what its executor was given
+    root: Path | None = None  # the unpacked image in which it runs
 
 
 class Owner(Protocol):

@@ -15,7 +15,7 @@ from flame.model.errors import FlameError
 from flame.model.network import is_list
 from flame.model.states import BindCode
 from flame.shims.egress import Egress
-from flame.shims.environment import Surroundings, environment, program, working_directory
+from flame.shims.environment import Surroundings, environment, program, program_of_image, working_directory
 from flame.shims.isolation import Confined, Confinement
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper, Process, Program
@@ -123,6 +123,9 @@ class Workplace:
                 raise BindError(BindCode.START, f"can't write the session's common data: {error}") from error
             self.env["FLAME_COMMON_DATA_FILE"] = str(file)
             self._shown.append(file)
+        if launch.root is not None:
+            self.program = program_of_image(launch.application, self.env, self.folder)
+            return
         cwd = working_directory(launch.application, self.folder)
         self.program = program(launch.application, self.env, around.environ, cwd)
 

@@ -1,0 +1,118 @@
+"""The container shim: an instance is a program of an OCI image.
+
+podman fetches the image; what runs it is a sandbox whose root the image is (isolation_sandbox.py, gvisor.py), below the
+keeper as all instances are. Labels say how it talks, as for the other shims: `stdio=framed` (the default),
+`stdio=lines`, `stdio=once`, or `container=rest`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from flame.model.states import BindCode
+from flame.proto import types_pb2
+from flame.shims.container_images import Furnished, Image, Images
+from flame.shims.environment import expand
+from flame.shims.reception import Reception
+from flame.shims.rest import RestShim
+from flame.shims.shim import BindError, Instance, Launch, Owner
+from flame.shims.stdio import StdioShim, label_values
+from flame.shims.workplace import Workshop
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LEVELS = ("", "none", "process", "gvisor")
+_NETWORKS = ("", "none", "host")
+
+
+class ContainerShim:
+    """Starts programs of images."""
+
+    def __init__(self, workshop: Workshop, reception: Reception, images: Images, missing: str = "") -> None:
+        self.missing = missing
+        self._workshop = workshop
+        self._images = images
+        self._stdio = StdioShim(workshop)
+        self._rest = RestShim(workshop, reception)
+
+    @classmethod
+    def find(
+        cls, workshop: Workshop, reception: Reception, folder: Path, environ: Mapping[str, str] = os.environ
+    ) -> ContainerShim:
+        """Look whether this node can fetch and run images. It unpacks them in `folder`. Raises OSError."""
+        podman = shutil.which("podman", path=environ.get("PATH"))
+        sandboxes = workshop.confinement.levels.get("process")
+        images = Images(podman or "", folder)
+        if podman is None:
+            return cls(workshop, reception, images, "podman is not installed: put it into the executor manager's PATH")
+        if sandboxes is None or sandboxes.missing:
+            why = sandboxes.missing if sandboxes is not None else "this node has no level process"
+            return cls(workshop, reception, images, f"containers run in sandboxes: {why}")
+        images.open()
+        return cls(workshop, reception, images)
+
+    async def prepare(self, launch: Launch) -> Launch:
+        """Install the application's package, fetch and unpack its image, if they are not there yet. Raises
+        BindError."""
+        application = launch.application
+        if not application.image:
+            raise BindError(BindCode.START, "the application has no image: shim container needs one")
+        if application.isolation not in _LEVELS:
+            raise BindError(
+                BindCode.START, f"isolation {application.isolation} can't run images: use gvisor or process"
+            )
+        if application.network not in _NETWORKS:
+            raise BindError(BindCode.START, "the network of a container can't be a list of hosts: write none or host")
+        launch = await self._workshop.prepare(launch)
+        image = await self._images.provide(application.image)
+        return msgspec.structs.replace(
+            launch,
+            application=inside(application, image),
+            package=Furnished(launch.package, self._images, image),
+            root=image.root,
+        )
+
+    async def start(self, launch: Launch, owner: Owner) -> Instance:
+        """Start its program. Raises BindError with code 11."""
+        if label_values(launch.application.labels).get("container") == "rest":
+            return await self._rest.start(launch, owner)
+        return await self._stdio.start(launch, owner)
+
+
+def inside(application: types_pb2.ApplicationSpec, image: Image) -> types_pb2.ApplicationSpec:
+    """The application as it runs in its image: the command's path there, with the image's environment and folder
+    where the application says nothing else. Raises BindError."""
+    found = types_pb2.ApplicationSpec()
+    found.CopyFrom(application)
+    found.ClearField("environments")
+    own = {item.name: item.value for item in application.environments}
+    pairs = (text.partition("=") for text in image.env)
+    env = {"PATH": _PATH, **{name: value for name, _, value in pairs}, **own}
+    for name, value in env.items():
+        found.environments.add(name=name, value=value)
+    if not found.working_directory:
+        found.working_directory = image.cwd
+    if not application.command:
+        if not image.command:
+            raise BindError(BindCode.START, f"image {application.image!r} has no command: name one in the application")
+        found.command = image.command[0]
+        found.arguments[:] = [*image.command[1:], *application.arguments]
+    placed = msgspec.structs.replace(image, cwd=found.working_directory)
+    command = expand(found.command, env)
+    path = placed.find(command, env["PATH"])
+    if path is None:
+        raise BindError(BindCode.START, f"command {command!r} was not found in image {application.image!r}")
+    found.command = path
+    found.labels[:] = with_form(application.labels)
+    return found
+
+
+def with_form(labels: Iterable[str]) -> list[str]:
+    """The labels, with the form in which programs of images talk when nothing is said."""
+    found = list(labels)
+    values = label_values(found)
+    return found if "stdio" in values or values.get("container") == "rest" else [*found, "stdio=framed"]
