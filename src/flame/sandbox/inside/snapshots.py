@@ -67,12 +67,12 @@ class Taking:
                     archive.add(variables, _VARIABLES)
                 archive.add(folder, _FILES, filter=_kept)
             writer.flush()
-            self._put(None)
+            ended: Exception | None = None
         except Exception as error:
-            self._put(error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}"))
-        finally:
-            if variables is not None:
-                variables.unlink(missing_ok=True)
+            ended = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
+        if variables is not None:
+            variables.unlink(missing_ok=True)
+        self._put(ended)
 
     def _put(self, piece: bytes | Exception | None) -> None:
         if not self._gone.is_set():
