@@ -36,7 +36,7 @@ def find_shims(host: HostShim, workshop: Workshop, reception: Reception, folder:
         Kind.HOST: host,
         Kind.STDIO: StdioShim(workshop),
         Kind.REST: RestShim(workshop, reception),
-        Kind.CONTAINER: ContainerShim.find(workshop, reception, folder / "container"),
+        Kind.CONTAINER: ContainerShim.find(host, workshop, reception, folder / "container"),
     }
     for kind, (module, maker) in _FOUND.items():
         name = kind.name.lower()

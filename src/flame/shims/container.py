@@ -1,15 +1,15 @@
 """The container shim: an instance is a program of an OCI image.
 
 podman fetches the image; what runs it is a sandbox whose root the image is (isolation_sandbox.py, gvisor.py), below the
-keeper as all instances are. Labels say how it talks, as for the other shims: `stdio=framed` (the default),
-`stdio=lines`, `stdio=once`, or `container=rest`.
+keeper as all instances are. It talks as one of the host shim does, unless a label says that it talks as one of the
+stdio shim (`stdio=lines`, `stdio=once`, `stdio=framed`) or of the rest shim (`container=rest`).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from flame.model.states import BindCode
 from flame.proto import types_pb2
 from flame.shims.container_images import Furnished, Image, Images
 from flame.shims.environment import expand
+from flame.shims.host import HostShim
 from flame.shims.reception import Reception
 from flame.shims.rest import RestShim
 from flame.shims.shim import BindError, Instance, Launch, Owner
@@ -32,28 +33,38 @@ _NETWORKS = ("", "none", "host")
 class ContainerShim:
     """Starts programs of images."""
 
-    def __init__(self, workshop: Workshop, reception: Reception, images: Images, missing: str = "") -> None:
+    def __init__(
+        self, host: HostShim, workshop: Workshop, reception: Reception, images: Images, missing: str = ""
+    ) -> None:
         self.missing = missing
         self._workshop = workshop
         self._images = images
+        self._host = host
         self._stdio = StdioShim(workshop)
         self._rest = RestShim(workshop, reception)
 
     @classmethod
     def find(
-        cls, workshop: Workshop, reception: Reception, folder: Path, environ: Mapping[str, str] = os.environ
+        cls,
+        host: HostShim,
+        workshop: Workshop,
+        reception: Reception,
+        folder: Path,
+        environ: Mapping[str, str] = os.environ,
     ) -> ContainerShim:
         """Look whether this node can fetch and run images. It unpacks them in `folder`. Raises OSError."""
         podman = shutil.which("podman", path=environ.get("PATH"))
         sandboxes = workshop.confinement.levels.get("process")
         images = Images(podman or "", folder)
         if podman is None:
-            return cls(workshop, reception, images, "podman is not installed: put it into the executor manager's PATH")
+            return cls(
+                host, workshop, reception, images, "podman is not installed: put it into the executor manager's PATH"
+            )
         if sandboxes is None or sandboxes.missing:
             why = sandboxes.missing if sandboxes is not None else "this node has no level process"
-            return cls(workshop, reception, images, f"containers run in sandboxes: {why}")
+            return cls(host, workshop, reception, images, f"containers run in sandboxes: {why}")
         images.open()
-        return cls(workshop, reception, images)
+        return cls(host, workshop, reception, images)
 
     async def prepare(self, launch: Launch) -> Launch:
         """Install the application's package, fetch and unpack its image, if they are not there yet. Raises
@@ -78,9 +89,10 @@ class ContainerShim:
 
     async def start(self, launch: Launch, owner: Owner) -> Instance:
         """Start its program. Raises BindError with code 11."""
-        if label_values(launch.application.labels).get("container") == "rest":
+        labels = label_values(launch.application.labels)
+        if labels.get("container") == "rest":
             return await self._rest.start(launch, owner)
-        return await self._stdio.start(launch, owner)
+        return await (self._stdio if "stdio" in labels else self._host).start(launch, owner)
 
 
 def inside(application: types_pb2.ApplicationSpec, image: Image) -> types_pb2.ApplicationSpec:
@@ -107,12 +119,4 @@ def inside(application: types_pb2.ApplicationSpec, image: Image) -> types_pb2.Ap
     if path is None:
         raise BindError(BindCode.START, f"command {command!r} was not found in image {application.image!r}")
     found.command = path
-    found.labels[:] = with_form(application.labels)
     return found
-
-
-def with_form(labels: Iterable[str]) -> list[str]:
-    """The labels, with the form in which programs of images talk when nothing is said."""
-    found = list(labels)
-    values = label_values(found)
-    return found if "stdio" in values or values.get("container") == "rest" else [*found, "stdio=framed"]

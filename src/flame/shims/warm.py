@@ -56,7 +56,9 @@ def recipe(launch: Launch) -> bytes | None:
 def ahead(launch: Launch, identity: str, token: str) -> Launch:
     """The launch of an instance like this one, without anything of its session."""
     context = shim_pb2.SessionContext(application=launch.context.application)
-    return Launch(identity, token, launch.application, context, launch.devices, launch.package, launch.resreq)
+    return Launch(
+        identity, token, launch.application, context, launch.devices, launch.package, launch.resreq, launch.root
+    )
 
 
 def allot(wishes: Iterable[int], budget: int) -> list[int]:
