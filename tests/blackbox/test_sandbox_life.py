@@ -121,6 +121,19 @@ def test_a_sandbox_that_kills_its_service_is_lost_and_nobody_else_is(connection:
         assert other.run_code("x").text == "1"
 
 
+def test_a_loss_is_told_at_once_also_when_nothing_can_be_started_in_its_place(tmp_path: Path) -> None:
+    with cluster_for_sandboxes(tmp_path / "cluster") as cluster, flame.connect(cluster.endpoint) as connection:
+        sandbox = create(connection, resreq="cpu=4,mem=1g")
+        connection.cordon_node("node-1")  # a new instance would have to wait
+        with pytest.raises(flame.SandboxLostError, match="was killed by SIGKILL"):
+            sandbox.run_command("kill -9 $PPID; sleep 60")
+        with pytest.raises(flame.SandboxLostError, match="was killed by SIGKILL"):
+            sandbox.files.list()
+        for update in connection.get_session(sandbox.id).watch():
+            if update.state is flame.SessionState.CLOSED:
+                break
+
+
 def test_code_that_takes_too_much_memory_loses_its_kernel_and_not_the_sandbox(connection: Connection) -> None:
     with create(connection, limits=flame.Limits(memory=96 * 1024**2)) as sandbox:
         found = sandbox.run_code("data = [bytearray(2**20) for _ in range(500)]")

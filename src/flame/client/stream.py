@@ -70,6 +70,8 @@ class TaskStream:
         self.max_payload = 0
         self.parcel_from = 0
         self.error: FlameError | None = None  # set when no further task can be submitted
+        # For sessions that are worth nothing any more when an instance is lost: the error of all that has not ended.
+        self.on_lost: dict[object, Callable[[str], FlameError]] = {}
         self._idle_callbacks: list[Callable[[], object]] = []
         self.watch: PendingWatch | None = None  # warns of tasks that wait for long
         self.news = 0  # results that came, by frames
@@ -394,6 +396,11 @@ class TaskStream:
         for event in message.events:
             level = logging.WARNING if event.code >= EventCode.BIND_FAILED else logging.INFO
             logger.log(level, "session %s: %s (code %d)", self.session_id, event.message, event.code)
+            if event.code == EventCode.INSTANCE_LOST and self.on_lost:
+                if self._link is not None:
+                    self._link.send(Kind.DETACH, self.channel)
+                errors = [tell(event.message) for tell in list(self.on_lost.values())]
+                self.fail(errors[0])
         if message.pending_reason:
             wait = Wait(message.pending_reason)
             if self._known_wait is None or self._known_wait[1].message != wait.message:

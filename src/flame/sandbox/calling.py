@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +34,8 @@ class AsyncCaller:
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
         self.closed = False
+        self.lost: SandboxLostError | None = None
+        self._closing: asyncio.Task[FlameError] | None = None
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry them out. Raises what they raise, and FlameError."""
@@ -68,12 +71,28 @@ class AsyncCaller:
         return None
 
     def _submit(self, call: wire.Call) -> TaskFuture:
-        check_open(self.session.id, closed=self.closed)
+        self.check_open()
+        self.session.stream.on_lost[self] = self.on_lost
         return self.session.submit(wire.encode_call(call))
+
+    def check_open(self) -> None:
+        """Raises InvalidStateError."""
+        if self.closed:
+            raise InvalidStateError(f"sandbox {self.session.id} was closed", remedy="create another one")
+        if self.lost is not None:
+            raise self.lost
+
+    def on_lost(self, event: str) -> FlameError:
+        """Its instance has ended, and with it the sandbox: nothing is to be started in its place."""
+        self.lost = lost_error(self.session.id, event.partition(_LOST)[2] or event)
+        self._closing = asyncio.get_running_loop().create_task(self._lost())
+        return self.lost
 
     async def _answer(self, future: TaskFuture, kind: type[T]) -> T:
         try:
             answer = wire.decode_answer(await future, kind)
+        except SandboxLostError:
+            raise
         except (TaskCancelledError, InvalidStateError, NotFoundError) as error:
             raise await self._why(error) from None
         if not isinstance(answer, wire.Fault):
@@ -84,6 +103,8 @@ class AsyncCaller:
 
     async def _why(self, error: FlameError) -> FlameError:
         """The error of a task that could not run, as an error of the sandbox."""
+        if self.lost is not None:
+            return self.lost
         if self.closed:
             return closed_error(self.session)
         try:
@@ -100,7 +121,7 @@ class AsyncCaller:
                 await self.session.close(force=True)
         except FlameError:
             pass  # somebody else has done it
-        return lost_error(self.session)
+        return self.lost or lost_error(self.session.id, lost_reason(self.session))
 
 
 class Caller:
@@ -149,7 +170,8 @@ class Caller:
         )
 
     def _submit(self, call: wire.Call) -> TaskFuture:
-        check_open(self.session.id, closed=self.asynchronous.closed)
+        self.asynchronous.check_open()
+        self.session.task_stream().on_lost[self.asynchronous] = self.asynchronous.on_lost
         return self.session.submit(wire.encode_call(call))
 
     def _answer(self, future: TaskFuture, kind: type[T]) -> T:
@@ -166,24 +188,19 @@ class Caller:
         return self.session.connection.thread.run(self.asynchronous._answer(future, kind))  # pyright: ignore[reportPrivateUsage]
 
 
-def check_open(sandbox_id: str, *, closed: bool) -> None:
-    """Raises InvalidStateError."""
-    if closed:
-        raise InvalidStateError(f"sandbox {sandbox_id} was closed", remedy="create another one")
-
-
 def closed_error(session: SessionSnapshot) -> FlameError:
     """Why a sandbox that is closed does nothing any more."""
-    if lost_reason(session):
-        return lost_error(session)
+    why = lost_reason(session)
+    if why:
+        return lost_error(session.id, why)
     idle = next((event.message for event in reversed(session.events) if event.code == EventCode.IDLE), "")
     text = f"sandbox {session.id} was closed"
     return InvalidStateError(f"{text}: {idle}" if idle else text, remedy="create another one")
 
 
-def lost_error(session: SessionSnapshot) -> SandboxLostError:
-    why = lost_reason(session) or "its instance was taken away from it"
-    return SandboxLostError(f"sandbox {session.id} ended: {why}", remedy="create another one")
+def lost_error(sandbox_id: str, why: str) -> SandboxLostError:
+    text = why or "its instance was taken away from it"
+    return SandboxLostError(f"sandbox {sandbox_id} ended: {text}", remedy="create another one")
 
 
 def lost_reason(session: SessionSnapshot) -> str:
