@@ -17,6 +17,7 @@ from flame.runner.line import Line
 from flame.runner.owners import close_children
 from flame.runner.payloads import (
     PICKLE,
+    PLAIN,
     STATE,
     STATE_ID,
     TAG,
@@ -91,7 +92,7 @@ class Lane:
     ) -> tuple[bytes, list[ObjectFuture], list[bytes]]:
         """A call, the futures in it, and what was put into the cache for it."""
         kept: list[bytes] = []
-        if self._storage.configured:
+        if self._storage.configured and not (PLAIN.issuperset(map(type, args)) and not kwargs):
             args = tuple(self._argument(value, kept) for value in args)
             kwargs = {name: self._argument(value, kept) for name, value in kwargs.items()}
         call, needs = encode_call(method, args, kwargs)
