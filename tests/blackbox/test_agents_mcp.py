@@ -182,7 +182,8 @@ def test_a_client_over_stdio_that_vanishes_takes_its_sandbox_along(cluster: Clus
     until(lambda: not sandboxes(cluster), "the end of the sandbox")
 
 
-def test_a_server_over_stdio_that_is_ended_takes_its_sandbox_along(cluster: Cluster) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_over_stdio_that_is_ended_takes_its_sandbox_along(cluster: Cluster, number: signal.Signals) -> None:
     with subprocess.Popen(
         [FLAME_MCP], env=cluster.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -199,8 +200,8 @@ def test_a_server_over_stdio_that_is_ended_takes_its_sandbox_along(cluster: Clus
         process.stdin.flush()
         while '"42"' not in process.stdout.readline():
             pass
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == 128 + number
     assert sandboxes(cluster) == []
 
 
@@ -251,6 +252,27 @@ async def test_options_are_those_of_the_sandboxes(cluster: Cluster) -> None:
             128 * 1024**2,
             20,
         )
+
+
+@pytest.mark.parametrize("tool", ["run_command", "run_code"])
+async def test_a_call_that_is_given_up_is_ended_in_the_sandbox(cluster: Cluster, tool: str) -> None:
+    program = {
+        "run_command": {"command": "touch begun; sleep 600; touch ended"},
+        "run_code": {"code": "import time; open('begun', 'w').close()\nwhile True: time.sleep(0.01)"},
+    }[tool]
+    async with stdio(cluster, "auto") as client:
+        await text(client, "run_code", code="number = 1")
+        call = asyncio.ensure_future(client.call_tool(tool, program))
+        while "begun" not in await text(client, "list_files"):
+            pass  # each look is a call that takes its time
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await text(client, "run_code", code="number") == "1"  # once the kernel is free
+        with flame.connect(cluster.endpoint) as connection:
+            sandbox = flame.Sandbox.open(sandboxes(cluster)[0], connection=connection)
+            await asyncio.to_thread(until, lambda: not sandbox.commands(), "the end of the command")
+            assert not sandbox.files.exists("ended")
 
 
 async def test_several_calls_at_once_share_one_sandbox(cluster: Cluster) -> None:

@@ -165,13 +165,19 @@ async def _serve_stdio(clients: Clients) -> int:
 
     ending: list[asyncio.Task[None]] = []
 
-    async def end() -> None:
+    async def end(number: int) -> None:
         await clients.close_all()
         # Not in the ordinary way: a thread waits for stdin, and nothing but its end wakes it.
-        os._exit(128 + signal.SIGTERM)
+        os._exit(128 + number)
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, lambda: ending.append(loop.create_task(end())))
+
+    def on_signal(number: int) -> None:
+        if not ending:
+            ending.append(loop.create_task(end(number)))
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal, number)
     await make_server(clients).run_stdio_async()
     return 0
 
