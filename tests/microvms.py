@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import scripted_manager
 from cluster import ROOT
 from flame.model.isolation import Limits
 from flame.proto import shim_pb2, types_pb2
@@ -27,8 +28,10 @@ DISK = 8 * MIB
 
 @contextmanager
 def cached() -> Iterator[None]:
-    """The level keeps its disks and snapshots where tests may."""
+    """The level keeps its disks and snapshots where tests may, and tests are patient: on a busy machine one that is
+    emulated may take its time to boot."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scripted_manager, "PATIENCE", 120.0)
         patch.setenv("FLAME_MICROVM_CACHE", str(CACHE))
         yield
 

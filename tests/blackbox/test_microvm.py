@@ -6,6 +6,7 @@ Machines are emulated where the tests run, so all instances are alike: one is bo
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from flame.proto import types_pb2
 from microvms import DISK, LIMITS, MIB, cached, found, owned, run, wrapped
-from scripted_manager import Node, a_node_here, gone
+from scripted_manager import Node, a_node_apart, a_node_here, gone
 from untrusted import SERVICE, ask
 
 LEVEL = "microvm"
@@ -47,7 +48,8 @@ def begin(node: Node, service: Path) -> Any:
     async def begin(channel: int = 1, level: str = LEVEL, **options: Any) -> None:
         """Start an executor of this level, and wait until it is bound."""
         held = {"limits": HELD} if level == LEVEL else {}
-        node.manager.start(channel, sys.executable, str(service), isolation=level, **{**held, **options})
+        given = {"start_timeout_ms": 110_000, **held, **options}
+        node.manager.start(channel, sys.executable, str(service), isolation=level, **given)
         await node.manager.bound(channel)
 
     return begin
@@ -178,3 +180,26 @@ async def test_an_output_flood(node: Node, begin: Any) -> None:
     released = await node.manager.released(1)
     assert released.crashed
     assert "wrote more than its limit of 1048576 bytes to stdout and stderr" in released.message
+
+
+# --- its end ---------------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_outlives_an_executor_manager_that_is_killed(node: Node, begin: Any) -> None:
+    process = await a_node_apart(node)
+    await begin()
+    runner = (await node.manager.bound(1)).pid
+    machine = [pid for pid in owned(node.manager.executor_id(1)) if pid != runner]
+    assert len(machine) == 1
+    process.kill()
+    await process.wait()
+    for pid in (runner, *machine):
+        await gone(pid)
+
+
+async def test_a_runner_that_is_killed_takes_its_machine_along(node: Node, begin: Any) -> None:
+    await begin()
+    runner = (await node.manager.bound(1)).pid
+    os.kill(runner, signal.SIGKILL)
+    assert (await node.manager.released(1)).message == "the instance was killed by SIGKILL"
+    assert owned(node.manager.executor_id(1)) == []

@@ -66,7 +66,9 @@ def start(node: Node, folder: Path, channel: int, source: str, name: str, **opti
     file = folder / f"{name}.py"
     if not file.exists():
         file.write_text("import os, sys, time\nfrom flame.service import *\n" + source.replace("\n    ", "\n"))
-    node.manager.start(channel, sys.executable, str(file), isolation="microvm", limits=HELD, **options)
+    node.manager.start(
+        channel, sys.executable, str(file), isolation="microvm", limits=HELD, start_timeout_ms=110_000, **options
+    )
 
 
 async def test_copies_share_what_was_prepared_and_nothing_else(node: Node, folder: Path) -> None:
