@@ -142,6 +142,13 @@ def test_code_that_takes_too_much_memory_loses_its_kernel_and_not_the_sandbox(co
         assert sandbox.run_code("1 + 1").text == "2"
 
 
+def test_one_whose_wall_time_is_over_says_so(connection: Connection) -> None:
+    with create(connection, limits=flame.Limits(wall_ms=1500)) as sandbox:
+        for _ in range(2):
+            with pytest.raises(flame.SandboxLostError, match=r"wall time of 1\.5 s is over"):
+                sandbox.run_command("sleep 60")
+
+
 def test_limits_hold(connection: Connection) -> None:
     with create(connection, limits=flame.Limits(pids=40)) as sandbox:
         found = sandbox.run_command("for i in $(seq 100); do sleep 5 & done; wait", timeout=5)

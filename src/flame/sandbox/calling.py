@@ -12,6 +12,7 @@ from flame.model.errors import (
     InvalidStateError,
     NotFoundError,
     TaskCancelledError,
+    TaskFailedError,
 )
 from flame.model.states import EventCode, SessionState
 from flame.sandbox import wire
@@ -93,6 +94,12 @@ class AsyncCaller:
             answer = wire.decode_answer(await future, kind)
         except SandboxLostError:
             raise
+        except TaskFailedError as error:
+            if error.traceback:
+                raise  # a fault of the service
+            # Calls never fail by themselves: the node has ended the instance, since its wall time is over for one.
+            self.lost = self.lost or lost_error(self.session.id, error.message)
+            raise await self._lost() from None
         except (TaskCancelledError, InvalidStateError, NotFoundError) as error:
             raise await self._why(error) from None
         if not isinstance(answer, wire.Fault):
