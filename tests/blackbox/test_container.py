@@ -168,8 +168,9 @@ async def test_nothing_outlives_an_executor_manager_that_is_killed(node: Node, i
 
 
 async def test_an_image_is_unpacked_once(node: Node, image: str) -> None:
-    for channel in (1, 2):
+    for channel in (1, 2, 3):  # at once
         start(node, channel, image, labels=["stdio=lines"])
+    for channel in (1, 2, 3):
         await node.manager.bound(channel)
     identity = podman("image", "inspect", "--format", "{{.Id}}", image).strip()
     kept = node.folder / "work" / "shims" / "container"
@@ -194,6 +195,8 @@ async def test_an_image_that_can_not_be_fetched(node: Node) -> None:
     assert released.code == 10
     assert released.message.startswith("podman can't fetch image 'docker-archive:/nowhere/image.tar': ")
     assert "no such file or directory" in released.message
+    node.manager.start(2, "", shim=types_pb2.Container, image="--help")
+    assert (await node.manager.released(2)).message.startswith("podman can't fetch image '--help': ")
 
 
 @pytest.mark.parametrize(

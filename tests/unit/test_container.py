@@ -9,7 +9,7 @@ import pytest
 
 from flame.proto import types_pb2
 from flame.shims.container import inside
-from flame.shims.container_images import MAX_AGE_S, Image, too_many
+from flame.shims.container_images import MAX_AGE_S, Image, reason, too_many
 from flame.shims.isolation_sandbox import Room, layout
 from flame.shims.shim import BindError
 
@@ -110,3 +110,9 @@ def test_those_that_were_used_last_are_kept() -> None:
 
 def test_those_that_were_not_used_for_long_go() -> None:
     assert too_many({Path("old"): 0.0, Path("new"): 9.0}, 9, MAX_AGE_S + 1) == [Path("old")]
+
+
+def test_of_what_podman_writes_its_last_error_counts() -> None:
+    words = 'time="1" msg="Failed, retrying in 1s. Error: refused"\nError: pinging registry: refused\n'
+    assert reason(words) == "pinging registry: refused"
+    assert reason("tar: no space left") == "tar: no space left"

@@ -9,9 +9,11 @@ import os
 import shutil
 import signal
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -24,6 +26,7 @@ logger = logging.getLogger("flame.node")
 MAX_KEPT = 10
 MAX_AGE_S = 7 * 24 * 3600.0
 _LAST_CHARACTERS = 1000
+_PART = ".part"  # of what is being unpacked
 # What is mounted over in a sandbox has to be there.
 _MOUNTED_OVER = ("etc/resolv.conf", "etc/hosts")
 _NOT_UNPACKED = ("dev/*", "proc/*", "sys/*")
@@ -62,25 +65,26 @@ class Images:
         self._folder = folder
         self._max_kept = max_kept
         self._holds: dict[str, int] = {}
-        self._turn = asyncio.Lock()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def open(self) -> None:
         """Make the folder; remove what was not finished. Raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in self._folder.glob("*.part"):
+        for left in self._folder.glob(f"*{_PART}"):
             shutil.rmtree(left, ignore_errors=True)
 
     async def provide(self, name: str) -> Image:
         """The image of that name, as podman understands it, fetched and unpacked now if need be. Raises BindError with
         code 10."""
-        async with self._turn:  # one at a time: two of the same name would do the same work twice
+        async with self._turn(name):  # two of the same name would do the same work twice
             found = await self._inspect(name)
-            identity = str(found["Id"]).removeprefix("sha256:")
-            root = self._folder / identity
+        identity = str(found["Id"]).removeprefix("sha256:")
+        root = self._folder / identity
+        async with self._turn(identity):
             if not root.is_dir():
                 await self._unpack(identity, root)
             os.utime(root)
-            await asyncio.to_thread(self._tidy, identity)
+        await asyncio.to_thread(self._tidy, identity)
         config: dict[str, Any] = found.get("Config") or {}
         command = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
         return Image(identity, root, command, config.get("Env") or (), config.get("WorkingDir") or "/")
@@ -95,31 +99,34 @@ class Images:
         """Undo one `hold`."""
         self._holds[image.identity] -= 1
 
+    def _turn(self, name: str) -> asyncio.Lock:
+        return self._turns.setdefault(name, asyncio.Lock())
+
     async def _inspect(self, name: str) -> dict[str, Any]:
         """What podman knows of an image, which it fetches if it does not have it."""
         wanted = name
         if name.partition(":")[0] in _TRANSPORTS:  # a file, which may have changed
             wanted = (await self._fetch(name)).split()[-1]
-        status, text, words = await run([self._podman, "image", "inspect", wanted])
+        status, text, words = await run([self._podman, "image", "inspect", "--", wanted])
         if status:
             await self._fetch(name)
-            status, text, words = await run([self._podman, "image", "inspect", wanted])
+            status, text, words = await run([self._podman, "image", "inspect", "--", wanted])
         if status:
-            raise BindError(BindCode.INSTALL, f"podman does not know image {name!r}: {words[-_LAST_CHARACTERS:]}")
+            raise BindError(BindCode.INSTALL, f"podman does not know image {name!r}: {reason(words)}")
         return json.loads(text)[0]
 
     async def _fetch(self, name: str) -> str:
         logger.info("podman fetches image %s", name)
         begun = time.monotonic()
-        status, text, words = await run([self._podman, "pull", name])
+        status, text, words = await run([self._podman, "pull", "--", name])
         if status:
             logger.warning("podman can't fetch image %s: %s", name, words)
-            raise BindError(BindCode.INSTALL, f"podman can't fetch image {name!r}: {words[-_LAST_CHARACTERS:]}")
+            raise BindError(BindCode.INSTALL, f"podman can't fetch image {name!r}: {reason(words)}")
         logger.info("image %s was fetched in %.1f s", name, time.monotonic() - begun)
         return text
 
     async def _unpack(self, identity: str, root: Path) -> None:
-        part, archive = root.with_suffix(".part"), root.with_suffix(".part") / "archive"
+        part, archive = root.with_suffix(_PART), root.with_suffix(_PART) / "archive"
         tree = part / "root"
         await asyncio.to_thread(shutil.rmtree, part, ignore_errors=True)
         tree.mkdir(parents=True)
@@ -128,7 +135,8 @@ class Images:
         made = ""
         try:
             # The command is never run; podman wants one of images that have none.
-            made = (await self._do([self._podman, "create", identity, "/bin/true"])).split()[-1]
+            name = f"--name=flame-{zlib.crc32(bytes(self._folder)):x}-{identity[:16]}"
+            made = (await self._do([self._podman, "create", "--replace", name, identity, "/bin/true"])).split()[-1]
             await self._do([self._podman, "export", f"--output={archive}", made])
             await self._do(tar)
             await asyncio.to_thread(_prepare, tree)
@@ -144,13 +152,14 @@ class Images:
         status, text, words = await run(command)
         if status:
             what = Path(command[0]).name
-            raise BindError(BindCode.INSTALL, f"can't unpack the image: {what}: {words[-_LAST_CHARACTERS:] or status}")
+            raise BindError(BindCode.INSTALL, f"can't unpack the image: {what}: {reason(words) or status}")
         return text
 
     def _tidy(self, current: str) -> None:
         """Remove those that nobody used lately, and the oldest when there are too many."""
-        free = [path for path in self._folder.iterdir() if path.name != current and not self._holds.get(path.name)]
-        used = len(list(self._folder.iterdir())) - len(free)
+        there = [path for path in self._folder.iterdir() if path.suffix != _PART]
+        free = [path for path in there if path.name != current and not self._holds.get(path.name)]
+        used = len(there) - len(free)
         for path in too_many({path: path.stat().st_mtime for path in free}, self._max_kept - used, time.time()):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -164,6 +173,12 @@ def too_many(ages: Mapping[Path, float], room: int, now: float) -> list[Path]:
 
 
 _TRANSPORTS = ("docker-archive", "oci-archive", "oci", "dir", "docker-daemon")
+
+
+def reason(words: str) -> str:
+    """Why podman failed, of all that it wrote: its last error, else the end."""
+    _, found, last = words.rpartition("Error: ")
+    return last.strip()[:_LAST_CHARACTERS] if found else words[-_LAST_CHARACTERS:]
 
 
 class Furnished:
