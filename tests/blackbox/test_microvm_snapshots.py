@@ -66,9 +66,8 @@ def start(node: Node, folder: Path, channel: int, source: str, name: str, **opti
     file = folder / f"{name}.py"
     if not file.exists():
         file.write_text("import os, sys, time\nfrom flame.service import *\n" + source.replace("\n    ", "\n"))
-    node.manager.start(
-        channel, sys.executable, str(file), isolation="microvm", limits=HELD, start_timeout_ms=110_000, **options
-    )
+    given = {"isolation": "microvm", "limits": HELD, "start_timeout_ms": 110_000, **options}
+    node.manager.start(channel, sys.executable, str(file), **given)
 
 
 async def test_copies_share_what_was_prepared_and_nothing_else(node: Node, folder: Path) -> None:
@@ -129,6 +128,15 @@ async def test_a_service_is_prepared_in_the_loop_that_it_works_in(node: Node, fo
     start(node, folder, 1, ASYNC, "async")
     await node.manager.bound(1)
     assert await node.manager.answered(1, node.manager.run(1, b"")) == [b"the same"]
+
+
+async def test_a_service_is_prepared_at_level_none_too(node: Node, folder: Path) -> None:
+    start(node, folder, 1, PREPARED, "prepared", isolation="none", limits=None)
+    await node.manager.bound(1)
+    assert len(await ask(node, 1, "answer = state")) == 2
+    start(node, folder, 2, ASYNC, "async", isolation="none", limits=None)
+    await node.manager.bound(2)
+    assert await node.manager.answered(2, node.manager.run(2, b"")) == [b"the same"]
 
 
 async def test_a_service_that_can_not_be_prepared(node: Node, folder: Path) -> None:
