@@ -169,6 +169,31 @@ def test_a_kernel_that_dies_is_told_apart_and_the_sandbox_lives_on(sandbox: flam
     assert sandbox.run_code("'before' in globals()").text == "False"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"nonsense",
+        b"[]",
+        b'{"shown": 5}',
+        b'{"done": true, "error": 5}',
+        b'{"shown": {"formats": {"a": {"base64": "?"}}}}',
+    ],
+)
+def test_code_that_speaks_in_the_place_of_its_kernel_loses_it(sandbox: flame.Sandbox, said: bytes) -> None:
+    code = f"""
+import os, stat, time
+said = {said!r}
+for number in range(3, 50):
+    try:
+        if stat.S_ISSOCK(os.fstat(number).st_mode): os.write(number, len(said).to_bytes(4, "little") + said)
+    except OSError: pass
+time.sleep(60)"""
+    found = sandbox.run_code(code)
+    assert found.error is not None
+    assert found.error.name == "KernelDied"
+    assert sandbox.run_code("1").text == "1"
+
+
 def test_a_child_that_code_forks_does_not_answer_in_its_place(sandbox: flame.Sandbox) -> None:
     found = sandbox.run_code("import os\npid = os.fork()\n'parent' if pid else 'child'")
     assert found.text == "'parent'"

@@ -7,17 +7,19 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from flame.sandbox.inside.kernel_start import Started
+from flame.sandbox.inside.kernel_words import Message, understood
 from flame.sandbox.inside.processes import describe, when_ended
+from flame.sandbox.wire import Shown
 
 _MAX_MESSAGE = 64 * 1024**2
 _CHUNK = 64 * 1024
 
 
 class Kernel:
-    """A kernel that is asked one thing at a time. `printed` gets (stderr?, text bytes), `told` its messages."""
+    """A kernel that is asked one thing at a time. `printed` gets (stderr?, text bytes), `told` what it shows."""
 
     def __init__(self, started: Started) -> None:
         self._process = started.process
@@ -26,9 +28,9 @@ class Kernel:
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
         self._unsent = bytearray()
-        self._answer: asyncio.Future[dict[str, Any]] | None = None
+        self._answer: asyncio.Future[Message] | None = None
         self.printed: Callable[[bool, bytes], None] = _ignored
-        self.told: Callable[[dict[str, Any]], None] = _nothing
+        self.told: Callable[[Shown], None] = _nothing
         self.ended: asyncio.Future[str] = self._loop.create_future()  # in words
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -44,7 +46,7 @@ class Kernel:
     def pid(self) -> int:
         return self._process.pid
 
-    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, request: dict[str, Any]) -> Message:
         """Its answer. Raises EOFError, with the reason, when it ends instead."""
         if self.ended.done():
             raise EOFError(self.ended.result())
@@ -103,19 +105,17 @@ class Kernel:
             body = bytes(self._received[4 : 4 + size])
             del self._received[: 4 + size]
             try:
-                message: object = json.loads(body)
+                message, shown = understood(body)
             except ValueError:
-                message = None
-            if not isinstance(message, dict):
                 self.kill()
                 return
-            self._take(cast("dict[str, Any]", message))
+            self._take(message, shown)
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: Message, shown: Shown | None) -> None:
         self.drain()  # what it printed before it said so
-        if "done" not in message:
-            self.told(message)
-        elif self._answer is not None and not self._answer.done():
+        if shown is not None:
+            self.told(shown)
+        if message.done and self._answer is not None and not self._answer.done():
             self._answer.set_result(message)
 
     def drain(self) -> None:
@@ -158,5 +158,5 @@ def _ignored(stderr: bool, data: bytes) -> None:
     """It prints while nothing runs."""
 
 
-def _nothing(message: dict[str, Any]) -> None:
-    """It tells something while nothing runs."""
+def _nothing(shown: Shown) -> None:
+    """It shows something while nothing runs."""

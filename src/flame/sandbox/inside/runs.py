@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import codecs
 import os
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from flame.model.errors import InvalidStateError, NotFoundError
 from flame.sandbox.inside.kernel_process import Kernel
 from flame.sandbox.inside.kernel_start import Started
+from flame.sandbox.inside.kernel_words import Message
 from flame.sandbox.inside.waiting import Bell, Clock
 from flame.sandbox.wire import Ended, FollowCode, Piece, Progress, Raised, RunCode, Shown
 
@@ -56,22 +56,13 @@ class Run:
             self.pieces.append(Piece(stderr=text) if stderr else Piece(stdout=text))
         self.bell.ring()
 
-    def told(self, message: dict[str, Any]) -> None:
+    def told(self, shown: Shown) -> None:
         """It shows a value."""
-        shown = cast("dict[str, Any]", message.get("shown") or {})
-        texts: dict[str, str] = {}
-        data: dict[str, bytes] = {}
-        for kind, packed in cast("dict[str, str | dict[str, str]]", shown.get("formats") or {}).items():
-            if isinstance(packed, dict):
-                data[kind] = base64.b64decode(packed["base64"])
-            else:
-                texts[kind] = packed
-        made = Shown(str(shown.get("text", "")), texts, data, bool(shown.get("value")))
-        if self._shown + _size(made) > MAX_SHOWN:
-            self.cut += _size(made)
+        if self._shown + _size(shown) > MAX_SHOWN:
+            self.cut += _size(shown)
             return
-        self._shown += _size(made)
-        self.pieces.append(Piece(shown=made))
+        self._shown += _size(shown)
+        self.pieces.append(Piece(shown=shown))
         self.bell.ring()
 
     def end(self, error: Raised | None, *, restarted: bool = False) -> None:
@@ -176,7 +167,7 @@ class Runs:
         if self._kernel is not None:
             self._kernel.kill()
 
-    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, request: dict[str, Any]) -> Message:
         """Ask the kernel something between two runs. Raises InvalidStateError when it ends instead."""
         async with self._turn:
             self.prepare()
@@ -222,7 +213,7 @@ class Runs:
             run.end(_killed(run.verdict, str(error)), restarted=True)
             self._kernel = None
         else:
-            run.end(_raised(run.verdict, cast("dict[str, str] | None", answer.get("error"))))
+            run.end(_raised(run.verdict, answer.error))
         finally:
             if timer is not None:
                 timer.cancel()
@@ -244,15 +235,12 @@ class Runs:
         self._clock.after(_OBEY_S, insist)
 
 
-def _raised(verdict: str, error: dict[str, str] | None) -> Raised | None:
+def _raised(verdict: str, error: Raised | None) -> Raised | None:
     """How a run ended whose kernel goes on."""
-    if error is None:
-        return None
-    name, message, traceback = error.get("name", ""), error.get("message", ""), error.get("traceback", "")
-    if verdict and name == "KeyboardInterrupt":
-        name, _, message = verdict.partition(": ")
-        message += " and was interrupted" if name == "TimeoutError" else ""
-    return Raised(name, message, traceback)
+    if error is None or not verdict or error.name != "KeyboardInterrupt":
+        return error
+    name, _, message = verdict.partition(": ")
+    return Raised(name, message + (" and was interrupted" if name == "TimeoutError" else ""), error.traceback)
 
 
 def _killed(verdict: str, how: str) -> Raised:
@@ -269,5 +257,5 @@ def _ignored(stderr: bool, data: bytes) -> None:
     """It prints while nothing runs."""
 
 
-def _nothing(message: dict[str, Any]) -> None:
+def _nothing(shown: Shown) -> None:
     """It shows something while nothing runs."""

@@ -9,7 +9,7 @@ import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from flame.model.errors import FlameError, FlameErrorCode, InvalidArgumentError, InvalidStateError, NotFoundError
 from flame.sandbox import wire
@@ -154,7 +154,7 @@ class SandboxService(FlameService):
             raise InvalidStateError("code runs in the sandbox", remedy="wait for it, or interrupt it, and try again")
         variables = _temporary()
         answer = await self.runs.ask({"do": "save", "path": str(variables)})
-        return variables, {str(name): str(why) for name, why in dict(answer.get("skipped") or {}).items()}
+        return variables, answer.skipped
 
     async def _read_snapshot(self, call: wire.ReadSnapshot) -> wire.Part:
         taking = self._taking.get(call.id)
@@ -205,9 +205,9 @@ class SandboxService(FlameService):
         if python.split(".")[:2] != here.split(".")[:2]:
             raise InvalidArgumentError(f"the snapshot's variables are of Python {python}, this sandbox has {here}")
         answer = await self.runs.ask({"do": "load", "path": str(variables)})
-        error = cast("dict[str, str]", answer.get("error") or {})
-        if error:
-            raise InvalidStateError(f"the variables can't be restored: {error.get('name')}: {error.get('message')}")
+        if answer.error is not None:
+            why = f"{answer.error.name}: {answer.error.message}"
+            raise InvalidStateError(f"the variables can't be restored: {why}")
 
 
 def _ignore(number: int, frame: object) -> None:
