@@ -104,7 +104,7 @@ class Microvm:
             "program": {"path": program.path, "argv": list(program.argv), "env": env, "cwd": room.cwd},
             "room": {
                 "readable": [str(path) for path in (*own, *room.readable) if str(path) != data],
-                "hidden": [str(path) for path in room.hidden],
+                "hidden": [*(str(path) for path in room.hidden), self._settings["cache"]["folder"]],
                 "network": room.network,
             },
             "limits": {"memory": memory, "pids": limits.pids, "disk": room.disk},
