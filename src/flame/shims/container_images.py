@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import signal
 import time
 import zlib
@@ -19,6 +18,7 @@ import msgspec
 
 from flame.model.errors import NotFoundError
 from flame.model.states import BindCode
+from flame.shims.removal import remove_tree
 from flame.shims.shim import BindError, Package
 
 logger = logging.getLogger("flame.node")
@@ -71,7 +71,7 @@ class Images:
         """Make the folder; remove what was not finished. Raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in self._folder.glob(f"*{_PART}"):
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
 
     async def provide(self, name: str) -> Image:
         """The image of that name, as podman understands it, fetched and unpacked now if need be. Raises BindError with
@@ -128,7 +128,7 @@ class Images:
     async def _unpack(self, identity: str, root: Path) -> None:
         part, archive = root.with_suffix(_PART), root.with_suffix(_PART) / "archive"
         tree = part / "root"
-        await asyncio.to_thread(shutil.rmtree, part, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, part)
         tree.mkdir(parents=True)
         # Who starts the executor manager owns all of it, and it can be removed again: rights are those of files.
         tar = ["tar", "--extract", f"--directory={tree}", f"--file={archive}", *_TAR_OPTIONS]
@@ -146,7 +146,7 @@ class Images:
         finally:
             if made:
                 await run([self._podman, "rm", "--force", made])
-            await asyncio.to_thread(shutil.rmtree, part, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, part)
 
     async def _do(self, command: Sequence[str]) -> str:
         status, text, words = await run(command)
@@ -161,7 +161,7 @@ class Images:
         free = [path for path in there if path.name != current and not self._holds.get(path.name)]
         used = len(there) - len(free)
         for path in too_many({path: path.stat().st_mtime for path in free}, self._max_kept - used, time.time()):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
 
 
 def too_many(ages: Mapping[Path, float], room: int, now: float) -> list[Path]:
