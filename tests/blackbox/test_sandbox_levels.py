@@ -33,6 +33,9 @@ def test_everything_that_a_sandbox_does(tmp_path: Path, level: str) -> None:
             assert sandbox.run_code("'x' in globals()").text == "False"
             assert sandbox.run_command("cat; exit 3", stdin=b"in") == flame.sandbox.CommandResult(3, b"in", b"")
             assert sandbox.run_command("sleep 60", timeout=0.5).timed_out
+            sandbox.run_command("for i in 1 2 3; do (sh -c 'sleep 0.1 &' &); done; sleep 1")
+            stats = "cat /proc/[0-9]*/stat | cut -d' ' -f3 | sort | uniq -c"
+            assert b"Z" not in sandbox.run_command(f"sleep 0.5; {stats}").stdout
             shell = sandbox.start_command(["/bin/sh"], pty=(24, 80))
             shell.write("stty size; exit 4\n")
             ended = shell.wait()

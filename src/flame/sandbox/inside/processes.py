@@ -82,8 +82,18 @@ class Family(NamedTuple):
     session: int
 
 
-def running() -> dict[int, Family]:
-    """All processes that can be seen here and have not ended."""
+def reap(known: set[int]) -> None:
+    """Let children go that have ended and that this process did not start: those that others left to it."""
+    for pid, family in running(ended=True).items():
+        if family.parent == os.getpid() and pid not in known:
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+
+
+def running(*, ended: bool = False) -> dict[int, Family]:
+    """All processes that can be seen here and have not ended, or those that have."""
     found: dict[int, Family] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -92,7 +102,7 @@ def running() -> dict[int, Family]:
             except OSError:
                 continue  # it has ended
             state, parent, group, session = text[text.rindex(")") + 2 :].split(maxsplit=4)[:4]
-            if state not in "ZX":
+            if (state in "ZX") is ended:
                 found[int(folder.name)] = Family(int(parent), int(group), int(session))
     return found
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flame.model.errors import FlameError, FlameErrorCode, InvalidArgumentError, InvalidStateError, NotFoundError
 from flame.sandbox import wire
+from flame.sandbox.inside import processes
 from flame.sandbox.inside.commands import Commands
 from flame.sandbox.inside.files import Folder
 from flame.sandbox.inside.kernel_start import Started
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from flame.sandbox.inside.snapshots import Taking
 
 _PATIENCE_S = wire.POLL_S + 40  # after which a client that fetches a snapshot and does not come back has gone
+_REAP_S = 0.2  # many may have ended by then
 _DONE = wire.Done()
 
 
@@ -55,6 +57,7 @@ class SandboxService(FlameService):
         self._stopping = Stopping(self._clock, lambda: self.commands.pids() | self.runs.pids())
         self._paused = False
         self._taking: dict[str, Taking] = {}
+        self._reaping: asyncio.TimerHandle | None = None
         self._free = Bell()  # rings when a snapshot is over
         self._patience: asyncio.TimerHandle | None = None
 
@@ -88,6 +91,8 @@ class SandboxService(FlameService):
 
     async def _begin(self, call: wire.Begin) -> wire.Begun:
         self._begun = True
+        if os.getpid() == 1:  # what loses its parent becomes a child of this process
+            asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap_soon)
         self._stopping.alone = call.alone
         started, self._started = self._started, None
         if started is not None and call.env:
@@ -97,6 +102,14 @@ class SandboxService(FlameService):
             self.runs.prepare(started)
         self._set_environment(call.env)
         return wire.Begun(self.files.folder, platform.python_version())
+
+    def _reap_soon(self) -> None:
+        if self._reaping is None:
+            self._reaping = asyncio.get_running_loop().call_later(_REAP_S, self._reap)
+
+    def _reap(self) -> None:
+        self._reaping = None
+        processes.reap(self.commands.pids() | self.runs.pids())
 
     def _set_environment(self, env: Mapping[str, str]) -> None:
         self._env = env
