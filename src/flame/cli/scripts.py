@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flame.cli.options import Settings
     from flame.client.synchronous import Connection
     from flame.model.isolation import Limits
-    from flame.sandbox import RunningCommand
+    from flame.sandbox import RunningCommand, Sandbox
     from flame.sandbox.calling import Caller
 
 _IDLE_S = 300.0  # after which a sandbox whose client has gone is closed
@@ -187,24 +187,33 @@ def _start(caller: Caller, script: Script) -> RunningCommand:
     from flame.sandbox import Sandbox
 
     sandbox = Sandbox(caller, created=False)
-    chosen = sandbox.run_code(_CHOOSE.format(language=script.language, runtime=script.runtime or "", code=script.code))
-    if chosen.error is not None:
-        raise TaskFailedError(f"{chosen.error.name}: {chosen.error.message}")
-    answer = json.loads(chosen.results[-1].formats["application/json"])
-    if "error" in answer:
-        raise TaskFailedError(answer["error"])
+    interpreter = _interpreter(sandbox, script)
     # Without isolation the working folder may hold what another script left there.
     file = f"{sandbox.id}/main{_SUFFIXES.get(script.language.lower(), '')}"
     sandbox.files.write(file, script.code)
     path = PurePosixPath(sandbox.files.stat(file).path)
     return start_followed(
         caller,
-        [*answer["command"], str(path), *script.arguments],
+        [*interpreter, str(path), *script.arguments],
         stdin=script.stdin,
         timeout=script.time_limit,
         env=script.env,
         cwd=script.cwd or str(path.parent),
     )
+
+
+def _interpreter(sandbox: Sandbox, script: Script) -> list[str]:
+    """The command that runs it there. Raises TaskFailedError."""
+    if script.language.lower() == "shell" and not script.runtime:
+        # What the node would choose too; to ask it takes longer than most scripts.
+        return ["/bin/sh", "-c", 'exec "$(command -v bash || command -v sh)" "$@"', "sh"]
+    chosen = sandbox.run_code(_CHOOSE.format(language=script.language, runtime=script.runtime or "", code=script.code))
+    if chosen.error is not None:
+        raise TaskFailedError(f"{chosen.error.name}: {chosen.error.message}")
+    answer = json.loads(chosen.results[-1].formats["application/json"])
+    if "error" in answer:
+        raise TaskFailedError(answer["error"])
+    return answer["command"]
 
 
 # --- many -----------------------------------------------------------------------------------------------------------
