@@ -187,7 +187,7 @@ def test_what_nobody_reads_is_dropped_from_the_front_and_counted(sandbox: flame.
 def test_what_somebody_reads_is_waited_for(sandbox: flame.Sandbox) -> None:
     size = 3 * SIZE
     running = sandbox.start_command(
-        [sys.executable, "-c", f"import sys; print('on'); input(); sys.stdout.write('x' * {size} + 'end')"]
+        [sys.executable, "-c", f"import sys; sys.stdout.write('on'); input(); sys.stdout.write('x' * {size} + 'end')"]
     )
     assert running.read() is not None  # from now on somebody reads
     running.write("\n")
