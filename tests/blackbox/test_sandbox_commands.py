@@ -123,9 +123,7 @@ def test_signals_reach_the_whole_group(sandbox: flame.Sandbox) -> None:
     running = sandbox.start_command("trap 'echo usr1' USR1; echo on; while :; do sleep 0.05; done")
     assert running.read() is not None
     running.kill(signal.SIGUSR1)
-    output = running.read()
-    assert output is not None
-    assert output.stdout == b"usr1\n"
+    hear(running, b"usr1\n")
     running.kill()
     assert running.wait().exit_code == 128 + signal.SIGKILL
     running.kill()  # no error
