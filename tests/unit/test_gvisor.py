@@ -114,6 +114,36 @@ def test_a_runsc_that_can_not_pass_sockets_on_gets_the_link_over_its_streams(tmp
     assert Gvisor.find(tmp_path / "level", fake(tmp_path, ":")).streams
 
 
+def test_what_worked_is_not_tried_again_by_the_next_node_of_this_user(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    script = f'echo "$1" >> {said}; case "$1" in flags) echo "  -host-uds value";; *systrap) exit 1;; esac'
+    environ = {**fake(tmp_path, script), "HOME": str(tmp_path)}
+    first = Gvisor.find(tmp_path / "one", environ)
+    tries = said.read_text()
+    second = Gvisor.find(tmp_path / "two", environ)
+    assert (second.missing, second.streams) == ("", False)
+    assert said.read_text() == tries
+    wrapped = [
+        level.wrap(Program("/bin/true", ["true"], {}, "/"), Room(), Limits(), LAUNCH) for level in (first, second)
+    ]
+    assert all("--platform=ptrace" in found.argv[4] for found in wrapped)
+    assert str(tmp_path / "two") in wrapped[1].argv[4]
+    assert str(tmp_path / "one") not in wrapped[1].argv[4]
+
+
+def test_another_runsc_is_tried_and_what_failed_is_tried_again(tmp_path: Path) -> None:
+    environ = {**fake(tmp_path, "exit 1"), "HOME": str(tmp_path)}
+    assert Gvisor.find(tmp_path / "level", environ).missing
+    fake(tmp_path, ": works now")
+    assert not Gvisor.find(tmp_path / "level", environ).missing
+    fake(tmp_path, "echo broken again; exit 1")
+    assert Gvisor.find(tmp_path / "level", environ).missing
+    fake(tmp_path, ": works now")
+    for note in (tmp_path / ".cache/flame/gvisor").iterdir():
+        note.write_bytes(b"nonsense")
+    assert not Gvisor.find(tmp_path / "level", environ).missing
+
+
 # --- the runner ------------------------------------------------------------------------------------------------------
 
 

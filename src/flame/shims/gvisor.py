@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from flame.model.isolation import Limits
+from flame.shims.gvisor_notes import Known, Notes
 from flame.shims.gvisor_root import plan
 from flame.shims.gvisor_runner import PANIC, PREFIX
 from flame.shims.isolation_sandbox import TMP, Room
@@ -28,6 +29,7 @@ _OPTIONS_IF_KNOWN = (
     "--file-access=shared",
     "--overlay2=none",
 )  # what changes outside is seen inside; nothing is copied
+_PANIC_LOG = "--panic-log="  # and a file
 _PROBE_S = 10.0
 _LAST_CHARACTERS = 1000
 _KNOWN_BY = ("FLAME_INSTANCE_ID",)
@@ -49,21 +51,27 @@ class Gvisor:
 
     @classmethod
     def find(cls, folder: Path, environ: Mapping[str, str]) -> Gvisor:
-        """Look whether this machine can make them, by making one. Blocks a moment; raises OSError."""
+        """Look whether this machine can make them, by making one: once after each start of the machine. Blocks a
+        moment; raises OSError."""
         runsc = shutil.which("runsc", path=environ.get("PATH"))
         if runsc is None:
             return cls((), folder, "gVisor (runsc) is not installed: put runsc into the PATH of the executor manager")
         (folder / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "passwd").write_text(f"flame:x:0:0::{TMP}:/bin/sh\n")
         (folder / "group").write_text("flame:x:0:\n")
+        notes = Notes(_notes_folder(environ) or folder, runsc)
+        known = notes.read()
+        if known is not None:
+            return cls(_command(runsc, folder, known), folder, streams=known.streams)
         _, flags = _run([runsc, "flags"])
-        wanted = (*_OPTIONS_IF_KNOWN, f"--panic-log={folder}/run/{PANIC}")
-        options = [*_OPTIONS, *(option for option in wanted if _knows(flags, option))]
         problems: list[str] = []
         for platform in _PLATFORMS:
-            found = cls([runsc, f"--platform={platform}", *options], folder, streams=not _knows(flags, "--host-uds"))
+            options = [option for option in (*_OPTIONS_IF_KNOWN, _PANIC_LOG) if _knows(flags, option)]
+            chosen = Known(platform, options, streams=not _knows(flags, "--host-uds"))
+            found = cls(_command(runsc, folder, chosen), folder, streams=chosen.streams)
             found.missing = found._probe()
             if not found.missing:
+                notes.write(chosen)
                 return found
             problems.append(f"{platform}: {found.missing}")
         return cls((), folder, f"gVisor (runsc) can't make a sandbox here: {'; '.join(problems)}")
@@ -89,6 +97,19 @@ class Gvisor:
         wrapped = self._wrap(Program("/bin/sh", ["sh", "-c", ":"], {}, "/"), Room(), 0)
         status, text = _run(wrapped.argv, wrapped.env)
         return text[-_LAST_CHARACTERS:] or f"exit status {status}" if status else ""
+
+
+def _command(runsc: str, folder: Path, known: Known) -> list[str]:
+    """What runs runsc here."""
+    options = [f"{option}{folder}/run/{PANIC}" if option == _PANIC_LOG else option for option in known.options]
+    return [runsc, f"--platform={known.platform}", *_OPTIONS, *options]
+
+
+def _notes_folder(environ: Mapping[str, str]) -> Path | None:
+    """What all nodes of this user share, None = nobody says where."""
+    home = environ.get("HOME")
+    cache = environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
+    return Path(cache, "flame", "gvisor") if cache else None
 
 
 def _knows(flags: str, option: str) -> bool:
