@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 # Of the instance's environment, what nobody inside needs to know. FLAME_INSTANCE_ID tells what the sandbox started.
 _SECRET = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_LINK", "FLAME_INSTANCE_ENDPOINT", "FLAME_INSTANCE_STDIO")
 
 
+@cache
 def working_folder() -> str:
-    """Where the sandbox's files lie; made if it is missing. Raises OSError."""
+    """The folder where this process's sandbox has its files: made when somebody asks first. Raises OSError."""
     folder = Path.cwd() / "work"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:  # something of the node that a sandbox is shown lies there
+        return tempfile.mkdtemp(prefix="work-", dir=Path.cwd())
     return str(folder)
 
 
