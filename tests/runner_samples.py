@@ -220,3 +220,45 @@ class Journal:
 
     def all(self) -> list[str]:
         return self.notes
+
+
+class Tally:
+    """Counts what it is given."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.total = start
+
+    def add(self, number: int) -> int:
+        self.total += number
+        return self.total
+
+    async def later(self, number: int) -> int:
+        return self.add(number)
+
+
+def _meet(folder: str, count: int) -> None:
+    """Wait until so many calls are here: each has an executor then."""
+    Path(folder, f"{os.getpid()}").touch()
+    while len(list(Path(folder).iterdir())) < count:
+        time.sleep(0.01)
+
+
+def nested_class(name: str, folder: str, count: int) -> list[int]:
+    """Calls methods of a class from inside of a call."""
+    _meet(folder, count)
+    from flame import Runner
+
+    with Runner(name) as runner:
+        tally = runner.service(Tally, args=(100,))
+        return [tally.add(1).get(), tally.later(1).get()]
+
+
+def nested_object(name: str, patience: str, folder: str, count: int) -> list[int]:
+    """Calls methods of an object from inside of a call."""
+    _meet(folder, count)
+    os.environ["FLAME_NESTED_PATIENCE"] = patience
+    from flame import Runner
+
+    with Runner(name) as runner:
+        tally = runner.service(Tally(100))
+        return [tally.add(1).get(), tally.later(1).get()]

@@ -26,7 +26,9 @@ from runner_samples import (
     die_for_good,
     die_with_an_executor,
     nested_await,
+    nested_class,
     nested_map,
+    nested_object,
     nested_wait,
     nested_waits_deep,
     pid_of,
@@ -172,6 +174,29 @@ def test_however_they_wait(executor: flame.Executor, function: Any) -> None:
 
 def test_calls_that_wait_several_levels_deep(executor: flame.Executor) -> None:
     assert [future.result(SECONDS) for future in [executor.submit(nested_waits_deep, 4) for _ in range(2)]] == [4, 4]
+
+
+def test_classes_are_served_by_who_waits_when_the_cluster_is_full(executor: flame.Executor, tmp_path: Path) -> None:
+    outer = [executor.submit(nested_class, f"nested-class-{number}", str(tmp_path), 3) for number in range(3)]
+    wait(outer, 2 * SECONDS)
+    for future in outer:
+        first, second = future.result(SECONDS)  # of one instance or of two
+        assert first == 101
+        assert second in (101, 102)
+
+
+def test_an_object_that_gets_no_room_is_an_error_that_says_so(executor: flame.Executor, tmp_path: Path) -> None:
+    alone, crowd = tmp_path / "alone", tmp_path / "crowd"
+    alone.mkdir()
+    crowd.mkdir()
+    assert executor.submit(nested_object, "nested-object", "", str(alone), 1).result(SECONDS) == [101, 102]
+    outer = [executor.submit(nested_object, f"nested-object-{number}", "1", str(crowd), 3) for number in range(3)]
+    errors = [future.exception(2 * SECONDS) for future in outer]
+    assert any(errors)  # once one has given up there is room for the others
+    for error in filter(None, errors):
+        assert isinstance(error, flame.ExhaustedError)
+        assert "had no room for the instance" in str(error)
+        assert "FLAME_NESTED_PATIENCE" in error.remedy
 
 
 def test_what_a_killed_instance_opened_is_closed(

@@ -85,7 +85,7 @@ class Executor(concurrent.futures.Executor):
         except BaseException:
             self._application.close()
             raise
-        self._lane = Lane(opened, storage, target=call_pickled)
+        self._lane = Lane(opened, storage, target=_call_here)
         self._lock = threading.Lock()
         self._shut_down = False
         self._closed = False
@@ -166,3 +166,7 @@ class Executor(concurrent.futures.Executor):
         except FlameError:
             pass  # its calls have said why
         self._application.close()
+
+
+def _call_here(method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return call_pickled(*args, **kwargs)

@@ -94,7 +94,7 @@ class ObjectFuture(TaskFuture):
         super()._wait(timeout)
 
     def _look_after(self) -> None:
-        if not self._lane.can_answer:
+        if not self._lane.looks_after:
             return
         self._wanted = True
         if self._submitted is not None and self._state == "PENDING" and not self._looked_after:

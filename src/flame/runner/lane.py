@@ -6,13 +6,15 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flame.model.errors import FlameError, InvalidArgumentError, TaskFailedError, TooLargeError
+from flame.model.errors import ExhaustedError, FlameError, InvalidArgumentError, TaskFailedError, TooLargeError
 from flame.model.states import TaskState
 from flame.runner import nesting
 from flame.runner.failures import StateLostError, error_of
 from flame.runner.futures import ObjectFuture
+from flame.runner.here import awaited
 from flame.runner.line import Line
 from flame.runner.owners import close_children
 from flame.runner.payloads import (
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
 _UNKNOWN = bytes(STATE_ID)
 INSIDE = bool(os.environ.get("FLAME_INSTANCE_ID"))  # this process is an instance
+_PATIENCE_S = 60.0
+
+# Makes a call: the method, None = the target itself, and its arguments.
+Target = Callable[[str | None, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Lane:
@@ -49,11 +55,11 @@ class Lane:
         *,
         stateful: bool = False,
         ordered: bool = False,
-        target: Callable[..., Any] | None = None,
+        target: Target | None = None,
     ) -> None:
-        """`target`: what answers calls without a method, if it can answer them in this process just as well."""
+        """`target`: what answers calls, if this process can answer them just as well."""
         self.session = session
-        self._target = target if INSIDE else None
+        self._target = target
         self._storage = storage
         self._lock = threading.Lock()
         self._stateful = stateful
@@ -146,13 +152,13 @@ class Lane:
             stream.submit(call, future, options)
         except TooLargeError as error:
             raise self._storage.too_large(error) from error
-        if self._target is not None:
+        if INSIDE:
             future.submitted(plain)
 
     @property
-    def can_answer(self) -> bool:
-        """Whether this process could answer calls itself: it is an instance, and they are functions."""
-        return self._target is not None
+    def looks_after(self) -> bool:
+        """Whether calls that nobody can begin with shall not be waited for: this process holds an executor itself."""
+        return INSIDE
 
     def cancel_held(self, future: ObjectFuture) -> None:
         """It was cancelled before it was submitted."""
@@ -205,18 +211,25 @@ class Lane:
     def run_here_if_full(self, future: ObjectFuture, call: bytes, timeout: float | None) -> float | None:
         """A call of an instance waits for another call. If the cluster has no room for that one, it is run here, so
         that calls that wait for calls end however full the cluster is. Answers what is left of `timeout`."""
-        assert self._target is not None
-        return nesting.wait_or_run(future, lambda: self._answer(call), self.session, timeout)
+        answer = partial(self._answer, call)
+        return nesting.wait_or_run(future, answer, self.session, timeout, self._patience)
 
     def look_after(self, future: ObjectFuture, call: bytes) -> None:
         """The same for a call that is waited for without a thread."""
-        nesting.look_after(future, lambda: self._answer(call), self.session)
+        nesting.look_after(future, partial(self._answer, call), self.session, self._patience)
+
+    @property
+    def _patience(self) -> float:
+        return 0.0 if self._target is not None else _patience()
 
     def _answer(self, call: bytes) -> bytes:
-        assert self._target is not None
-        method, args, kwargs = self._storage.call(call)
-        del method
-        return dumps(self._target(*args, **kwargs), "the result")
+        if self._target is None:
+            raise ExhaustedError(
+                f"the cluster had no room for the instance of {self.session.application} that a call inside of another "
+                f"one waited for: {self.session.pending_reason}",
+                remedy="give the cluster more room, make fewer calls at once, or set FLAME_NESTED_PATIENCE (seconds)",
+            )
+        return dumps(awaited(self._target(*self._storage.call(call))), "the result")
 
     def cancel_pending(self) -> None:
         """Cancel the calls that no instance has begun with."""
@@ -234,6 +247,15 @@ class Lane:
             close_children(self.session.connection, self.session.id)
         finally:
             self._storage.clear()
+
+
+def _patience() -> float:
+    """Seconds that a call in an instance waits for a state that gets no room. Raises InvalidArgumentError."""
+    text = os.environ.get("FLAME_NESTED_PATIENCE", "")
+    try:
+        return float(text) if text else _PATIENCE_S
+    except ValueError:
+        raise InvalidArgumentError(f"FLAME_NESTED_PATIENCE must be a number of seconds, not {text!r}") from None
 
 
 def lost_state(name: str) -> StateLostError:

@@ -1,7 +1,8 @@
 """Calls that wait for other calls, in a cluster that has no room left for those.
 
 An instance that waits keeps its executor. Where all executors wait like that nothing would ever end, so a call that
-nobody else can begin with is taken back and run by who waits for it.
+nobody else can begin with is taken back and run by who waits for it. What only an instance of its own may answer, since
+it has a state, fails with the reason after a while instead.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from flame.client.futures import TaskFuture, settle
 from flame.model.errors import FlameError, TaskCancelledError, TaskFailedError, TimedOutError
@@ -23,12 +24,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds between two looks at the ses
 
 
 def wait_or_run(
-    future: TaskFuture, answer: Callable[[], bytes], session: Session, timeout: float | None
+    future: TaskFuture, answer: Callable[[], bytes], session: Session, timeout: float | None, patience: float = 0.0
 ) -> float | None:
-    """Wait for a future, and when its session gets no executor at all, run its call here. Answers what is left of
-    `timeout`, in seconds."""
+    """Wait for a future, and when its session gets no executor at all for `patience` seconds, run its call here.
+    Answers what is left of `timeout`, in seconds."""
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = _FIRST_PAUSE
+    since: float | None = None
     while not future.done():
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= pause:
@@ -39,7 +41,8 @@ def wait_or_run(
             pass
         if future.done():
             break
-        if _stuck(session):
+        since = _stuck_since(session, since)
+        if since is not None and time.monotonic() >= since + patience:
             _take_back(future, answer, session)
             break
         pause = min(2 * pause, _LONGEST_PAUSE)
@@ -52,10 +55,22 @@ def _stuck(session: Session) -> bool:
     return bool(session.pending and not session.executors and session.pending_reason)
 
 
-class _Awaited(NamedTuple):
-    future: TaskFuture
-    answer: Callable[[], bytes]
-    session: Session
+def _stuck_since(session: Session, since: float | None) -> float | None:
+    """Since when, by the monotonic clock; None = somebody can."""
+    if not _stuck(session):
+        return None
+    return time.monotonic() if since is None else since
+
+
+class _Awaited:
+    """A future that is waited for without a thread."""
+
+    def __init__(self, future: TaskFuture, answer: Callable[[], bytes], session: Session, patience: float) -> None:
+        self.future = future
+        self.answer = answer
+        self.session = session
+        self.patience = patience
+        self.since: float | None = None
 
 
 class _Lookout:
@@ -96,7 +111,8 @@ class _Lookout:
 
     def _help(self, one: _Awaited) -> None:
         try:
-            if not _stuck(one.session):
+            one.since = _stuck_since(one.session, one.since)
+            if one.since is None or time.monotonic() < one.since + one.patience:
                 return
         except FlameError:
             return  # the future learns it, too
@@ -114,9 +130,9 @@ class _Lookout:
 _lookout = _Lookout()
 
 
-def look_after(future: TaskFuture, answer: Callable[[], bytes], session: Session) -> None:
-    """Run the call of a future here as soon as its session gets no executor at all."""
-    _lookout.add(_Awaited(future, answer, session))
+def look_after(future: TaskFuture, answer: Callable[[], bytes], session: Session, patience: float = 0.0) -> None:
+    """Run the call of a future here as soon as its session got no executor at all for `patience` seconds."""
+    _lookout.add(_Awaited(future, answer, session, patience))
 
 
 def _take_back(future: TaskFuture, answer: Callable[[], bytes], session: Session) -> None:

@@ -12,6 +12,7 @@ from flame.client.snapshot import TaskArguments
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError
 from flame.runner.futures import ObjectFuture
+from flame.runner.here import Here
 from flame.runner.lane import Lane
 from flame.runner.owners import labels
 from flame.runner.payloads import served
@@ -94,8 +95,7 @@ class RunnerService:
         if durable and not cache:
             raise no_cache("a durable state")
         pickled = served(context, stateful=self._stateful, durable=durable, name=str(what))
-        plain = not self._stateful and not isinstance(execution_object, type)
-        here: Callable[..., Any] | None = execution_object if plain else None
+        here = None if self._stateful else Here(execution_object, args, kwargs or {})
         self._lanes: list[Lane] = []
         session["labels"] = {**labels(), **session.get("labels", {})}
         try:
