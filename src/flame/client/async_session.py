@@ -22,6 +22,7 @@ from flame.model.errors import (
     FlameError,
     InvalidArgumentError,
     InvalidStateError,
+    NotFoundError,
     TimedOutError,
     UnavailableError,
 )
@@ -389,10 +390,13 @@ async def as_completed(futures: Iterable[TaskFuture], timeout: float | None = No
 
 
 async def _opened(payload: bytes | None) -> bytes | None:
-    """What a parcel stands for, if it is one."""
+    """What a parcel stands for, if it is one; the parcel where that is gone: the task can be looked at all the same."""
     if payload is None or payload[: parcels.SIZE] != parcels.MARK:
         return payload
-    return await asyncio.to_thread(parcels.opened, payload)
+    try:
+        return await asyncio.to_thread(parcels.opened, payload)
+    except NotFoundError:
+        return payload
 
 
 def _in_loop_time(deadline: float | None) -> float | None:
