@@ -147,8 +147,10 @@ class Runner:
         spec = self.spec
         inside = self.begun(start)
         program = {**spec["program"], "env": env}
-        room = spec["room"]
-        paths = (*room["readable"], *spec["system"]["prefixes"], *spec["system"]["added"])
+        room, system = spec["room"], spec["system"]
+        # A folder of the operator's has its own programs in place of these.
+        own = () if system["directory"] else (*system["prefixes"], *system["added"])
+        paths = (*room["readable"], *own)
         shown = sorted(path for path in paths if path.startswith(_MOUNTED))
         inside.tell("start", program=program, limits=spec["limits"], shown=shown, network=room["network"],
                     prepare=prepare, **fresh())  # fmt: skip
