@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, cast
 
 from flame.model.isolation import NO, SHIM_LABEL, YES
 from flame.model.states import BindCode
@@ -17,34 +14,20 @@ from flame.shims.reception import Reception
 from flame.shims.rest import RestShim
 from flame.shims.shim import BindError, Instance, Launch, Owner, Shim
 from flame.shims.stdio import StdioShim
+from flame.shims.wasm import WasmShim
 from flame.shims.workplace import Workshop
-
-# Those that need something installed: the module and the class, whose `find` looks what this machine has.
-_FOUND = {
-    Kind.WASM: ("flame.shims.wasm", "WasmShim"),
-}
-
-
-class _Maker(Protocol):
-    def find(self, workshop: Workshop, folder: Path) -> Shim: ...
 
 
 def find_shims(host: HostShim, workshop: Workshop, reception: Reception, folder: Path) -> dict[Kind, Shim]:
     """All shims. Those that need something of their own have a folder in `folder`, made when they need it. Blocks a
     moment; raises OSError."""
-    found: dict[Kind, Shim] = {
+    return {
         Kind.HOST: host,
         Kind.STDIO: StdioShim(workshop),
         Kind.REST: RestShim(workshop, reception),
         Kind.CONTAINER: ContainerShim.find(host, workshop, reception, folder / "container"),
+        Kind.WASM: WasmShim.find(workshop, folder / "wasm"),
     }
-    for kind, (module, maker) in _FOUND.items():
-        name = kind.name.lower()
-        if importlib.util.find_spec(module) is None:
-            found[kind] = MissingShim(f"this installation has no shim {name}")
-        else:
-            found[kind] = cast(_Maker, getattr(importlib.import_module(module), maker)).find(workshop, folder / name)
-    return found
 
 
 def labels(shims: Mapping[Kind, Shim]) -> dict[str, str]:
