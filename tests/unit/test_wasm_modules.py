@@ -12,8 +12,9 @@ import pytest
 
 from components import CONDUCT, ECHO, binary, component
 from flame.model.errors import NotFoundError
+from flame.shims.furnished import Furnished
 from flame.shims.shim import BindError
-from flame.shims.wasm_modules import Furnished, Modules
+from flame.shims.wasm_modules import Modules
 from flame.testing.shims import Bench, a_bench
 
 ECHOING = binary(component(ECHO))
@@ -129,7 +130,7 @@ async def test_who_gives_up_does_not_end_it_for_others() -> None:
 async def test_the_longest_unused_goes_when_there_is_no_room() -> None:
     async with a_node(max_kept=1) as (_, modules, source):
         held = await modules.provide(source, fuel=False)
-        furnished = Furnished(None, held)
+        furnished = Furnished(None, held.identity, held.hold, held.release)
         furnished.hold()
         unused = await modules.provide(source, fuel=True)
         long_ago(held.path, unused.path)
@@ -137,7 +138,7 @@ async def test_the_longest_unused_goes_when_there_is_no_room() -> None:
         newest = await modules.provide(source, fuel=False)
         assert [module.path.exists() for module in (held, unused, newest)] == [True, False, True]
         with pytest.raises(NotFoundError):
-            Furnished(None, unused).hold()
+            Furnished(None, unused.identity, unused.hold, unused.release).hold()
         furnished.release()
         long_ago(newest.path)
         source.write_bytes(ECHOING)

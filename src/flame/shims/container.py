@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from flame.model.states import BindCode
 from flame.proto import types_pb2
-from flame.shims.container_images import Furnished, Image, Images
+from flame.shims.container_images import Image, Images
 from flame.shims.environment import expand
+from flame.shims.furnished import Furnished
 from flame.shims.host import HostShim
 from flame.shims.reception import Reception
 from flame.shims.rest import RestShim
@@ -83,7 +85,9 @@ class ContainerShim:
         return msgspec.structs.replace(
             launch,
             application=inside(application, image),
-            package=Furnished(launch.package, self._images, image),
+            package=Furnished(
+                launch.package, image.identity, partial(self._images.hold, image), partial(self._images.release, image)
+            ),
             root=image.root,
         )
 

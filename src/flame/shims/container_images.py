@@ -19,7 +19,7 @@ import msgspec
 from flame.model.errors import NotFoundError
 from flame.model.states import BindCode
 from flame.shims.removal import remove_tree
-from flame.shims.shim import BindError, Package
+from flame.shims.shim import BindError
 
 logger = logging.getLogger("flame.node")
 
@@ -179,33 +179,6 @@ def reason(words: str) -> str:
     """Why podman failed, of all that it wrote: its last error, else the end."""
     _, found, last = words.rpartition("Error: ")
     return last.strip()[:_LAST_CHARACTERS] if found else words[-_LAST_CHARACTERS:]
-
-
-class Furnished:
-    """A package, or none, and an image, held together."""
-
-    def __init__(self, package: Package | None, images: Images, image: Image) -> None:
-        self._package = package
-        self._images = images
-        self._image = image
-        self.identity = f"{package.identity if package is not None else ''}+{image.identity}"
-        self.variables: Mapping[str, str] = package.variables if package is not None else {}
-
-    def hold(self) -> None:
-        """Raises FlameError when one of them is gone."""
-        if self._package is not None:
-            self._package.hold()
-        try:
-            self._images.hold(self._image)
-        except NotFoundError:
-            if self._package is not None:
-                self._package.release()
-            raise
-
-    def release(self) -> None:
-        self._images.release(self._image)
-        if self._package is not None:
-            self._package.release()
 
 
 async def run(command: Sequence[str]) -> tuple[int, str, str]:

@@ -17,10 +17,11 @@ from flame.model.errors import InvalidArgumentError
 from flame.model.states import BindCode
 from flame.proto import types_pb2
 from flame.shims.environment import environment, expand
+from flame.shims.furnished import Furnished
 from flame.shims.shim import BindError, Instance, Launch, Owner
 from flame.shims.stdio_framed import FramedStream
 from flame.shims.streams import StreamDoor
-from flame.shims.wasm_modules import Furnished, Modules
+from flame.shims.wasm_modules import Modules
 from flame.shims.wasm_options import WasmOptions, options_of
 from flame.shims.workplace import Workshop, in_words
 
@@ -60,7 +61,9 @@ class WasmShim:
         module = await self._modules.provide(
             component, fuel=bool(options.fuel), portable=application.isolation in _OTHER_PROCESSORS
         )
-        launch = msgspec.structs.replace(launch, package=Furnished(launch.package, module))
+        launch = msgspec.structs.replace(
+            launch, package=Furnished(launch.package, module.identity, module.hold, module.release)
+        )
         return msgspec.structs.replace(launch, application=_worker(application, module.path, options))
 
     async def start(self, launch: Launch, owner: Owner) -> Instance:

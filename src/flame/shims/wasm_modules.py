@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from platform import machine
 
@@ -25,7 +25,7 @@ from flame._version import __version__
 from flame.model.errors import NotFoundError
 from flame.model.states import BindCode
 from flame.shims.processes import Program, describe_status
-from flame.shims.shim import BindError, Package
+from flame.shims.shim import BindError
 from flame.shims.workplace import Workshop
 
 REFUSED = 3  # the exit status of the compiler that says why a component can't be run
@@ -55,30 +55,15 @@ class Module:
     def identity(self) -> str:
         return self.path.stem
 
-
-class Furnished:
-    """A package, or none, and a compiled component, held together."""
-
-    def __init__(self, package: Package | None, module: Module) -> None:
-        self._package = package
-        self._module = module
-        self.identity = f"{package.identity if package is not None else ''}+{module.identity}"
-        self.variables: Mapping[str, str] = package.variables if package is not None else {}
-
     def hold(self) -> None:
-        """Raises FlameError when one of them is gone."""
-        if self._package is not None:
-            self._package.hold()
-        if not self._module.path.exists():
-            if self._package is not None:
-                self._package.release()
+        """Keep it until `release`. Raises NotFoundError when it is gone."""
+        if not self.path.exists():
             raise NotFoundError("the compiled component was removed meanwhile", remedy="it is compiled anew next time")
-        self._module.holds += 1
+        self.holds += 1
 
     def release(self) -> None:
-        self._module.holds -= 1
-        if self._package is not None:
-            self._package.release()
+        """Undo one `hold`."""
+        self.holds -= 1
 
 
 class Modules:
