@@ -261,7 +261,7 @@ class AsyncConnection:
         attrs = session_attributes(attrs, options)
         session_id = attrs.id or short_name(attrs.application)
         spec = wire.session_to(attrs)
-        if len(spec.common_data) > parcels.limit_of(self.uplink.max_payload) > 0 and parcels.possible(self.addr):
+        if parcels.wanted(len(spec.common_data), self.uplink.max_payload, self.addr):
             spec.common_data = await asyncio.to_thread(parcels.pack, session_id, spec.common_data, self.addr)
         try:
             message = await self._call(

@@ -233,7 +233,7 @@ class AsyncSession(SessionSnapshot):
         options.setdefault("idempotency_key", short_name("once", 20))  # makes it safe to repeat
         payload = payload_of(input_data)
         address = self.connection.addr
-        if payload and len(payload) > parcels.limit_of(self.connection.max_payload) > 0 and parcels.possible(address):
+        if payload and parcels.wanted(len(payload), self.connection.max_payload, address):
             payload = await asyncio.to_thread(parcels.pack, self.id, payload, address)
         message = await self._create(payload, self.options(**options))
         task = wire.task_from(message)

@@ -116,8 +116,7 @@ class TaskStream:
                 return payload
             raise TooLargeError(
                 f"the input has {len(payload)} bytes, the cluster takes {self.max_payload}",
-                remedy="raise cluster.limits.max_payload, or set up an object cache: flmadm up --cache HOST:PORT, or "
-                "flame-object-cache and FLAME_CACHE_ENDPOINT",
+                remedy=parcels.REMEDY,
             )
         return parcels.pack(self.session_id, payload, self._address)
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 MARK = b"\0flame-parcel\0"
 SIZE = len(MARK)
 VARIABLE = "FLAME_PARCEL_FROM"
+# What to do about a payload that is too large where there is no object cache.
+REMEDY = (
+    "raise cluster.limits.max_payload, or set up an object cache: flmadm up --cache HOST:PORT, or "
+    "flame-object-cache and FLAME_CACHE_ENDPOINT"
+)
 APPLICATION = "parcels"  # what their keys begin with; then comes the session
 
 _sessions: dict[str, ObjectClient] = {}  # whose parcels this process made or opened, and where they are
@@ -40,6 +45,12 @@ def possible(address: str) -> bool:
 
     Raises InvalidConfigError."""
     return bool(os.environ.get("FLAME_CACHE_ENDPOINT") or cache_of(address))
+
+
+def wanted(size: int, max_payload: int, address: str) -> bool:
+    """Whether a payload of so many bytes goes into the cache. `max_payload` is the cluster's limit, `address` where it
+    is. Raises InvalidConfigError."""
+    return size > limit_of(max_payload) > 0 and possible(address)
 
 
 def pack(session_id: str, payload: bytes, address: str) -> bytes:

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from flame.model.errors import InvalidArgumentError, TooLargeError
+from flame.objects.parcels import REMEDY
 from flame.runner import payloads
 from flame.runner.payloads import PICKLE, SERVED, STATE, STATE_ID, TAG, Served
 from flame.runner.storage import here
@@ -187,8 +188,7 @@ class FlameRunpyService(FlameService):
         if len(result) > self._max_payload:
             raise TooLargeError(
                 f"the result has {len(result)} bytes, a task's output may have {self._max_payload}",
-                remedy="raise cluster.limits.max_payload, or set up an object cache: flmadm up --cache HOST:PORT, or "
-                "flame-object-cache and FLAME_CACHE_ENDPOINT",
+                remedy=REMEDY,
             )
         return result
 
