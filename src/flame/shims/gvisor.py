@@ -17,6 +17,7 @@ from flame.shims.gvisor_notes import Known, Notes
 from flame.shims.gvisor_root import plan
 from flame.shims.gvisor_runner import PANIC, PREFIX
 from flame.shims.isolation_sandbox import TMP, Room
+from flame.shims.levels import shared_folder
 from flame.shims.processes import Program
 from flame.shims.shim import Launch
 
@@ -59,7 +60,7 @@ class Gvisor:
         (folder / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "passwd").write_text(f"flame:x:0:0::{TMP}:/bin/sh\n")
         (folder / "group").write_text("flame:x:0:\n")
-        notes = Notes(_notes_folder(environ) or folder, runsc)
+        notes = Notes(shared_folder(cls.name, environ) or folder, runsc)
         known = notes.read()
         if known is not None:
             return cls(_command(runsc, folder, known), folder, streams=known.streams)
@@ -103,13 +104,6 @@ def _command(runsc: str, folder: Path, known: Known) -> list[str]:
     """What runs runsc here."""
     options = [f"{option}{folder}/run/{PANIC}" if option == _PANIC_LOG else option for option in known.options]
     return [runsc, f"--platform={known.platform}", *_OPTIONS, *options]
-
-
-def _notes_folder(environ: Mapping[str, str]) -> Path | None:
-    """What all nodes of this user share, None = nobody says where."""
-    home = environ.get("HOME")
-    cache = environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
-    return Path(cache, "flame", "gvisor") if cache else None
 
 
 def _knows(flags: str, option: str) -> bool:

@@ -24,6 +24,13 @@ _MAKERS = {
 }
 
 
+def shared_folder(name: str, environ: Mapping[str, str]) -> Path | None:
+    """Where a level keeps what all nodes of this user on this machine share; None when nobody says where."""
+    home = environ.get("HOME")
+    cache = environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
+    return Path(cache, "flame", name) if cache else None
+
+
 class Level(Protocol):
     """One level. `missing` says why this node can't offer it, empty = it can. `streams`: no unix socket reaches inside,
     so the instance's link goes over stdin and stdout (FLAME_INSTANCE_STDIO=framed)."""

@@ -18,6 +18,7 @@ import msgspec
 from flame.model.isolation import Limits
 from flame.proto import types_pb2
 from flame.shims.isolation_sandbox import Room
+from flame.shims.levels import shared_folder
 from flame.shims.microvm_cache import Cache
 from flame.shims.microvm_kernel import KernelError, find_kernel, module_files
 from flame.shims.microvm_probe import Acceleration, find_acceleration
@@ -157,8 +158,8 @@ def _tool(name: str, environ: Mapping[str, str]) -> str:
 
 def _cache_folder(environ: Mapping[str, str]) -> str:
     """What all nodes of this user on this machine share."""
-    home = environ.get("XDG_CACHE_HOME") or environ.get("HOME", "/root") + "/.cache"
-    return environ.get("FLAME_MICROVM_CACHE") or f"{home}/flame/microvm"
+    folder = shared_folder("microvm", environ) or Path("/root/.cache/flame/microvm")
+    return environ.get("FLAME_MICROVM_CACHE") or str(folder)
 
 
 def _kept(environ: Mapping[str, str]) -> dict[str, int]:
