@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from flame.client.snapshot import SessionSnapshot
@@ -36,16 +37,10 @@ def attributes(
     seconds = idle_timeout.total_seconds() if isinstance(idle_timeout, timedelta) else idle_timeout
     if seconds is not None and not seconds >= 1:
         raise InvalidArgumentError(f"idle_timeout must be at least 1 second, or None, not {idle_timeout!r}")
-    return SessionAttributes(
-        application=wire.APPLICATION,
-        id=short_name(PREFIX, 12),
-        common_data=wire.common_data(),
-        min_instances=1,
-        max_instances=1,
+    return replace(
+        _any_sandbox(),
         resreq=resreq,
         labels=dict(labels or {}),
-        task_defaults=TaskOptions(max_retries=0),
-        retention=RETENTION,
         tenant=tenant,
         isolation=isolation,
         limits=limits,
@@ -57,21 +52,28 @@ def attributes(
 def attributes_like(session: SessionSnapshot) -> SessionAttributes:
     """The session of a sandbox that is to be like this one."""
     spec = session.message.spec
+    return replace(
+        _any_sandbox(),
+        resreq=session.resreq,
+        labels=session.labels,
+        tenant=session.tenant,
+        isolation=spec.isolation,
+        limits=limits_from(spec.limits),
+        network=spec.network,
+        idle_timeout=spec.idle_timeout_s,
+    )
+
+
+def _any_sandbox() -> SessionAttributes:
+    """What is the same for all."""
     return SessionAttributes(
         application=wire.APPLICATION,
         id=short_name(PREFIX, 12),
         common_data=wire.common_data(),
         min_instances=1,
         max_instances=1,
-        resreq=session.resreq,
-        labels=session.labels,
         task_defaults=TaskOptions(max_retries=0),
         retention=RETENTION,
-        tenant=session.tenant,
-        isolation=spec.isolation,
-        limits=limits_from(spec.limits),
-        network=spec.network,
-        idle_timeout=spec.idle_timeout_s,
     )
 
 
