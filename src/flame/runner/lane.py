@@ -14,7 +14,7 @@ from flame.model.states import TaskState
 from flame.runner import nesting
 from flame.runner.failures import StateLostError, error_of
 from flame.runner.futures import ObjectFuture
-from flame.runner.here import awaited
+from flame.runner.in_process import awaited
 from flame.runner.line import Line
 from flame.runner.owners import close_children
 from flame.runner.payloads import (
@@ -220,7 +220,7 @@ class Lane:
 
     @property
     def _patience(self) -> float:
-        return 0.0 if self._target is not None else _patience()
+        return 0.0 if self._target is not None else _nested_patience()
 
     def _answer(self, call: bytes) -> bytes:
         if self._target is None:
@@ -249,7 +249,7 @@ class Lane:
             self._storage.clear()
 
 
-def _patience() -> float:
+def _nested_patience() -> float:
     """Seconds that a call in an instance waits for a state that gets no room. Raises InvalidArgumentError."""
     text = os.environ.get("FLAME_NESTED_PATIENCE", "")
     try:

@@ -12,7 +12,7 @@ from flame.client.snapshot import TaskArguments
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError
 from flame.runner.futures import ObjectFuture
-from flame.runner.here import Here
+from flame.runner.in_process import InProcess
 from flame.runner.lane import Lane
 from flame.runner.owners import labels
 from flame.runner.payloads import served
@@ -95,7 +95,7 @@ class RunnerService:
         if durable and not cache:
             raise no_cache("a durable state")
         pickled = served(context, stateful=self._stateful, durable=durable, name=str(what))
-        here = None if self._stateful else Here(execution_object, args, kwargs or {})
+        target = None if self._stateful else InProcess(execution_object, args, kwargs or {})
         self._lanes: list[Lane] = []
         session["labels"] = {**labels(), **session.get("labels", {})}
         try:
@@ -113,7 +113,7 @@ class RunnerService:
                 )
                 opened = _open(connection, attributes, shared=chosen is not None)
                 self._lanes.append(
-                    Lane(opened, storage, stateful=self._stateful and not durable, ordered=durable, target=here)
+                    Lane(opened, storage, stateful=self._stateful and not durable, ordered=durable, target=target)
                 )
         except BaseException:
             self.close()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
-class Here:
+class InProcess:
     """A function, or instances of a class: as many as there are calls at once, each made when a call finds none."""
 
     def __init__(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
