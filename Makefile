@@ -76,10 +76,7 @@ format: $(DEVELOPED)
 	$(BIN)/ruff format .
 
 test: $(DEVELOPED) $(FOREIGN) lint
-	@sh tools/install_bubblewrap.sh
-	@sh tools/install_gvisor.sh
-	@sh tools/install_podman.sh
-	@sh tools/install_microvm.sh
+	@sh tools/install_runtimes.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	@test -n "$(PYTEST_ARGS)" || BIN=$(BIN) sh tools/test_newer_python.sh
 
