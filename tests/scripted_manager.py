@@ -27,6 +27,14 @@ from flame.proto import frontend_pb2, link_pb2, shim_pb2, types_pb2
 SOURCE = Path(__file__).parent.parent / "src"
 PATIENCE = 30.0  # how long a test waits for something that must come
 
+# A service that answers with what it got.
+ECHO = """
+    class Echo(FlameService):
+        def on_task_invoke(self, context):
+            return context.input
+    run(Echo())
+"""
+
 NODE_ALONE = """
 import asyncio, sys
 from pathlib import Path

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import flame
 from flame.proto import types_pb2
 from flame.shims.isolation_sandbox import Sandboxes
 from scripted_manager import Node
@@ -34,6 +36,14 @@ def require_sandboxes(folder: Path) -> None:
     assert "not installed" not in missing
     if missing:
         pytest.skip(f"this kernel forbids user namespaces: {missing}")
+
+
+def require_level(connection: flame.Connection, level: str) -> None:
+    """The cluster's one node has this level: `make test` installs what it needs, where it can be had."""
+    if level == "microvm" and os.uname().machine != "x86_64":
+        pytest.skip("level microvm is tested on x86_64 only")
+    (node,) = connection.list_nodes()
+    assert node.labels[f"flame.isolation.{level}"] == "yes", "its executor manager says why"
 
 
 async def begin(node: Node, channel: int, level: str, **limits: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 from blackbox.trouble import connect
 from cluster import Cluster
 from flame.proto import frontend_pb2
-from scripted_manager import Node, a_node_here
+from scripted_manager import ECHO, Node, a_node_here
 from untrusted import MIB, ask, begin, require_sandboxes
 
 # Speaks the link without our SDK, and not as it should.
@@ -41,12 +41,6 @@ LIAR = """
     def tell(text):
         print(text, flush=True)
         time.sleep(3600)
-"""
-ECHO = """
-    class Echo(FlameService):
-        def on_task_invoke(self, context):
-            return context.input
-    run(Echo())
 """
 
 

@@ -18,7 +18,7 @@ import flame
 from blackbox.trouble import alive, until
 from cluster import Cluster
 from flame.model.errors import InvalidArgumentError, TaskFailedError
-from untrusted import named, require_sandboxes
+from untrusted import named, require_level, require_sandboxes
 
 SERVICE = """
 import http.client, json, os, socket, subprocess, sys, urllib.error, urllib.request
@@ -102,18 +102,11 @@ def log_of(cluster: Cluster, executor: str) -> str:
     return "".join(file.read_text() for file in (cluster.folder / "node-1" / "logs").rglob(f"{executor}/stderr.*"))
 
 
-def levels(connection: flame.Connection) -> list[str]:
-    """Those that can hold a list here."""
-    (node,) = connection.list_nodes()
-    return [level for level in ("process", "gvisor") if node.labels.get(f"flame.isolation.{level}") == "yes"]
-
-
 @pytest.mark.parametrize("level", ["process", "gvisor"])
 def test_what_is_listed_is_reached_and_nothing_else(
     cluster: Cluster, connection: flame.Connection, web: Web, level: str
 ) -> None:
-    if level not in levels(connection):
-        pytest.skip(f"this machine has no level {level}")
+    require_level(connection, level)
     network = [web.where, "localhost:1-65535", "nowhere.invalid"]
     with connection.create_session("untrusted", isolation=level, network=network) as session:
         executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
@@ -207,9 +200,7 @@ def test_lists_that_mean_nothing_are_refused(connection: flame.Connection) -> No
 
 
 def test_a_level_that_can_not_hold_a_list_says_so(connection: flame.Connection) -> None:
-    (node,) = connection.list_nodes()
-    if node.labels.get("flame.isolation.microvm") != "yes":
-        pytest.skip("this machine has no level microvm")
+    require_level(connection, "microvm")
     with (
         connection.create_session("untrusted", isolation="microvm", network=["pypi.org"]) as session,
         pytest.raises(TaskFailedError, match="isolation microvm can't hold a network of listed hosts"),

@@ -14,14 +14,7 @@ import pytest
 
 from flame.model.errors import NotFoundError
 from flame.proto import types_pb2
-from scripted_manager import Node, a_node_apart, a_node_here, appears, gone, parent_of, runs
-
-ECHO = """
-    class Echo(FlameService):
-        def on_task_invoke(self, context):
-            return context.input
-    run(Echo())
-"""
+from scripted_manager import ECHO, Node, a_node_apart, a_node_here, appears, gone, parent_of, runs
 
 
 @pytest.fixture

@@ -16,14 +16,7 @@ from flame.node import ExecutorManager, NodeSettings
 from flame.node.folders import Folders
 from flame.proto import types_pb2
 from flame.security import make_certificates, server_ssl
-from scripted_manager import PATIENCE, Node, ScriptedManager, a_node_here, appears, gone
-
-ECHO = """
-    class Echo(FlameService):
-        def on_task_invoke(self, context):
-            return context.input
-    run(Echo())
-"""
+from scripted_manager import ECHO, PATIENCE, Node, ScriptedManager, a_node_here, appears, gone
 
 
 @pytest.fixture

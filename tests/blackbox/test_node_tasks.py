@@ -8,14 +8,7 @@ import pytest
 
 from flame.link import Kind
 from flame.proto import link_pb2, types_pb2
-from scripted_manager import Node, a_node_here, appears, gone
-
-ECHO = """
-    class Echo(FlameService):
-        def on_task_invoke(self, context):
-            return context.input
-    run(Echo())
-"""
+from scripted_manager import ECHO, Node, a_node_here, appears, gone
 
 # Does what the input says: a Python expression.
 EVALUATE = """

@@ -1,4 +1,4 @@
-"""The same sandbox at the levels that have a kernel of their own, where the machine can hold them."""
+"""The same sandbox at the levels that have a kernel of their own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 import flame
 from sandboxes import cluster_for_sandboxes, create
+from untrusted import require_level
 
 SERVER = """
 import http.server, threading
@@ -21,8 +22,7 @@ server.server_address[1]
 @pytest.mark.parametrize("level", ["gvisor", "microvm"])
 def test_everything_that_a_sandbox_does(tmp_path: Path, level: str) -> None:
     with cluster_for_sandboxes(tmp_path / "cluster") as cluster, flame.connect(cluster.endpoint) as connection:
-        if connection.list_nodes()[0].labels.get(f"flame.isolation.{level}") != "yes":
-            pytest.skip(f"this machine can't hold {level}: its executor manager says why")
+        require_level(connection, level)
         with create(connection, level, timeout=100) as sandbox:
             assert sandbox.run_code("x = 1\nx + 1").text == "2"
             error = sandbox.run_code("while True: pass", timeout=1).error

@@ -17,6 +17,7 @@ import flame
 from cluster import ROOT, Cluster
 from components import CONDUCT, ECHO, binary, component
 from flame.model.errors import TaskFailedError
+from untrusted import require_level
 
 SERVICE = """
 import os
@@ -182,9 +183,7 @@ def test_where_the_processor_is_another(cluster: Cluster, tmp_path: Path, level:
     file = tmp_path / "service.wasm"
     file.write_bytes(binary(component(ECHO)))
     with flame.connect(cluster.endpoint) as connection:
-        (node,) = connection.list_nodes()
-        if node.labels[f"flame.isolation.{level}"] != "yes":
-            pytest.skip(f"this machine has no level {level}")
+        require_level(connection, level)
         spec = {"shim": flame.Shim.WASM, "command": str(file), "isolation": level, "start_timeout": 100.0}
         connection.register_application(f"echo-{level}", spec)
         with connection.create_session(f"echo-{level}") as session:
