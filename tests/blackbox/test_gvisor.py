@@ -273,8 +273,10 @@ async def sigterm_reaches_all(node: Node) -> None:
         class Slow(FlameService):
             def on_task_invoke(self, context):
                 signal.signal(signal.SIGTERM, lambda *_: (child.wait(), print("main ends", flush=True), os._exit(0)))
-                command = "trap 'echo child ends; exit' TERM; echo begun; while :; do sleep 0.1; done"
-                child = subprocess.Popen(["sh", "-c", command])
+                command = "trap 'echo child ends; exit' TERM; echo >&2; while :; do sleep 0.1; done"
+                child = subprocess.Popen(["sh", "-c", command], stderr=subprocess.PIPE)
+                child.stderr.readline()
+                print("begun", flush=True)  # both know what to do with the signal
                 time.sleep(3600)
         run(Slow())
     """

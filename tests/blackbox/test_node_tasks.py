@@ -54,6 +54,24 @@ async def test_handlers_get_the_session_the_task_and_the_attempt(node: Node) -> 
     assert list(node.manager.results[1][0].attempts) == [3]
 
 
+async def test_signals_are_for_the_main_thread(node: Node) -> None:
+    source = """
+        import signal
+        from pathlib import Path
+        def blocks(thread):
+            return int(Path(thread, "status").read_text().partition("SigBlk:")[2].split()[0], 16)
+        class Threads(FlameService):
+            def on_task_invoke(self, context):
+                threads = {thread.name: blocks(thread) >> signal.SIGTERM - 1 & 1
+                           for thread in Path("/proc/self/task").iterdir()}
+                return f"{threads.pop(str(os.getpid()))} {list(threads.values())}".encode()
+        run(Threads())
+    """
+    node.start(1, source)
+    await node.manager.bound(1)
+    assert await node.manager.answered(1, node.manager.run(1, b"")) == [b"0 [1]"]
+
+
 async def test_an_exception_fails_its_task_with_text_and_traceback_and_nothing_else(node: Node) -> None:
     node.start(1, EVALUATE)
     await node.manager.bound(1)

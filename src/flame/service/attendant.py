@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 
 TYPE_CHECKING = False
@@ -47,6 +48,9 @@ class Attendant:
         self.wake()
 
     def _run(self) -> None:
+        # Signals are for the main thread: Python handles them there, and one that a kernel gives to another thread, as
+        # gVisor's does, would not even interrupt what that waits for.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         instance = self._instance
         bursts, quiet = 0, _REST_AFTER
         while not self._ended:
