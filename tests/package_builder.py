@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -14,8 +15,12 @@ from pathlib import Path
 
 
 def pack(file: Path, files: Mapping[str, str]) -> Path:
-    """A .tar.gz with these files; those in bin/ are executable."""
-    with tarfile.open(file, "w:gz") as archive:
+    """A .tar.gz with these files; those in bin/ are executable. The same files make the same archive at any time."""
+    with (
+        file.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as archive,
+    ):
         for name, text in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(text.encode())
