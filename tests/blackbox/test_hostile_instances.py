@@ -7,47 +7,46 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import hostile
 from blackbox.trouble import connect
 from cluster import Cluster
 from flame.proto import frontend_pb2
+from flame.shims.levels import find_levels
+from hostile import LEVELS, WITH_SOCKETS, write_accomplice
+from microvms import cached
 from scripted_manager import ECHO, Node, a_node_here
 from untrusted import MIB, ask, begin, require_sandboxes
 
-# Speaks the link without our SDK, and not as it should.
-LIAR = """
-    import socket, struct
-    from flame.proto import link_pb2 as L, types_pb2 as T
-    def connect():
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(os.environ["FLAME_INSTANCE_LINK"])
-        return sock
-    def frame(kind, message=b"", channel=0):
-        body = message if isinstance(message, bytes) else message.SerializeToString()
-        return struct.pack("<IBBHI", len(body), kind, 0, 0, channel) + body
-    def receive():
-        length, kind, *_ = struct.unpack("<IBBHI", sock.recv(12, socket.MSG_WAITALL))
-        return kind, sock.recv(length, socket.MSG_WAITALL) if length else b""
-    def enter(**result):
-        known = dict(version=1, role="instance", id=os.environ["FLAME_EXECUTOR_ID"])
-        sock.sendall(frame(L.HELLO, L.Hello(**known, token=os.environ["FLAME_INSTANCE_TOKEN"])))
-        receive()
-        receive()
-        sock.sendall(frame(L.ENTERED, T.Result(**result)))
-    def tell(text):
-        print(text, flush=True)
-        time.sleep(3600)
-"""
+Attack = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def accomplice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the levels need has to be there: `make test` installs it."""
+    folder = tmp_path_factory.mktemp("levels")
+    require_sandboxes(folder / "process")
+    with cached():
+        for level in find_levels(folder, names=LEVELS[2:]):
+            assert level.missing == ""
+        yield write_accomplice(folder)
 
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
     async with a_node_here() as node:
         yield node
+
+
+@pytest.fixture
+def attack(node: Node, accomplice: Path) -> Attack:
+    """`attack(channel, level, source)` starts an instance that does this to its node: see hostile.py."""
+    return partial(hostile.attack, node, accomplice)
 
 
 async def said(node: Node, channel: int) -> str:
@@ -75,123 +74,124 @@ async def others_work(node: Node, channel: int) -> None:
 # --- connections -----------------------------------------------------------------------------------------------------
 
 
-async def test_an_instance_that_connects_without_end_is_given_up(node: Node) -> None:
-    source = f"""{LIAR}
-    kept = []
-    while True:
-        kept.append(connect())
-    """
-    node.start(1, source)
+@pytest.mark.parametrize("level", WITH_SOCKETS)
+async def test_an_instance_that_connects_without_end_is_given_up(node: Node, attack: Attack, level: str) -> None:
+    source = """
+kept = []
+while True:
+    kept.append(connect())
+"""
+    attack(1, level, source)
     released = await node.manager.released(1)
     assert "the instance connected more than 4 times without saying who it is" in released.message
 
 
-async def test_an_instance_that_came_in_can_not_come_in_again(node: Node) -> None:
-    source = f"""{LIAR}
-    sock = connect()
-    enter()
-    kept = []
-    try:
-        while len(kept) < 100:
-            kept.append(connect())
-    except (ConnectionRefusedError, FileNotFoundError):
-        pass
-    tell(len(kept))
-    """
-    node.start(1, source)
+@pytest.mark.parametrize("level", WITH_SOCKETS)
+async def test_an_instance_that_came_in_can_not_come_in_again(node: Node, attack: Attack, level: str) -> None:
+    source = """
+sock = connect()
+enter()
+kept = []
+try:
+    while len(kept) < 100:
+        kept.append(connect())
+except (ConnectionRefusedError, FileNotFoundError):
+    pass
+tell(len(kept))
+"""
+    attack(1, level, source)
     await node.manager.bound(1)
     assert await said(node, 1) == "0"
+    node.manager.stop(1, grace_ms=0)
+
+
+async def test_a_virtual_machine_has_no_socket_of_its_node(node: Node, attack: Attack) -> None:
+    names = "[name for name in os.environ if name in ('FLAME_INSTANCE_LINK', 'FLAME_INSTANCE_ENDPOINT')]"
+    attack(1, "microvm", f"sock = connect()\nenter()\ntell({names})")
+    await node.manager.bound(1)
+    assert await said(node, 1) == "[]"
+    node.manager.stop(1, grace_ms=0)
 
 
 # --- floods ----------------------------------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize(
-    ("flood", "why"),
-    [
-        ("frame(L.PING) * 200", "more than 100 pings came at once"),
-        ("frame(L.CALL, L.Call(method='GetSession'), 1)", "no calls are made here"),
-        ("frame(L.HANGUP, channel=1)", "no calls are made here"),
-        ("frame(L.RESULTS, L.Results())", "the instance sent results of no task"),
-        ("frame(L.RETRACTED, L.Retracted())", "the instance gave back tasks that nobody asked for"),
-        ("struct.pack('<IBBHI', 2**32 - 1, L.RESULTS, 0, 0, 0)", "a frame of 4294967295 bytes is over the limit"),
-    ],
-)
-async def test_what_could_be_sent_without_end_ends_the_instance(node: Node, flood: str, why: str) -> None:
-    node.start(2, ECHO)
-    await node.manager.bound(2)
-    source = f"""{LIAR}
-    sock = connect()
-    enter()
-    receive()
-    sock.sendall({flood})
-    time.sleep(3600)
-    """
-    node.start(1, source)
-    await node.manager.bound(1)
-    node.manager.run(1, b"")
-    released = await node.manager.released(1)
-    assert released.crashed
-    assert released.message.startswith(f"the instance broke its contract: {why}")
-    await others_work(node, 2)
+FLOODS = {
+    "frame(L.HELLO, L.Hello(version=1, role='instance')) * 100": "HELLO belongs to the greeting, which is over",
+    "frame(L.PING) * 200": "more than 100 pings came at once",
+    "frame(L.CALL, L.Call(method='GetSession'), 1)": "no calls are made here",
+    "frame(L.HANGUP, channel=1)": "no calls are made here",
+    "frame(L.RESULTS, L.Results())": "the instance sent results of no task",
+    "frame(L.RESULTS, L.Results(task_ids=[999], outputs=[b'']))": "the instance answered for task 999",
+    "frame(L.RETRACTED, L.Retracted())": "the instance gave back tasks that nobody asked for",
+    "struct.pack('<IBBHI', 2**32 - 1, L.RESULTS, 0, 0, 0)": "a frame of 4294967295 bytes is over the limit",
+    "bytes(range(256))": "what came is no frame of the link",
+}
 
 
-async def test_an_endless_reason_is_cut_short(node: Node) -> None:
-    source = f"""{LIAR}
-    sock = connect()
-    enter(return_code=3, message="never " * 1000000)
-    """
-    node.start(1, source)
+@pytest.mark.parametrize("level", LEVELS)
+async def test_what_could_be_sent_without_end_ends_the_instance(node: Node, attack: Attack, level: str) -> None:
+    node.start(100, ECHO)
+    await node.manager.bound(100)
+    for channel, flood in enumerate(FLOODS, 1):
+        attack(channel, level, f"sock = connect()\nenter()\nreceive()\nsock.sendall({flood})\ntime.sleep(3600)")
+    for channel in range(1, len(FLOODS) + 1):
+        await node.manager.bound(channel)
+        node.manager.run(channel, b"")
+    for channel, why in enumerate(FLOODS.values(), 1):
+        released = await node.manager.released(channel)
+        assert released.crashed
+        assert released.message.startswith(f"the instance broke its contract: {why}")
+    await others_work(node, 100)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_an_endless_reason_is_cut_short(node: Node, attack: Attack, level: str) -> None:
+    attack(1, level, "sock = connect()\nenter(return_code=3, message='never ' * 1000000)")
     released = await node.manager.released(1)
     assert released.code == 12
     assert released.message.startswith("never never")
     assert len(released.message) == 16 * 1024
 
 
-async def test_half_a_frame_holds_nobody_up(node: Node) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+async def test_half_a_frame_holds_nobody_up(node: Node, attack: Attack, level: str) -> None:
     node.start(2, ECHO)
     await node.manager.bound(2)
-    source = f"""{LIAR}
-    sock = connect()
-    enter()
-    sock.sendall(struct.pack('<IBBHI', 1 << 20, L.RESULTS, 0, 0, 0) + bytes(1000))
-    time.sleep(3600)
-    """
-    node.start(1, source)
+    source = """
+sock = connect()
+enter()
+sock.sendall(struct.pack('<IBBHI', 1 << 20, L.RESULTS, 0, 0, 0) + bytes(1000))
+tell("half")
+"""
+    attack(1, level, source)
     await node.manager.bound(1)
+    assert await said(node, 1) == "half"
     await others_work(node, 2)
     node.manager.stop(1, grace_ms=0)
     assert (await node.manager.released(1)).message == "stopped by the test"
 
 
+@pytest.mark.parametrize("level", LEVELS)
 async def test_tasks_that_are_never_read_do_not_fill_the_memory_of_the_node(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, attack: Attack, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flame.node.executor._LEAST_UNREAD", 16 * MIB)
-    source = f"""{LIAR}
-    sock = connect()
-    enter(concurrency=1000000)
-    time.sleep(3600)
-    """
-    node.start(1, source, memory=16 * MIB)
+    attack(1, level, "sock = connect()\nenter(concurrency=1000000)\ntime.sleep(3600)", memory=128 * MIB)
     bound = await node.manager.bound(1)
     assert bound.concurrency == 1000000
-    for _ in range(40):
+    for _ in range(200):
         node.manager.run(1, bytes(MIB))
     released = await node.manager.released(1)
     assert released.crashed
     assert released.message == (
-        f"the instance broke its contract: it asked for tasks and left more than {16 * MIB} bytes of them unread"
+        f"the instance broke its contract: it asked for tasks and left more than {128 * MIB} bytes of them unread"
     )
 
 
 # --- what all of a machine share -------------------------------------------------------------------------------------
 
 
-async def test_buffers_of_tcp_count_as_memory(node: Node, tmp_path: Path) -> None:
-    require_sandboxes(tmp_path)
-    await begin(node, 1, "process", memory=64 * MIB)
-    source = """
+HOARD = """
 server = socket.create_server(("127.0.0.1", 0), backlog=100)
 kept, answer = [], 0
 for _ in range(60):
@@ -204,7 +204,54 @@ for _ in range(60):
     except BlockingIOError:
         pass
 """
-    assert await ask(node, 1, source) < 64 * MIB
+
+
+@pytest.mark.parametrize(
+    ("level", "network"),
+    [("none", ""), ("process", "none"), ("process", "host"), ("gvisor", "host"), ("microvm", "none")],
+)
+async def test_buffers_of_tcp_are_bounded(node: Node, accomplice: Path, level: str, network: str) -> None:
+    await hostile.begin(node, accomplice, 1, level, network, memory=64 * MIB)
+    assert await ask(node, 1, HOARD) < 64 * MIB
+    node.manager.stop(1, grace_ms=0)
+
+
+async def test_buffers_of_a_network_inside_gvisor_are_memory_of_the_instance(node: Node, accomplice: Path) -> None:
+    await hostile.begin(node, accomplice, 1, "gvisor", "none", memory=64 * MIB)
+    node.manager.run(1, HOARD.encode())
+    released = await node.manager.released(1)
+    assert released.message == f"the instance ran out of memory: it needed more than its limit of {64 * MIB} bytes"
+
+
+LEASES_AND_CORES = """
+import fcntl, resource
+def lease(path, flags, kind):
+    try:
+        return fcntl.fcntl(os.open(path, flags), fcntl.F_SETLEASE, kind)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+leases = [
+    lease(sys.executable, os.O_RDONLY, fcntl.F_RDLCK),
+    lease(os.environ["TMPDIR"] + "/own", os.O_RDWR | os.O_CREAT, fcntl.F_WRLCK),
+]
+answer = [leases, resource.getrlimit(resource.RLIMIT_CORE)[1]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("level", "leases"),
+    [
+        ("none", [0, 0]),
+        ("process", ["EPERM", "EPERM"]),
+        ("gvisor", ["EINVAL", "EINVAL"]),
+        ("microvm", ["EACCES", 0]),  # of its own kernel, which nobody else asks for the file
+    ],
+)
+async def test_leases_and_cores(node: Node, accomplice: Path, level: str, leases: list[int | str]) -> None:
+    await hostile.begin(node, accomplice, 1, level)
+    largest = resource.getrlimit(resource.RLIMIT_CORE)[1] if level == "none" else 0
+    assert await ask(node, 1, LEASES_AND_CORES) == [leases, largest]
+    node.manager.stop(1, grace_ms=0)
 
 
 async def test_descriptors_under_way_keep_no_node_from_starting_others(node: Node, tmp_path: Path) -> None:
@@ -237,30 +284,34 @@ def gone_are(*paths: Path) -> bool:
     return not any(path.exists() for path in paths)
 
 
-async def test_folders_in_folders_without_end_are_removed_all_the_same() -> None:
-    source = """
-        class Digger(FlameService):
-            def on_task_invoke(self, context):
-                here = os.path.dirname(os.environ["FLAME_INSTANCE_ENDPOINT"])
-                for start in (here, os.environ["TMPDIR"]):
-                    os.chdir(start)
-                    for _ in range(3000):
-                        os.mkdir("x")
-                        os.chdir("x")
-                return here.encode()
-        run(Digger())
-    """
+DIG = """
+answer = [os.environ["TMPDIR"], os.path.dirname(os.environ.get("FLAME_INSTANCE_ENDPOINT", ""))]
+for start in filter(None, answer):
+    os.chdir(start)
+    for _ in range(3000):
+        os.mkdir("x")
+        os.chdir("x")
+        os.chmod(".", 0o300)
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_folders_in_folders_without_end_are_removed_all_the_same(accomplice: Path, level: str) -> None:
     async with a_node_here() as node:
-        node.start(1, source)
-        await node.manager.bound(1)
-        [door] = await node.manager.answered(1, node.manager.run(1, b""))
-        node.manager.stop(1)
+        await hostile.begin(node, accomplice, 1, level)
+        temporary, door = await ask(node, 1, DIG)
+        assert bool(door) == (level in WITH_SOCKETS)
+        node.manager.stop(1, grace_ms=0)
         assert (await node.manager.released(1)).message == "stopped by the test"
         node.start(2, ECHO)
         await node.manager.bound(2)
         await node.executors.stop()
-        left = (node.folder / "work" / "executors").iterdir()
-        assert gone_are(Path(door.decode()), *left)
+        left = list((node.folder / "work" / "executors").iterdir())
+        if door:
+            left.append(Path(door))
+        if level == "none":  # elsewhere it is a folder of the sandbox
+            left.append(Path(temporary))
+        assert gone_are(*left)
 
 
 # --- the cluster -----------------------------------------------------------------------------------------------------

@@ -156,17 +156,6 @@ async def test_system_calls_that_reach_beyond_a_sandbox(node: Node) -> None:
     assert await ask(node, 1, f"{PROLOGUE}\nanswer = [call(39), call(435, 0, 0)]") == ["done", "ENOSYS"]
 
 
-async def test_a_file_that_others_use_can_not_be_leased(node: Node) -> None:
-    await begin(node, 1, "process")
-    source = "import fcntl; answer = fcntl.fcntl(os.open('/usr/bin/env', os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)"
-    assert await ask(node, 1, source) == {"error": "EPERM"}
-
-
-async def test_a_crash_leaves_no_core(node: Node) -> None:
-    await begin(node, 1, "process")
-    assert await ask(node, 1, "import resource; answer = resource.getrlimit(resource.RLIMIT_CORE)") == [0, 0]
-
-
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86_64")
 async def test_system_calls_that_reach_beyond_a_plain_process(node: Node) -> None:
     await begin(node, 1, "none")
