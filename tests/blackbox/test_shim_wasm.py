@@ -5,6 +5,7 @@ The interface that they are built against is the one in docs/wasm.md.
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
@@ -94,6 +95,16 @@ def test_a_component_in_python(session: flame.Session) -> None:
     assert session.invoke(b"answer = kept") == b"5"
     outputs = session.map(b"answer = %d" % number for number in range(500))
     assert list(outputs) == [b"%d" % number for number in range(500)]
+
+
+def test_a_large_payload_goes_in_and_out(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "echo.wasm").write_bytes(binary(component(ECHO)))
+    data = random.Random(1).randbytes(16 * 1024 * 1024)
+    with flame.connect(cluster.endpoint) as connection:
+        spec = {"shim": flame.Shim.WASM, "command": str(tmp_path / "echo.wasm")}
+        connection.register_application("large", spec)
+        with connection.create_session("large") as session:
+            assert session.invoke(data) == data
 
 
 def test_what_it_can_not_reach(session: flame.Session, cluster: Cluster) -> None:

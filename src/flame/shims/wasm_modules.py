@@ -28,6 +28,7 @@ from flame.shims.processes import Program, describe_status
 from flame.shims.shim import BindError
 from flame.shims.workplace import Workshop
 
+_FORM = "texts"  # of what flame.wasm.compiling makes: another one is compiled anew
 REFUSED = 3  # the exit status of the compiler that says why a component can't be run
 _AT_ONCE = 2
 _MAX_SOURCE = 256 * 1024**2
@@ -187,7 +188,7 @@ class Modules:
 
 def _key(digest: str, version: str, options: Sequence[str]) -> str:
     """The same for what is compiled to the same code."""
-    parts = (digest, version, __version__, machine(), _features(), *options)
+    parts = (digest, version, __version__, _FORM, machine(), _features(), *options)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

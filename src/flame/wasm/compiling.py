@@ -16,8 +16,10 @@ import wasmtime
 from wasmtime import component as model
 
 from flame.shims.wasm_modules import REFUSED
+from flame.wasm.adapter import adapted
 from flame.wasm.contract import fault
 from flame.wasm.engine import make_engine
+from flame.wasm.sections import Unreadable
 from flame.wasm.signatures import exports_of
 
 _MAGIC = b"\0asm"
@@ -33,9 +35,9 @@ def compile_component(source: bytes, target: Path, *, fuel: bool, portable: bool
         return wrong
     engine = make_engine(fuel=fuel, portable=portable)
     try:
-        component = model.Component(engine, source)
-    except wasmtime.WasmtimeError as error:
-        return f"it is no valid component: {error}"
+        component = model.Component(engine, adapted(source))
+    except (Unreadable, wasmtime.WasmtimeError) as error:
+        return _fault(source, engine) or f"its interface can't be adapted: {error}"
     wrong = fault(exports_of(component, engine), component.type.imports(engine))
     if wrong:
         return wrong
@@ -45,6 +47,15 @@ def compile_component(source: bytes, target: Path, *, fuel: bool, portable: bool
         os.fsync(file.fileno())
     target.chmod(0o444)
     return ""
+
+
+def _fault(source: bytes, engine: wasmtime.Engine) -> str:
+    """Why a component that can't be adapted is not one for us."""
+    try:
+        component = model.Component(engine, source)
+    except wasmtime.WasmtimeError as error:
+        return f"it is no valid component: {error}"
+    return fault(exports_of(component, engine), component.type.imports(engine))
 
 
 def _no_component(source: bytes) -> str:

@@ -13,7 +13,8 @@ import wasmtime
 from wasmtime import component as model
 
 from flame.wasm import values
-from flame.wasm.contract import ENTER, INVOKE, LEAVE, SERVICE
+from flame.wasm.adapter import ADAPTED
+from flame.wasm.contract import ENTER, INVOKE, LEAVE
 from flame.wasm.values import c
 
 _MEMORIES = 16  # linear memories that one component may have, where their size is limited
@@ -42,7 +43,7 @@ class Trapped(Exception):  # noqa: N818 - told to clients, in its words
 
 
 class Guest:
-    """One instance. Each call may raise Trapped, or values.Failed when the component returned an error."""
+    """One instance of an adapted component. Each call may raise Trapped, or values.Failed when it returned an error."""
 
     def __init__(self, engine: wasmtime.Engine, linker: model.Linker, component: model.Component, room: Room) -> None:
         """Raises Trapped, also when it imports what is not there."""
@@ -56,10 +57,9 @@ class Guest:
             self._instance = linker.instantiate(store, component)
         except wasmtime.WasmtimeError as error:
             raise self._trapped(error, "while it was instantiated") from None
-        service = self._instance.get_export_index(store, SERVICE)
+        service = self._instance.get_export_index(store, ADAPTED)
         found = [self._instance.get_export_index(store, name, service) for name in (ENTER, INVOKE, LEAVE)]
         functions = [self._instance.get_func(store, index) if index is not None else None for index in found]
-        # What was compiled was looked at: they are there, and of the right types.
         self._enter, self._invoke, self._leave = (_raw(function) for function in functions)
         self._context: Any = store._context()  # pyright: ignore[reportPrivateUsage]
 
@@ -73,18 +73,16 @@ class Guest:
 
     def invoke(self, task_id: str, session_id: str, data: bytes | None) -> bytes | None:
         """`on-task-invoke`: the output."""
-        parameters = (values.Value * 2)()
-        task, session = values.put_record(parameters[0], "task-id", "session-id")
-        values.put_text(task, task_id)
-        values.put_text(session, session_id)
-        values.put_optional_bytes(parameters[1], data)
+        parameters = (values.Value * 3)()
+        values.put_text(parameters[0], task_id)
+        values.put_text(parameters[1], session_id)
+        values.put_optional_bytes(parameters[2], data)
         return self._call(self._invoke, INVOKE, parameters)
 
     def _of_session(self, function: Any, name: str, session_id: str, common_data: bytes | None) -> None:
-        parameters = (values.Value * 1)()
-        session, common = values.put_record(parameters[0], "session-id", "common-data")
-        values.put_text(session, session_id)
-        values.put_optional_bytes(common, common_data)
+        parameters = (values.Value * 2)()
+        values.put_text(parameters[0], session_id)
+        values.put_optional_bytes(parameters[1], common_data)
         self._call(function, name, parameters)
 
     def _call(self, function: Any, name: str, parameters: Any) -> bytes | None:
