@@ -66,7 +66,7 @@ _ACCOMPLICE = SERVICE.replace(
 async def begin(
     node: Node, accomplice: Path, channel: int, level: str, network: str = "", memory: int = LIMITS.memory
 ) -> None:
-    """Start an executor that runs what its tasks say (`untrusted.ask`), and wait until it is bound. `memory` is its limit,
+    """Start an executor that runs what its tasks say (`untrusted.ask`); wait until it is bound. `memory` is its limit,
     except in a virtual machine."""
     if level == "microvm":
         begin_machine(node, accomplice, channel, network=network)
