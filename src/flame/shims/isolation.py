@@ -20,7 +20,7 @@ from flame.shims.egress import bridged
 from flame.shims.environment import Surroundings
 from flame.shims.isolation_devices import device_files, names_inside
 from flame.shims.isolation_sandbox import DEFAULT_DISK, TMP, Room, folders_of_interpreter, forbidden, readable
-from flame.shims.levels import Labelled, Level, find_levels
+from flame.shims.levels import Labelled, Level, find_levels, holds_lists
 from flame.shims.limits import Group, Groups
 from flame.shims.processes import Program, describe_status, signal_of
 from flame.shims.shim import BindError, Launch
@@ -93,7 +93,7 @@ class Confinement:
         level = self._level(launch)
         if self.groups.missing and asked.grouped:
             raise BindError(BindCode.START, f"this node can't hold limits: {self.groups.missing}")
-        if is_list(launch.application.network) and (level is None or level.streams):
+        if is_list(launch.application.network) and (level is None or not holds_lists(level)):
             name = level.name if level is not None else "none"
             raise BindError(
                 BindCode.START,
@@ -123,8 +123,12 @@ class Confinement:
         reaches a network. Raises BindError."""
         level = self._level(launch)
         if level is not None:
-            room = self._room(launch, program, limits, sockets if proxy is None else [*sockets, proxy], shown)
-            program = level.wrap(program if proxy is None else bridged(program, proxy), room, limits, launch)
+            if proxy is None or level.streams:
+                room = msgspec.structs.replace(self._room(launch, program, limits, sockets, shown), proxy=proxy)
+            else:
+                room = self._room(launch, program, limits, [*sockets, proxy], shown)
+                program = bridged(program, proxy)
+            program = level.wrap(program, room, limits, launch)
         outside = limits if level is None else level.around(limits)
         group = self._group(name, outside)  # last, since it has to be removed again
         if group is not None:

@@ -54,8 +54,9 @@ _OPTIONS = {"show": "--ro-bind", "open": "--bind", "link": "--symlink"}
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """What one sandbox has. `readable` are files and folders that can be read in it, `hidden` what shall not be
     seen even where a folder above it is readable. `sockets` are those it may connect to, and folders where it may make
-    some, `devices` files in /dev beside the usual ones; `disk` is the size of /tmp in bytes. With `root`, an unpacked
-    image, that stands in the place of the system's and our own folders."""
+    some, `devices` files in /dev beside the usual ones; `disk` is the size of /tmp in bytes. `proxy` is the socket of a
+    proxy that a `Carrier` (levels.py) carries connections to. With `root`, an unpacked image, that stands in the place
+    of the system's and our own folders."""
 
     readable: Sequence[Path] = ()
     sockets: Sequence[Path] = ()
@@ -63,6 +64,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     devices: Sequence[Path] = ()
     disk: int = DEFAULT_DISK
     network: bool = False
+    proxy: Path | None = None
     cwd: str = TMP
     root: Path | None = None
 

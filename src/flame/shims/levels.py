@@ -60,6 +60,18 @@ class Labelled(Protocol):
     labels: Mapping[str, str]
 
 
+@runtime_checkable
+class Carrier(Protocol):
+    """A level where no unix socket reaches inside, and which carries connections to `Room.proxy` by itself."""
+
+    carries: bool
+
+
+def holds_lists(level: Level) -> bool:
+    """Whether an instance of this level can have a network of listed hosts."""
+    return not level.streams or (isinstance(level, Carrier) and level.carries)
+
+
 class _Maker(Protocol):
     def find(self, folder: Path, environ: Mapping[str, str]) -> Level: ...
 

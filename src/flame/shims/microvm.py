@@ -35,6 +35,7 @@ _RUNNER = Path(__file__).with_name("microvm_runner.py")
 _FLAME = Path(__file__).parents[1]
 _DEFAULT_MEMORY = 512 * _MIB  # when nobody says how much
 _INSIDE = 96 * _MIB  # what the machine's own kernel takes of its memory
+_BRIDGE = 24 * _MIB  # and what passes on connections, where there is a list of what may be reached
 _OUTSIDE = 320 * _MIB  # what QEMU takes besides it, and the runner
 _OUTSIDE_PIDS = 512  # threads and processes of both
 _KEPT = {"system": 4, "room": 32, "initrd": 4, "snapshot": 8, "refused": 64, "probe": 8}
@@ -48,6 +49,7 @@ class Microvm:
 
     name = "microvm"
     streams = True
+    carries = True
 
     def __init__(self, settings: dict[str, Any], verdicts: Path, missing: str = "", accel: str = "") -> None:
         """`settings` is the part of the runner's work that is the same for all launches."""
@@ -107,9 +109,11 @@ class Microvm:
                 "readable": [str(path) for path in (*own, *room.readable) if str(path) != data],
                 "hidden": [*(str(path) for path in room.hidden), self._settings["cache"]["folder"]],
                 "network": room.network,
+                "listed": launch.application.network if room.proxy is not None else "",
+                "proxy": str(room.proxy or ""),
             },
             "limits": {"memory": memory, "pids": limits.pids, "disk": room.disk},
-            "memory": _size(memory),
+            "memory": _size(memory, room.proxy),
             "processors": min(max(1, -(-limits.cpu_millis // 1000)), len(os.sched_getaffinity(0))),
             "snapshots": self._settings["snapshots"] and _alike(env, launch),
             "verdict": verdict,
@@ -125,7 +129,7 @@ class Microvm:
 
     def around(self, limits: Limits) -> Limits:
         """What its control group holds it to: what the machine has is held inside, and QEMU needs more than that."""
-        memory = limits.memory and _size(limits.memory) + _OUTSIDE
+        memory = limits.memory and _size(limits.memory) + _BRIDGE + _OUTSIDE
         return msgspec.structs.replace(limits, memory=memory, pids=limits.pids and _OUTSIDE_PIDS)
 
 
@@ -183,9 +187,9 @@ def _counter_khz() -> int:
     return 2_000_000
 
 
-def _size(memory: int) -> int:
+def _size(memory: int, proxy: Path | None = None) -> int:
     """Of a machine in which a program may use so much."""
-    return -(-(memory + _INSIDE) // (2 * _MIB)) * 2 * _MIB
+    return -(-(memory + _INSIDE + (_BRIDGE if proxy is not None else 0)) // (2 * _MIB)) * 2 * _MIB
 
 
 def _alike(env: Mapping[str, str], launch: Launch) -> bool:

@@ -11,12 +11,15 @@ import socket
 import time
 from typing import Any, cast
 
+from flame.shims.egress_port import WayOut
 from flame.shims.guest.pump import CHUNK, Lines, Loop, Pump
 from flame.shims.microvm_machine import Running, VmmError
 
 PORTS = ("control", "link", "log", "console")
+_NETWORK = "network"  # one more, for what a list names
 _RELAYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _MAX_LINE = 4096
+_STOPPED_S = 10.0
 _NUMBERS = {"status": 255, "link": 2**63, "log": 2**63}  # what may be said, and how large it may be
 
 
@@ -35,8 +38,9 @@ class Signalled(Exception):  # noqa: N818 - nothing is wrong
 class Ports:
     """Both ends of the streams of a machine that is about to start; those of the machine are closed by `started`."""
 
-    def __init__(self) -> None:
-        pairs = {name: socket.socketpair() for name in PORTS}
+    def __init__(self, *, listed: bool = False) -> None:
+        """`listed`: its network is a list."""
+        pairs = {name: socket.socketpair() for name in (*PORTS, *((_NETWORK,) if listed else ()))}
         self.ours = {name: pair[0] for name, pair in pairs.items()}
         self._theirs = {name: pair[1] for name, pair in pairs.items()}
 
@@ -65,9 +69,11 @@ class Signals:
 
 
 class Inside:
-    """A machine that runs. What its program and its kernel print goes to stderr from the start."""
+    """A machine that runs. What its program and its kernel print goes to stderr from the start, and what it asks of the
+    network to the socket `proxy`, "" = nowhere."""
 
-    def __init__(self, running: Running, ports: Ports, signals: Signals) -> None:
+    def __init__(self, running: Running, ports: Ports, signals: Signals, proxy: str = "") -> None:
+        """Raises OSError."""
         ports.started()
         self.running = running
         self.loop = Loop()
@@ -91,6 +97,7 @@ class Inside:
         self._control_out = os.dup(self._control)
         self.loop.watch(self._control, select.POLLIN, self._on_control)
         self.loop.watch(signals.descriptor, select.POLLIN, self._on_signal)
+        self._way_out = WayOut(self.loop, self._ends[_NETWORK].fileno(), proxy) if proxy else None
         self.log.begin()
         self._console.begin()
 
@@ -119,7 +126,7 @@ class Inside:
             left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
             if left == 0.0:
                 raise VmmError(f"the virtual machine did not say {' or '.join(events)} within {seconds:g} s")
-            self.loop.turn(left)
+            self._turn(left)
         event = self._events.pop(0)
         if event["event"] not in events:
             raise LiesError(f"it said {event['event']!r} instead of {' or '.join(events)}")
@@ -128,15 +135,37 @@ class Inside:
     def read_on(self, *, link: int = 0, log: int = 0) -> None:
         """Until so many bytes of its streams have been passed on, or it has ended."""
         while not self._gone and (self.log.moved < log or self.outgoing.moved < link):
-            self.loop.turn()
+            self._turn()
+
+    def save(self) -> None:
+        """Make the template that the machine was started to become. No connection is in it. Raises VmmError, LiesError,
+        Signalled."""
+        way = self._way_out
+        if way is not None:
+            way.stop()
+            deadline = time.monotonic() + _STOPPED_S
+            while not way.stopped and not self._gone:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise VmmError("the virtual machine did not close its network before it was saved")
+                self._turn(left * 1000)
+        self.running.save()
 
     def end(self) -> None:
         """Kill the machine, and pass on what it had said."""
         self.running.kill()
         for pump in (self.outgoing, self.log, self._console) if self._started else (self.log, self._console):
             pump.drain()
+        if self._way_out is not None:
+            self._way_out.close()
         for end in self._ends.values():
             end.close()
+
+    def _turn(self, milliseconds: float | None = None) -> None:
+        try:
+            self.loop.turn(milliseconds)
+        except ValueError as error:
+            raise LiesError(str(error)) from error
 
     def _on_control(self, events: int) -> None:
         try:
@@ -149,11 +178,8 @@ class Inside:
             self._gone = True
             self.loop.watch(self._control, 0, self._on_control)
             return
-        try:
-            for line in self._lines.feed(data):
-                self._events.append(event_of(line))
-        except ValueError as error:
-            raise LiesError(str(error)) from error
+        for line in self._lines.feed(data):
+            self._events.append(event_of(line))
         if len(self._events) > len(PORTS):
             raise LiesError("it says more than anybody asked for")
 

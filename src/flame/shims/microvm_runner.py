@@ -61,7 +61,8 @@ class Runner:
         if spec["snapshots"]:
             program = {**spec["program"], "env": common(spec["program"]["env"])}
             key = digest(_LAYOUT, system_key, room_key, initrd_key, spec["kernel"], self.vmm.identity(), program,
-                         spec["limits"], room["network"], spec["memory"], spec["processors"], boot_id())  # fmt: skip
+                         spec["limits"], room["network"], room["listed"], spec["memory"], spec["processors"],
+                         boot_id())  # fmt: skip
             self.inside = self.restored(key)
         if self.inside is None:
             self.inside = self.started(self.vmm.start, spec["program"]["env"], prepare=False)
@@ -129,7 +130,7 @@ class Runner:
             said = inside.wait("prepared", "refused", "spoke", "exited")
             inside.read_on(log=said["log"])
             if said["event"] == "prepared":
-                inside.running.save()
+                inside.save()
             inside.end()
             self.inside = None
             for descriptor in template:
@@ -153,19 +154,19 @@ class Runner:
         paths = (*room["readable"], *own)
         shown = sorted(path for path in paths if path.startswith(_MOUNTED))
         inside.tell("start", program=program, limits=spec["limits"], shown=shown, network=room["network"],
-                    prepare=prepare, **fresh())  # fmt: skip
+                    listed=bool(room["listed"]), prepare=prepare, **fresh())  # fmt: skip
         return inside
 
     def begun(self, start: Callable[[Machine], Running]) -> Inside:
         spec = self.spec
-        ports = Ports()
+        ports = Ports(listed=bool(spec["room"]["listed"]))
         words = ("console=ttyS0", "quiet", "loglevel=3", "reboot=t", "panic=-1", "random.trust_cpu=on",
                  f"flame.python={spec['system']['python']}", f"flame.disks={len(self.disks)}")  # fmt: skip
         machine = Machine(
             spec["memory"], spec["processors"], spec["kernel"]["image"], self.initrd, words, self.disks,
             ports.descriptors(), spec["room"]["network"],
         )  # fmt: skip
-        return Inside(start(machine), ports, self.signals)
+        return Inside(start(machine), ports, self.signals, spec["room"]["proxy"])
 
 
 def common(env: dict[str, str]) -> dict[str, str]:

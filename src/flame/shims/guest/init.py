@@ -1,10 +1,11 @@
 """Process 1 of a virtual machine: starts the one program it is there for, and lets nobody but the runner outside say
 what happens. Started with `python -I -S` from a folder that holds nothing but this package.
 
-Three ports lead outside. `flame.link` is the program's stdin and stdout, `flame.log` its stderr, `flame.control`
-carries a JSON object per line. From outside: `start` (a program, its limits), `signal`, `ended` (stdin ends after so
-many bytes), `resume` (after a snapshot: environment, time, randomness). From here: `prepared` (take a snapshot now),
-`resumed`, `exited` (the exit status, whether memory ran out, how many bytes went to link and log).
+Ports lead outside. `flame.link` is the program's stdin and stdout, `flame.log` its stderr, `flame.network` the way to
+what a list names (bridge.py), `flame.control` carries a JSON object per line. From outside: `start` (a program, its
+limits), `signal`, `ended` (stdin ends after so many bytes), `resume` (after a snapshot: environment, time, randomness).
+From here: `prepared` (take a snapshot now), `resumed`, `exited` (the exit status, whether memory ran out, how many bytes
+went to link and log).
 
 The program is user 1000 without any capability, in a control group of its own: the kernel may have to kill it, but
 never this process.
@@ -27,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
 
+from flame.shims.guest.bridge import leave_behind
 from flame.shims.guest.pump import Lines, Loop, Pump
 
 USER = 1000
@@ -56,6 +58,7 @@ class Guest:
         self.main = 0
         self.status: int | None = None
         self.snapshot: socket.socket | None = None  # where the program says that it is prepared
+        self.proxies: dict[str, str] = {}  # variables that name the way out
         self.input_ends: int | None = None  # after so many bytes
         self.wakeup, wakeup_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_in, warn_on_full_buffer=False)
@@ -98,13 +101,18 @@ class Guest:
         now: float,
         entropy: str,
         network: bool,
+        listed: bool,
         prepare: bool,
     ) -> None:
-        """Set up the machine and start the program. With `prepare` it is asked to say when a snapshot may be taken."""
+        """Set up the machine and start the program. With `listed` it reaches what a list names, with `prepare` it is
+        asked to say when a snapshot may be taken."""
         refresh(now, entropy)
         furnish(limits, network=network)
         for path in shown:
             show(path)
+        if listed:
+            self.proxies = leave_behind(port("flame.network"))
+            program["env"].update(self.proxies)
         ours, theirs = socket.socketpair()
         error_out, error_in = os.pipe2(os.O_CLOEXEC)
         passed = self.expect_snapshot() if prepare else None
@@ -147,7 +155,7 @@ class Guest:
         self.tell("resumed")
         if self.snapshot is not None:
             self.loop.watch(self.snapshot.fileno(), 0, self.on_snapshot)
-            self.snapshot.sendall(json.dumps({"env": env, "entropy": entropy}).encode() + b"\n")
+            self.snapshot.sendall(json.dumps({"env": {**env, **self.proxies}, "entropy": entropy}).encode() + b"\n")
             self.snapshot.close()
             self.snapshot = None
 
