@@ -85,5 +85,6 @@ def test_coding_agent_with_a_model_elsewhere(tmp_path: Path) -> None:
 
 
 def test_each_example_is_described() -> None:
-    described = set(re.findall(r"^\| `python (\w+\.py)`", (EXAMPLES / "README.md").read_text(), re.MULTILINE))
-    assert described == {file.name for file in EXAMPLES.glob("*.py")}
+    commands = r"^\| `(?:python|jupyter lab) (\w+\.\w+)`"
+    described = set(re.findall(commands, (EXAMPLES / "README.md").read_text(), re.MULTILINE))
+    assert described == {file.name for file in EXAMPLES.iterdir() if file.suffix in (".py", ".ipynb")}

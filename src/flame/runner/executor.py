@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
@@ -151,6 +152,16 @@ class Executor(concurrent.futures.Executor):
         """End now: all calls that have not ended are cancelled."""
         self._shut_down = True
         self._close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leaving the block waits for all calls, also after an exception. What interrupts it, such as Ctrl-C in a
+        program or a notebook, cancels them."""
+        if error is None or isinstance(error, Exception):
+            self.shutdown()
+        else:
+            self.abort()
 
     def _finish(self) -> None:
         self._lane.wait()

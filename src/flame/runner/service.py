@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
@@ -39,9 +40,10 @@ class RemoteCall:
         return lane.call(self._method, args, kwargs, lane.session.options(**self._options))
 
     def map(self, *iterables: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
-        """The results of calls with one item of each iterable, in their order. All calls are made at once."""
-        futures = [self(*args) for args in zip(*iterables, strict=False)]
-        return (future.result(timeout) for future in futures)
+        """The results of calls with one item of each iterable, in their order. All calls are made at once; those that
+        have not ended when the iteration does, are cancelled. Raises what the first call that failed raised,
+        TimedOutError `timeout` seconds after the call."""
+        return _results([self(*args) for args in zip(*iterables, strict=False)], timeout)
 
     def options(self, **options: Unpack[TaskArguments]) -> RemoteCall:
         """The same with other options."""
@@ -187,6 +189,22 @@ class RunnerService:
 
     def __repr__(self) -> str:
         return f"<RunnerService {', '.join(self.session_ids)}>"
+
+
+def _results(futures: list[ObjectFuture], timeout: float | None) -> Iterator[Any]:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    return _in_order(futures[::-1], deadline)
+
+
+def _in_order(futures: list[ObjectFuture], deadline: float | None) -> Iterator[Any]:
+    """The results of the futures from the last to the first."""
+    try:
+        while futures:
+            yield futures[-1].result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            futures.pop()  # its result may go
+    finally:
+        for future in reversed(futures):
+            future.cancel()
 
 
 def _open(connection: Connection, attributes: SessionAttributes, *, shared: bool) -> Any:
