@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,57 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]
 def sandbox(connection: Connection, request: pytest.FixtureRequest) -> Iterator[flame.Sandbox]:
     with create(connection, request.param, env={"GREETING": "hello"}) as made:
         yield made
+
+
+STATE = """
+import os, resource, signal, sys, threading
+{
+    "argv": sys.argv, "path": sys.path, "cwd": os.getcwd(), "environ": dict(os.environ), "umask": os.umask(0o22),
+    "files": len(os.listdir("/proc/self/fd")),
+    "children": os.popen("ls /proc/self/fd | wc -l").read(),
+    "streams": [
+        (each.name, each.mode, each.encoding, each.errors, each.line_buffering, each is own)
+        for each, own in ((sys.stdin, sys.__stdin__), (sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__))
+    ],
+    "unbuffered": [sys.stdout.write_through, sys.stderr.write_through],
+    "signals": {str(each): str(signal.getsignal(each)).partition(" at ")[0] for each in signal.valid_signals()},
+    "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+    "threads": [each.name for each in threading.enumerate()],
+    "leader": [os.getsid(0) == os.getpid(), os.getpgrp() == os.getpid()],
+    "main": sorted(sys.modules["__main__"].__dict__),
+    "victim": open("/proc/self/oom_score_adj").read(),
+    "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
+    "strangers": sorted(name for name in sys.modules if name.startswith(("asyncio", "flame.service", "google"))),
+    "terminal": os.isatty(0),
+}"""
+
+
+def state(made: flame.Sandbox) -> dict[str, Any]:
+    found = made.run_code(STATE)
+    assert found.error is None, found.error.traceback
+    return dict(eval(found.text))
+
+
+def test_a_kernel_that_was_ready_and_one_that_was_started_anew_are_alike(connection: Connection) -> None:
+    for level in LEVELS:
+        with create(connection, level, env={"GREETING": "hello", "TZ": "Asia/Tokyo"}) as made:
+            ready = state(made)
+            made.restart_kernel()
+            assert ready == state(made)
+            assert ready["environ"]["GREETING"] == "hello"
+            assert (ready["files"], ready["strangers"]) == (5, [])
+
+
+def test_variables_that_are_read_when_an_interpreter_starts_are_heeded(connection: Connection) -> None:
+    with create(connection, env={"PYTHONWARNINGS": "error"}) as made:
+        error = made.run_code("import warnings\nwarnings.warn('heard')").error
+        assert error is not None
+        assert error.name == "UserWarning"
+
+
+def test_a_variable_for_the_time_zone_is_heeded(connection: Connection) -> None:
+    with create(connection, env={"TZ": "UTC-9"}) as made:
+        assert made.run_code("import time\ntime.localtime(0).tm_hour").text == "9"
 
 
 def test_variables_last_and_the_last_expression_is_the_value(sandbox: flame.Sandbox) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from blackbox.trouble import alive, until
-from flame.sandbox.flmexec import ExecService
 from flame.sandbox.inside.child import TooMuchOutputError, run
+from flame.sandbox.inside.entering import ExecService
 from flame.sandbox.inside.scripts import Request, configured_interpreters, interpreter, parse
 from flame.service import TaskContext
 

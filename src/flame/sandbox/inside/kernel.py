@@ -13,6 +13,7 @@ import linecache
 import os
 import signal
 import sys
+import time
 import traceback
 from types import CodeType, ModuleType
 from typing import Any
@@ -76,6 +77,9 @@ class Kernel:
         while True:
             request = self._channel.receive()
             what = request["do"]
+            if what == "take":
+                _take(request["env"])
+                continue
             if what == "run":
                 answer = self._run(request["code"], request["env"])
             elif what == "save":
@@ -179,6 +183,17 @@ class Kernel:
         return {"done": True}
 
 
+def _take(env: dict[str, str]) -> None:
+    """Have this environment, and chance of one's own: this may be a copy of a process that waited for a session."""
+    zone = os.environ.get("TZ")
+    os.environ.clear()
+    os.environ.update(env)
+    if env.get("TZ") != zone:
+        time.tzset()
+    if "random" in sys.modules:
+        sys.modules["random"].seed()
+
+
 def _compiled(tree: ast.Module | ast.Expression, name: str, mode: str) -> CodeType:
     return compile(tree, name, mode, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
 
@@ -212,6 +227,7 @@ def _described(error: BaseException) -> dict[str, str]:
 
 def main(descriptor: int) -> None:
     """Serve the service behind this socket."""
+    os.set_inheritable(descriptor, False)  # not for programs that code starts
     sys.argv = [""]
     sys.path.insert(0, "")
     try:

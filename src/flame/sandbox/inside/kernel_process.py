@@ -6,10 +6,10 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from flame.sandbox.inside.kernel_start import Started
+from flame.sandbox.inside.kernel_start import Started, complete
 from flame.sandbox.inside.kernel_words import Message, understood
 from flame.sandbox.inside.processes import describe, when_ended
 from flame.sandbox.wire import Shown
@@ -22,7 +22,6 @@ class Kernel:
     """A kernel that is asked one thing at a time. `printed` gets (stderr?, text bytes), `told` what it shows."""
 
     def __init__(self, started: Started) -> None:
-        self._process = started.process
         self._started = started
         self._socket = started.socket
         self._loop = asyncio.get_running_loop()
@@ -32,28 +31,38 @@ class Kernel:
         self.printed: Callable[[bool, bytes], None] = _ignored
         self.told: Callable[[Shown], None] = _nothing
         self.ended: asyncio.Future[str] = self._loop.create_future()  # in words
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._pipes = {self._process.stdout.fileno(): False, self._process.stderr.fileno(): True}
+        self._pipes = {started.stdout: False, started.stderr: True}
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._on_message)
-        when_ended(self._process.pid, self._on_exit)
+        when_ended(started.pid, self._on_exit)
         for pipe in self._pipes:
             os.set_blocking(pipe, False)
             self._loop.add_reader(pipe, self._on_output, pipe)
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._started.pid
+
+    def tell(self, request: dict[str, Any]) -> None:
+        """Something that it does not answer."""
+        data = json.dumps(request).encode()
+        self._unsent += len(data).to_bytes(4, "little") + data
+        self._send()
+
+    def can_take(self, env: Mapping[str, str]) -> bool:
+        """Whether `take` does as well as a new kernel."""
+        return self._started.can_take(env)
+
+    def take(self, env: Mapping[str, str]) -> None:
+        """These are its variables from now on, and its chance begins anew: it may be one of many copies."""
+        self.tell({"do": "take", "env": complete(env)})
 
     async def ask(self, request: dict[str, Any]) -> Message:
         """Its answer. Raises EOFError, with the reason, when it ends instead."""
         if self.ended.done():
             raise EOFError(self.ended.result())
         self._answer = self._loop.create_future()
-        data = json.dumps(request).encode()
-        self._unsent += len(data).to_bytes(4, "little") + data
-        self._send()
+        self.tell(request)
         try:
             await asyncio.wait({self._answer, self.ended}, return_when=asyncio.FIRST_COMPLETED)
             if self._answer.done():
@@ -131,26 +140,26 @@ class Kernel:
         except BlockingIOError:
             return False
         if not data:
-            self._loop.remove_reader(pipe)
-            del self._pipes[pipe]
+            self._close(pipe)
             return False
         self.printed(self._pipes[pipe], data)
         return True
 
+    def _close(self, pipe: int) -> None:
+        self._loop.remove_reader(pipe)
+        del self._pipes[pipe]
+        os.close(pipe)
+
     def _on_exit(self) -> None:
         self._started.kill()  # what it left in its group
-        status = self._process.wait()
+        status = self._started.wait()
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
         self.drain()
-        for pipe in self._pipes:
-            self._loop.remove_reader(pipe)
-        self._pipes.clear()
-        for file in (self._process.stdout, self._process.stderr):
-            assert file is not None
-            file.close()
+        for pipe in list(self._pipes):
+            self._close(pipe)
         self.ended.set_result(describe(status))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+import os
 from functools import cache
-from pathlib import Path
+
+TYPE_CHECKING = False  # like typing's, without its import
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # Of the instance's environment, what nobody inside needs to know. FLAME_INSTANCE_ID tells what the sandbox started.
 _SECRET = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_LINK", "FLAME_INSTANCE_ENDPOINT", "FLAME_INSTANCE_STDIO")
@@ -14,12 +16,14 @@ _SECRET = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_LINK", "FLAME_INSTANCE_ENDPOI
 @cache
 def working_folder() -> str:
     """The folder where this process's sandbox has its files: made when somebody asks first. Raises OSError."""
-    folder = Path.cwd() / "work"
+    folder = os.path.join(os.getcwd(), "work")  # noqa: PTH118, PTH109 - a new sandbox has no time to load pathlib
     try:
-        folder.mkdir()
+        os.mkdir(folder)  # noqa: PTH102
     except FileExistsError:  # something of the node that a sandbox is shown lies there
-        return tempfile.mkdtemp(prefix="work-", dir=Path.cwd())
-    return str(folder)
+        import tempfile
+
+        return tempfile.mkdtemp(prefix="work-", dir=os.getcwd())  # noqa: PTH109
+    return folder
 
 
 def environment(environ: Mapping[str, str], folder: str) -> dict[str, str]:

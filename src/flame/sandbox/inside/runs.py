@@ -11,7 +11,7 @@ from typing import Any
 
 from flame.model.errors import InvalidStateError, NotFoundError
 from flame.sandbox.inside.kernel_process import Kernel
-from flame.sandbox.inside.kernel_start import Started
+from flame.sandbox.inside.kernel_start import Started, interpreter
 from flame.sandbox.inside.kernel_words import Message
 from flame.sandbox.inside.waiting import Bell, Clock
 from flame.sandbox.wire import Ended, FollowCode, Piece, Progress, Raised, RunCode, Shown
@@ -145,10 +145,25 @@ class Runs:
             self._kernel = None
         self.prepare()
 
-    def prepare(self, started: Started | None = None) -> None:
-        """Start the kernel, or take this one, which runs already."""
+    def prepare(self) -> None:
+        """Start the kernel, if there is none."""
         if self._kernel is None or self._kernel.ended.done():
-            self._kernel = Kernel(started or Started(self.env, self.cwd))
+            self._kernel = Kernel(interpreter(self.env, self.cwd))
+
+    def adopt(self, started: Started) -> None:
+        """Take this kernel, which was started ahead and knows nothing of the sandbox."""
+        if started.can_take(self.env):
+            self._kernel = Kernel(started)
+            self._kernel.take(self.env)
+        else:
+            started.end()
+
+    async def renew(self) -> None:
+        """Let the kernel have the variables that have changed; no code has run in it."""
+        if self._kernel is not None and not self._kernel.ended.done() and self._kernel.can_take(self.env):
+            self._kernel.take(self.env)
+        else:
+            await self.restart()
 
     @property
     def pid(self) -> int | None:

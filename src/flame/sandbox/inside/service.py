@@ -94,13 +94,10 @@ class SandboxService(FlameService):
         if os.getpid() == 1:  # what loses its parent becomes a child of this process
             asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap_soon)
         self._stopping.alone = call.alone
-        started, self._started = self._started, None
-        if started is not None and call.env:
-            started.kill()  # it does not know them
-            started.process.wait()
-        elif started is not None:
-            self.runs.prepare(started)
         self._set_environment(call.env)
+        started, self._started = self._started, None
+        if started is not None:
+            self.runs.adopt(started)
         return wire.Begun(self.files.folder, platform.python_version())
 
     def _reap_soon(self) -> None:
@@ -206,7 +203,7 @@ class SandboxService(FlameService):
             env = {str(name): str(value) for name, value in dict(about.get("env") or {}).items()}
             if env.items() - self._env.items():
                 self._set_environment({**env, **self._env})
-                await self.runs.restart()
+                await self.runs.renew()
             if variables.stat().st_size:
                 await self._load(variables, str(about.get("python", "")))
         finally:
