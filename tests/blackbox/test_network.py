@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -198,6 +199,30 @@ def test_lists_that_mean_nothing_are_refused(connection: flame.Connection) -> No
         connection.create_session("plain", network=["pypi.org"])
     with pytest.raises(InvalidArgumentError, match="can't be kept off the network"):
         flame.Sandbox.create(isolation="none", network=["pypi.org"], connection=connection)
+
+
+def test_a_session_waits_where_no_node_can_hold_its_list_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runsc = tmp_path / "bin" / "runsc"
+    runsc.parent.mkdir()
+    runsc.write_text("#!/bin/sh\n")  # one that makes sandboxes, and lets no sockets in
+    runsc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{runsc.parent}:{Path(sys.executable).parent}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with Cluster(tmp_path / "c") as cluster, flame.connect(cluster.endpoint) as connection:
+        [node] = connection.list_nodes()
+        assert (node.labels["flame.isolation.gvisor"], node.labels["flame.network.gvisor"]) == ("yes", "no")
+        connection.register_application("app", {"command": "/bin/true", "isolation": "gvisor", "network": ["pypi.org"]})
+        with connection.create_session("app") as session:
+            future = session.submit(b"")
+            done = subprocess.run(
+                [str(Path(sys.executable).with_name("flmctl")), "explain", "session", session.id],
+                env=cluster.environ(), capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            assert "no node may take it: on node-1 label flame.network.gvisor" in done.stdout
+            assert not connection.list_executors(session.id)
+            future.cancel()
 
 
 def test_nothing_of_it_outlives_the_executor_manager(tmp_path: Path, web: Web) -> None:

@@ -149,6 +149,7 @@ def able(sandboxes: str = "", groups: str = "") -> Confinement:
 def sealed() -> Confinement:
     level = Sandboxes("bwrap", Path("/nowhere"))
     level.name = "gvisor"
+    level.streams = True  # no socket gets inside
     return Confinement([level], Groups({}), ())
 
 
@@ -173,6 +174,11 @@ def test_a_plain_process_has_the_limits_that_were_asked_for() -> None:
         (able("no bwrap"), launch(isolation="process"), "this node can't isolate at level process: no bwrap"),
         (able(), launch(isolation="vm"), "this node does not know isolation 'vm'"),
         (sealed(), launch(isolation="gvisor", devices="0"), "isolation gvisor can't give GPUs to an instance"),
+        (
+            sealed(),
+            launch(isolation="gvisor", network="pypi.org"),
+            "isolation gvisor can't hold a network of listed hosts: no socket of its proxy gets inside",
+        ),
     ],
 )
 def test_what_can_not_be_held_is_refused(node: Confinement, wanted: Launch, message: str) -> None:
@@ -188,8 +194,12 @@ def test_without_control_groups_a_sandbox_has_only_limits_that_need_none() -> No
 @pytest.mark.parametrize(
     ("node", "labels"),
     [
-        (able(), {"flame.isolation.process": "yes", "flame.limits": "yes"}),
-        (able("no bwrap", "no trees"), {"flame.isolation.process": "no", "flame.limits": "no"}),
+        (able(), {"flame.isolation.process": "yes", "flame.network.process": "yes", "flame.limits": "yes"}),
+        (
+            able("no bwrap", "no trees"),
+            {"flame.isolation.process": "no", "flame.network.process": "no", "flame.limits": "no"},
+        ),
+        (sealed(), {"flame.isolation.gvisor": "yes", "flame.network.gvisor": "no", "flame.limits": "yes"}),
     ],
 )
 def test_a_node_says_what_it_can(node: Confinement, labels: dict[str, str]) -> None:

@@ -84,6 +84,12 @@ def test_the_stricter_of_both_holds() -> None:
         ({}, {}, {"zone": "a"}),
         ({"isolation": "process"}, {}, {"zone": "a", "flame.isolation.process": "yes"}),
         ({}, {"isolation": "process"}, {"zone": "a", "flame.isolation.process": "yes"}),
+        ({"isolation": "process"}, {"network": "host"}, {"zone": "a", "flame.isolation.process": "yes"}),
+        (
+            {"isolation": "process", "network": "pypi.org"},
+            {"isolation": "gvisor"},
+            {"zone": "a", "flame.isolation.gvisor": "yes", "flame.network.gvisor": "yes"},
+        ),
         ({}, {"limits": Limits(memory=1 << 30)}, {"zone": "a", "flame.limits": "yes"}),
         ({}, {"limits": Limits(wall_ms=5, output=5)}, {"zone": "a"}),
     ],

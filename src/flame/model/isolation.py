@@ -23,6 +23,7 @@ MIN_PIDS = 4  # the sandbox itself has two
 
 # Labels that nodes give themselves. Sessions that need what they tell are placed by them.
 ISOLATION_LABEL = "flame.isolation."  # and a level
+LIST_LABEL = "flame.network."  # and a level at which the network can be a list
 SHIM_LABEL = "flame.shim."  # and a shim
 LIMITS_LABEL = "flame.limits"
 _EVERYWHERE = (Shim.HOST, Shim.STDIO, Shim.REST)  # shims that need nothing installed
@@ -144,6 +145,8 @@ def placed(application: ApplicationSpec, session: SessionSpec) -> SessionSpec:
     labels: dict[str, str] = {}
     if isolated(together.isolation):
         labels[ISOLATION_LABEL + together.isolation] = YES
+        if networks.is_list(together.network):
+            labels[LIST_LABEL + together.isolation] = YES
     if application.shim not in _EVERYWHERE:
         labels[SHIM_LABEL + application.shim.name.lower()] = YES
     if together.limits.grouped:

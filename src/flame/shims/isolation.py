@@ -12,7 +12,17 @@ from pathlib import Path
 
 import msgspec
 
-from flame.model.isolation import ISOLATION_LABEL, LIMITS_LABEL, NO, NO_LIMITS, YES, Limits, isolated, stricter
+from flame.model.isolation import (
+    ISOLATION_LABEL,
+    LIMITS_LABEL,
+    LIST_LABEL,
+    NO,
+    NO_LIMITS,
+    YES,
+    Limits,
+    isolated,
+    stricter,
+)
 from flame.model.network import is_list
 from flame.model.states import BindCode
 from flame.proto import types_pb2
@@ -50,6 +60,7 @@ class Confinement:
         """What the node tells the scheduler."""
         found = {ISOLATION_LABEL + level.name: NO if level.missing else YES for level in self.levels.values()}
         for level in self.levels.values():
+            found[LIST_LABEL + level.name] = NO if level.missing or not holds_lists(level) else YES
             found.update(level.labels if isinstance(level, Labelled) else {})
         return {**found, LIMITS_LABEL: NO if self.groups.missing else YES}
 
