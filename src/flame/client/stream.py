@@ -4,7 +4,7 @@
 loop. What is ready leaves when the previous batch has left the loop: there is no timer.
 
 Sequence numbers: the tasks of the stream are numbered from 1 in the order in which they are put into batches. A batch
-is kept until the cluster has accepted it and is sent again after a reconnection; the cluster recognises it.
+is kept (outbox.py) until the cluster has accepted it and is sent again after a reconnection; the cluster recognises it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 from flame.client.batches import Batch, Item, take_batch
-from flame.client.chunks import BulkChunk, Chunk, Chunks, FutureChunk, unwanted
+from flame.client.chunks import BulkChunk, Chunk, Chunks, FutureChunk
 from flame.client.futures import TaskFuture, settle
 from flame.client.gather import Gather
-from flame.client.held import Held
+from flame.client.outbox import Outbox
 from flame.client.outcomes import values_of
 from flame.client.pending import Later, PendingWatch, Wait, timed_out
 from flame.link.errors import from_wire
 from flame.link.frames import Kind
-from flame.model.errors import ExhaustedError, FlameError, ProtocolError, TimedOutError, TooLargeError, UnavailableError
+from flame.model.errors import FlameError, ProtocolError, TimedOutError, TooLargeError, UnavailableError
 from flame.model.states import EventCode, SessionState
 from flame.objects import parcels
 from flame.proto import link_pb2
 from flame.proto import types_pb2 as ty
 
 logger = logging.getLogger("flame.client")
-
-# Bytes that may be under way unaccepted; what comes later waits in the buffer, where it can still be cancelled.
-_UNACCEPTED_BYTES = 32 << 20
 
 
 class Link(Protocol):
@@ -84,14 +81,7 @@ class TaskStream:
         self._link: Link | None = None
         self._attached = False
         self._fresh = fresh
-        self._next_seq = 1
-        # Sent or to be sent, in order of first_seq, which go on without gaps up to _next_seq.
-        self._batches: deque[Batch] = deque()
-        self._unaccepted_bytes = 0
-        # Batches after a refused one wait here for new numbers until all answers to the old ones have come.
-        self._refused_at = 0
-        self._renumber: list[Batch] = []
-        self._held = Held()
+        self._outbox = Outbox()
         self._held_timer: asyncio.TimerHandle | None = None
         self._chunks = Chunks(self.lock)
         self._unsent_cancels: list[TaskFuture] = []
@@ -145,18 +135,16 @@ class TaskStream:
             return
         if self._unsent_cancels:
             self._send_cancels()
-        link = self._link
-        if link is None or not self._attached or self._refused_at or not self._buffer:
+        link, outbox = self._link, self._outbox
+        if link is None or not self._attached or outbox.stuck or not self._buffer:
             return
-        if self._unaccepted_bytes > _UNACCEPTED_BYTES:
+        if outbox.full:
             return  # acceptances pump again
-        if self._held.batches and isinstance(self._buffer[0][1], Gather):
+        if outbox.held.batches and isinstance(self._buffer[0][1], Gather):
             return  # those before it wait for room
-        batch = take_batch(self._buffer, self._next_seq, self._held.limit, self.lock)
+        batch = take_batch(self._buffer, outbox.next_seq, outbox.held.limit, self.lock)
         if batch is not None:
-            self._next_seq += batch.count
-            self._batches.append(batch)
-            self._unaccepted_bytes += len(batch.body)
+            outbox.add(batch)
             link.send(Kind.SUBMIT, self.channel, batch.body)
             if self.watch is not None:
                 self.watch.arm()
@@ -175,14 +163,13 @@ class TaskStream:
         self._link = link
         self.max_payload = max_payload
         self.parcel_from = parcels.limit_of(max_payload)
-        self._requeue_refused()
-        attach = link_pb2.Attach(session_id=self.session_id)
-        attach.next_seq = self._batches[0].first_seq if self._batches else self._next_seq
+        self._outbox.renumber()
+        attach = link_pb2.Attach(session_id=self.session_id, next_seq=self._outbox.first_seq)
         for chunk in self._chunks:
             attach.unresolved.extend(link_pb2.Range(first=first, last=last) for first, last in chunk.unresolved())
         link.send(Kind.ATTACH, self.channel, attach.SerializeToString())
         # The very first submission need not wait for ATTACHED; later it may tell of batches that arrived.
-        self._attached = self._fresh and self._next_seq == 1
+        self._attached = self._fresh and self._outbox.next_seq == 1
         self.pump()
 
     def disconnected(self) -> None:
@@ -197,11 +184,8 @@ class TaskStream:
         self._link = None
         self._fail_buffer(error)
         self.quiet()
-        for batch in (*self._batches, *self._renumber, *self._held.batches):
+        for batch in self._outbox.clear():
             self._fail_batch(batch, error)
-        self._batches.clear()
-        self._renumber.clear()
-        self._held.batches.clear()
         self._chunks.fail(error)
         self._tell_idle()
 
@@ -227,7 +211,7 @@ class TaskStream:
     @property
     def idle(self) -> bool:
         """Whether every task has ended."""
-        return not (self._buffer or self._batches or self._chunks or self._renumber or self._held.batches)
+        return not (self._buffer or self._chunks or self._outbox)
 
     def _fail_buffer(self, error: FlameError) -> None:
         while self._buffer:
@@ -265,43 +249,36 @@ class TaskStream:
     def _on_attached(self, message: link_pb2.Attached) -> None:
         if not self._fresh:
             self._fresh = True
-            self._next_seq = max((known.first_seq + known.count for known in message.accepted), default=1)
+            self._outbox.next_seq = max((known.first_seq + known.count for known in message.accepted), default=1)
         for accepted in message.accepted:
             self._on_accepted(accepted)
         if not self._attached and self._link is not None:
             self._attached = True
-            for batch in self._batches:
+            for batch in self._outbox.batches:
                 self._link.send(Kind.SUBMIT, self.channel, batch.body)
             self._cancel_all_unwanted()
-        if self._held.error is not None:
+        if self._outbox.held.error is not None:
             self._send_held()
         self.pump()
 
     def _on_accepted(self, message: link_pb2.Accepted) -> None:
-        batch = self._find_batch(message.first_seq)
+        outbox = self._outbox
+        batch = outbox.take(message.first_seq)
         if batch is None:
             return  # answered before the connection broke, and once more after it
-        self._unaccepted_bytes -= len(batch.body)
-        if message.HasField("error"):
-            self._on_refused(batch, from_wire(message.error))
-        else:
+        error = from_wire(message.error) if message.HasField("error") else None
+        if error is None:
             self._add_chunk(message.first_task_id, batch)
-        if self._refused_at and not self._batches:
-            self._requeue_refused()
-        if self._held.error is None:
+        elif not outbox.refuse(batch, error):
+            self._fail_batch(batch, error)
+        if outbox.stuck and outbox.answered:
+            self._send_renumbered()
+        if outbox.held.error is None:
             return
-        if not message.HasField("error") or not message.error.retryable:
+        if error is None or not error.retryable:
             self._send_held()  # there is room, or it will be cut to a size that has any
         elif self._held_timer is None:
-            self._held_timer = self._later(self._held.pause, self._send_held)
-
-    def _find_batch(self, first_seq: int) -> Batch | None:
-        """Take the batch out of those that wait. Answers come in order, so it is nearly always the first."""
-        for index, batch in enumerate(self._batches):
-            if batch.first_seq == first_seq:
-                del self._batches[index]
-                return batch
-        return None
+            self._held_timer = self._later(outbox.held.pause, self._send_held)
 
     def _add_chunk(self, first: int, batch: Batch) -> None:
         if isinstance(batch.owner, list):
@@ -310,51 +287,21 @@ class TaskStream:
             gather, base = batch.owner
             chunk = BulkChunk(first, batch.count, gather, base)
             gather.accept(batch.input_bytes)
-            if self._held.concerned(batch):
-                self._held.accepted(batch)
+            held = self._outbox.held
+            if held.concerned(batch):
+                held.accepted(batch)
         self._chunks.add(chunk)
 
     # --- refusals --------------------------------------------------------------------------------------------------
 
-    def _on_refused(self, batch: Batch, error: FlameError) -> None:
-        """No task was made, so the cluster waits for this batch's number: those after it are out of order now."""
-        if self._refused_at and isinstance(error, ProtocolError):
-            self._renumber.append(batch)  # no fault of its own
-            return
-        if not self._refused_at:
-            self._refused_at = batch.first_seq
-        if self._held.bears(batch, error):
-            self._held.hold(batch, error)
-            return
-        others = batch.cut(batch.count // 2) if _too_many(batch, error) else None
-        if others is not None:
-            self._renumber += (batch, others)
-        else:
-            self._fail_batch(batch, error)
-
-    def _requeue_refused(self) -> None:
-        """All answers to batches with old numbers are in (or will never come): number the innocent ones anew."""
-        if not self._refused_at:
-            return
-        again = [*self._renumber, *self._batches]
-        if self._held.error is not None:
-            self._held.add(batch for batch in again if isinstance(batch.owner, tuple))
-            again = [batch for batch in again if not isinstance(batch.owner, tuple)]
-        self._batches.clear()
-        self._renumber.clear()
-        self._next_seq = self._refused_at
-        self._refused_at = 0
-        self._unaccepted_bytes = 0
-        for batch in again:
-            self._number_anew(batch)
+    def _send_renumbered(self) -> None:
+        """All answers to batches with old numbers are in."""
+        for batch in self._outbox.renumber():
+            self._send_again(batch)
         if self._attached:
             self._cancel_all_unwanted()
 
-    def _number_anew(self, batch: Batch) -> None:
-        batch.renumber(self._next_seq)
-        self._next_seq += batch.count
-        self._batches.append(batch)
-        self._unaccepted_bytes += len(batch.body)
+    def _send_again(self, batch: Batch) -> None:
         if self._link is not None and self._attached:
             self._link.send(Kind.SUBMIT, self.channel, batch.body)
 
@@ -363,12 +310,14 @@ class TaskStream:
         if self._held_timer is not None:
             self._held_timer.cancel()
             self._held_timer = None
-        if self._refused_at or self._link is None or not self._attached:
+        outbox = self._outbox
+        if outbox.stuck or self._link is None or not self._attached:
             return  # answers, or the next connection, come here again
-        batch = self._held.take()
+        batch = outbox.held.take()
         if batch is not None:
-            self._number_anew(batch)
-        elif not self._held.batches:
+            outbox.add_again(batch)
+            self._send_again(batch)
+        elif not outbox.held.batches:
             self.pump()  # what waited behind it
 
     # --- results ---------------------------------------------------------------------------------------------------
@@ -385,7 +334,7 @@ class TaskStream:
         if isinstance(chunk, BulkChunk):
             chunk.gather.weigh(count, len(body))
         self._chunks.settle(ids, values, plain=plain)
-        if self._held.error is not None:
+        if self._outbox.held.error is not None:
             self._send_held()
 
     # --- notices ---------------------------------------------------------------------------------------------------
@@ -414,7 +363,7 @@ class TaskStream:
             if owner is old:
                 self._buffer[index] = (payload, new, options)
                 return
-        waiting = (batch.owner for batch in (*self._batches, *self._renumber))
+        waiting = (batch.owner for batch in self._outbox)
         accepted = (chunk.owners for chunk in self._chunks if isinstance(chunk, FutureChunk))
         for owners in (*(owner for owner in waiting if isinstance(owner, list)), *accepted):
             if old in owners:
@@ -431,15 +380,15 @@ class TaskStream:
 
     def unfinished(self) -> int:
         """How many tasks of this client have not ended."""
-        sent = sum(batch.count for batch in (*self._batches, *self._renumber, *self._held.batches))
+        sent = sum(batch.count for batch in self._outbox)
         return len(self._buffer) + sent + sum(chunk.left for chunk in self._chunks) + self._elsewhere
 
     def refused(self) -> Wait | None:
         """What keeps tasks from even being accepted."""
-        error = self._held.error
+        error = self._outbox.held.error
         if error is None:
             return None
-        count = len(self._buffer) + sum(batch.count for batch in (*self._batches, *self._held.batches))
+        count = len(self._buffer) + sum(batch.count for batch in self._outbox)
         return Wait(error.message, error.remedy, "quota", unaccepted=count)
 
     def learn(self, wait: Wait | None) -> None:
@@ -477,39 +426,27 @@ class TaskStream:
             if task_id:
                 message.task_ids.add(first=task_id, last=task_id)
                 continue
-            seq = self._seq_of(future)
+            seq = self._outbox.seq_of(future)
             if seq:
                 message.seqs.add(first=seq, last=seq)
         if message.task_ids or message.seqs:
             self._link.send(Kind.CANCEL, self.channel, message.SerializeToString())
 
-    def _seq_of(self, future: TaskFuture) -> int:
-        for batch in self._batches:
-            if isinstance(batch.owner, list) and future in batch.owner:
-                return batch.first_seq + batch.owner.index(future)
-        return 0
-
     def _cancel_all_unwanted(self) -> None:
         """Cancel what was sent and nobody wants: given up iterators, and futures whose CANCEL may have been lost."""
-        self._held.drop_unwanted()
+        self._outbox.held.drop_unwanted()
         self._tell_idle()
         if self._link is None:
             return
         message = link_pb2.Cancel(reason="its result is no longer wanted")
-        for batch in self._batches:
-            for first, last in unwanted(batch.owner, batch.count):
-                message.seqs.add(first=batch.first_seq + first, last=batch.first_seq + last)
+        for first, last in self._outbox.unwanted():
+            message.seqs.add(first=first, last=last)
         for chunk in self._chunks:
             for first, last in chunk.unwanted():
                 message.task_ids.add(first=first, last=last)
         if message.seqs or message.task_ids:
             self._link.send(Kind.CANCEL, self.channel, message.SerializeToString())
         self.pump()  # the buffer drops what is unwanted
-
-
-def _too_many(batch: Batch, error: FlameError) -> bool:
-    """Whether it is refused only since so many tasks left together; the user submitted them one by one."""
-    return batch.count > 1 and isinstance(error, ExhaustedError) and not error.retryable
 
 
 def lost(reason: str) -> UnavailableError:
