@@ -15,7 +15,7 @@ from flame.wasm.compiling import compile_component
 from flame.wasm.contract import FUNCTIONS, SERVICE
 from flame.wasm.engine import make_engine
 from flame.wasm.guest import Guest, Room, Trapped
-from flame.wasm.sections import PREAMBLE, Contents, Unreadable, contents_of
+from flame.wasm.sections import PREAMBLE, imports_of
 from flame.wasm.signatures import exports_of
 from flame.wasm.values import Failed
 
@@ -127,43 +127,55 @@ def test_a_component_keeps_its_own_interface() -> None:
     assert exports[SERVICE] == FUNCTIONS
 
 
-def test_what_a_component_has_is_counted() -> None:
-    conduct = contents_of(binary(CONDUCT))
-    # Five interfaces of WASI, the service that $named makes, and the export of it; of components, only $named.
-    assert conduct == Contents(components=1, instances=7, exported={SERVICE: 5})
-
-
-def test_aliases_are_counted_too() -> None:
+def test_imports_are_numbered_by_their_sort() -> None:
     text = """(component
-      (import "a" (component $a (export "b" (instance)) (export "c" (component))))
-      (import "t" (type (sub resource)))
-      (import "f" (func))
-      (instance $one (instantiate $a))
-      (instance $two (instantiate $a))
-      (alias export $two "b" (instance $b))
-      (alias export $one "c" (component $c))
-      (component $d (alias outer 1 0 (type)))
-      (core module $m (func (export "f")))
-      (core instance $i (instantiate $m))
-      (alias core export $i "f" (core func))
-      (export "x" (instance $b))
-      (export "y" (component $c))
-      (export "z" (core module $m)))"""
-    assert contents_of(binary(text)) == Contents(components=4, instances=4, exported={"x": 2})
+      (type (func))
+      (core type (module))
+      (import "one" (instance $one (export "inside" (instance)) (export "type" (type (sub resource)))))
+      (alias export $one "inside" (instance))
+      (alias export $one "type" (type $type))
+      (core module)
+      (import "two" (instance $two))
+      (import "func" (func (type 0)))
+      (import "resource" (type (sub resource)))
+      (import "same" (type (eq $type)))
+      (import "component" (component))
+      (import "module" (core module (type 0)))
+      (alias export $one "type" (type))
+      (core instance (instantiate (module 0))))""".replace(" (module 0)", " 0")
+    assert [(name, sort.hex(), number) for name, sort, number in imports_of(binary(text)).found] == [
+        ("one", "05", 0),
+        ("two", "05", 2),
+        ("func", "01", 0),
+        ("resource", "03", 4),
+        ("same", "03", 5),
+        ("component", "04", 0),
+        ("module", "0011", 0),
+    ]
+
+
+def test_imports_may_come_after_modules() -> None:
+    wasi = '(core module $more) (core instance (instantiate $more)) (import "wasi:cli/exit@0.2.0" (instance))'
+    assert guest(component(ECHO, wasi=wasi)).invoke("1", "session", b"abc") == b"abc"
 
 
 def test_numbers_of_more_than_seven_bits() -> None:
-    """The service is the 301st instance, so its number takes two bytes."""
-    before = "(component)\n" + "(instance (instantiate 0))\n" * 300
-    text = component(ECHO).replace("(component", f"(component {before}", 1)
-    assert guest(text).invoke("1", "session", b"abc") == b"abc"
+    alias = '(alias export $io-error "error" (type $io-error-type))'
+    conduct = guest(CONDUCT.replace(alias, alias + '(alias export $io-error "error" (type))' * 300))
+    conduct.enter("session", None)
+    assert conduct.invoke("1", "session", b"echo abc") == b"abc"
 
 
-def test_one_that_is_cut_off_is_unreadable_or_lacks_the_service() -> None:
-    whole = binary(CONDUCT)
-    for size in range(0, len(whole) - 1, 3):
-        with pytest.raises(Unreadable):
-            adapted(whole[:size])
+def test_imports_behind_what_is_no_import_are_told(tmp_path: Path) -> None:
+    wasi = '(component $c) (instance $i (instantiate $c)) (import "wasi:cli/exit@0.2.0" (instance))'
+    words = compile_component(binary(component(ECHO, wasi=wasi)), tmp_path / "compiled", fuel=False)
+    assert words == "its interface can't be adapted: it has imports behind a section of kind 4"
+
+
+def test_one_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    whole = binary(component(ECHO))
+    for size in range(0, len(whole) - 1, 7):
+        assert compile_component(whole[:size], tmp_path / "compiled", fuel=False)
 
 
 def test_damage_is_said_of_the_component(tmp_path: Path) -> None:

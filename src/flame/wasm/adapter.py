@@ -1,4 +1,4 @@
-"""What is added to a component before it is compiled: its service once more, with texts where it has lists of bytes.
+"""What is put around a component before it is compiled: its service once more, with texts where it has lists of bytes.
 
 wasmtime's interface for C passes a list as an array of tagged values, 32 bytes and a tenth of a microsecond for each
 byte; a text goes as a whole. So bytes travel as texts whose characters are those bytes. In the adapter's memory, whose
@@ -13,18 +13,21 @@ import wasmtime
 
 from flame.wasm.contract import ENTER, INVOKE, LEAVE, SERVICE
 from flame.wasm.sections import (
+    A_COMPONENT,
+    ALIAS,
+    AN_INSTANCE,
     COMPONENT,
     EXPORT,
     INSTANCE,
-    INSTANCE_SORT,
-    Unreadable,
-    contents_of,
+    PREAMBLE,
+    imports_of,
     leb128,
     section,
     text,
 )
 
 ADAPTED = "flame:engine/texts"  # the interface that is added, of functions with the names of those of the service
+_ONE = leb128(1)
 
 # At 16 is the result of a call: 0, or 1 for an error; at 20 the option or the error's code; at 24 and 28 where the
 # bytes are. A code has its place where the adapter's own error has an option, which is always there. Beyond 64 are the
@@ -117,21 +120,24 @@ _TEXT = f"""
 
 
 def adapted(source: bytes) -> bytes:
-    """The component with the interface ADAPTED besides. Raises Unreadable. Whether its service has the right types is
-    seen when it is compiled."""
-    found = contents_of(source)
-    service = found.exported.get(SERVICE)
-    if service is None:
-        raise Unreadable(f"it does not export the instance {SERVICE}")
-    given = text("service") + bytes([INSTANCE_SORT]) + leb128(service)
-    instance = b"\x00" + leb128(found.components) + leb128(1) + given  # the component that was added, instantiated
-    export = b"\x00" + text(ADAPTED) + bytes([INSTANCE_SORT]) + leb128(found.instances) + b"\x00"
+    """A component around the component, and around an adapter for it, that exports the interface ADAPTED besides.
+
+    Raises Unreadable. Whether the service has the right types is seen when it is compiled."""
+    imports = imports_of(source)
+    component, instance = imports.counts[A_COMPONENT], imports.counts[AN_INSTANCE]  # the next of these
+    given = [text(name) + sort + leb128(number) for name, sort, number in imports.found]
+    service = leb128(instance + 1)
     return b"".join(
         [
-            source,
+            PREAMBLE,
+            imports.sections,
+            section(COMPONENT, source),
             section(COMPONENT, _adapter()),
-            section(INSTANCE, leb128(1) + instance),
-            section(EXPORT, leb128(1) + export),
+            section(INSTANCE, _ONE + b"\0" + leb128(component) + leb128(len(given)) + b"".join(given)),
+            section(ALIAS, _ONE + AN_INSTANCE + b"\0" + leb128(instance) + text(SERVICE)),
+            section(INSTANCE, _ONE + b"\0" + leb128(component + 1) + _ONE + text("service") + AN_INSTANCE + service),
+            section(EXPORT, _ONE + b"\0" + text(SERVICE) + AN_INSTANCE + service + b"\0"),
+            section(EXPORT, _ONE + b"\0" + text(ADAPTED) + AN_INSTANCE + leb128(instance + 2) + b"\0"),
         ]
     )
 

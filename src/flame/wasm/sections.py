@@ -1,19 +1,22 @@
-"""What is in the binary of a component: how many components and instances it has, and which of them it exports.
+"""The binary of a component, as far as one needs it to put the component into another: what it imports.
 
-The form is that of the component model: sections one after another, each of which continues the numbering of what is
-defined, imported, aliased or exported before it.
+The form is that of the component model: sections one after another, each of which continues the numbering of what was
+defined, imported or aliased before it, apart for each sort of things.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import msgspec
+from collections import Counter
+from typing import NamedTuple
 
 PREAMBLE = b"\0asm\x0d\x00\x01\x00"
-COMPONENT, INSTANCE, ALIAS, IMPORT, EXPORT = 4, 5, 6, 10, 11  # sections
-COMPONENT_SORT, INSTANCE_SORT = 4, 5
-_CORE_SORT, _TYPE_SORT = 0, 3
+CUSTOM, CORE_MODULE, CORE_INSTANCE, CORE_TYPE, COMPONENT, INSTANCE, ALIAS, TYPE, IMPORT, EXPORT = (
+    0, 1, 2, 3, 4, 5, 6, 7, 10, 11,
+)  # fmt: skip
+A_COMPONENT, AN_INSTANCE = b"\x04", b"\x05"  # sorts
+_A_CORE_TYPE, _A_TYPE = b"\x00\x10", b"\x03"
+_CORE = 0
+_SORTS = (b"\x01", _A_TYPE, A_COMPONENT, AN_INSTANCE, b"\x00\x11")  # of what may be imported
 _OUTER = 2  # an alias of what is around a component; others name an instance and one of its exports
 
 
@@ -21,16 +24,25 @@ class Unreadable(ValueError):  # noqa: N818 - what it is, of the component
     """The binary is not as this module knows them."""
 
 
-class Contents(msgspec.Struct):
-    """How many `components` and `instances` are numbered; the number of each exported instance by its name."""
+class Import(NamedTuple):
+    """Its name, and what it is: a sort, and the number that it has among these."""
 
-    components: int = 0
-    instances: int = 0
-    exported: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
+    name: str
+    sort: bytes
+    number: int
+
+
+class Imports(NamedTuple):
+    """The `sections` with which a component that imports the same begins; what they import; how many things of each
+    sort they number."""
+
+    sections: bytes
+    found: list[Import]
+    counts: Counter[bytes]
 
 
 class _Reader:
-    """Reads a binary from one place to another."""
+    """Reads a binary from its begin to its end."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
@@ -55,7 +67,7 @@ class _Reader:
             if byte < 0x80:
                 return value
             if shift > 28:
-                raise Unreadable("a number of it is too large")
+                raise Unreadable("a number in it is too large")
 
     def part(self) -> memoryview:
         """Bytes with their length before them."""
@@ -68,56 +80,54 @@ class _Reader:
     def text(self) -> str:
         return bytes(self.part()).decode(errors="replace")
 
-    def name(self) -> str:
-        """Of an import or export."""
-        if self.byte() > 1:
-            raise Unreadable("it has a name of an unknown kind")
-        return self.text()
-
-    def sort(self) -> int:
+    def sort(self) -> bytes:
         found = self.byte()
-        if found == _CORE_SORT:
-            self.byte()
-        return found
-
-    def description(self) -> int:
-        """The sort of what is imported, or exported, as what."""
-        sort = self.sort()
-        if sort == _TYPE_SORT and self.byte() == 1:
-            return sort  # a resource
-        if sort not in (_CORE_SORT, 1, _TYPE_SORT, COMPONENT_SORT, INSTANCE_SORT):
-            raise Unreadable(f"it imports something of the unknown sort {sort}")
-        self.number()
-        return sort
+        return bytes([found, self.byte()] if found == _CORE else [found])
 
 
-def contents_of(binary: bytes) -> Contents:
-    """What the component has. Raises Unreadable."""
+def imports_of(binary: bytes) -> Imports:
+    """What the component imports. Raises Unreadable, also when imports follow on what they could be made of."""
     if not binary.startswith(PREAMBLE):
         raise Unreadable("it does not begin as a component does")
-    exported: dict[str, int] = {}
-    found = Contents(exported=exported)
-    sections = _Reader(memoryview(binary)[len(PREAMBLE) :])
-    while sections:
-        section = sections.byte()
-        inside = _Reader(sections.part())
-        if section == COMPONENT:
-            found.components += 1
-        elif section == INSTANCE:
-            found.instances += inside.number()
-        elif section in (ALIAS, IMPORT, EXPORT):
-            for _ in range(inside.number()):
-                _count(found, _alias(inside) if section == ALIAS else _named(inside, section, exported))
-    return found
+    reader = _Reader(memoryview(binary)[len(PREAMBLE) :])
+    kept, found, counts = bytearray(), list[Import](), Counter[bytes]()
+    until = Imports(b"", [], Counter())  # and with the last import, which is not known yet
+    other = 0
+    while reader:
+        kind = reader.byte()
+        content = reader.part()
+        if kind in (CUSTOM, CORE_MODULE, CORE_INSTANCE):
+            continue  # nothing that is imported has to do with it
+        if kind not in (CORE_TYPE, ALIAS, TYPE, IMPORT):
+            other = other or kind
+            continue
+        if other:
+            if kind == IMPORT:
+                raise Unreadable(f"it has imports behind a section of kind {other}")
+            continue
+        kept += section(kind, bytes(content))
+        _number(kind, _Reader(content), found, counts)
+        if kind == IMPORT:
+            until = Imports(bytes(kept), list(found), counts.copy())
+    return until
 
 
-def _count(found: Contents, sort: int) -> None:
-    found.components += sort == COMPONENT_SORT
-    found.instances += sort == INSTANCE_SORT
+def _number(kind: int, inside: _Reader, found: list[Import], counts: Counter[bytes]) -> None:
+    """Continue the numbering with a section."""
+    count = inside.number()
+    if kind in (CORE_TYPE, TYPE):
+        counts[_A_CORE_TYPE if kind == CORE_TYPE else _A_TYPE] += count
+        return
+    for _ in range(count):
+        if kind == ALIAS:
+            sort = _alias(inside)
+        else:
+            name, sort = _import(inside)
+            found.append(Import(name, sort, counts[sort]))
+        counts[sort] += 1
 
 
-def _alias(inside: _Reader) -> int:
-    """The sort of the next alias."""
+def _alias(inside: _Reader) -> bytes:
     sort = inside.sort()
     target = inside.byte()
     inside.number()
@@ -128,17 +138,15 @@ def _alias(inside: _Reader) -> int:
     return sort
 
 
-def _named(inside: _Reader, section: int, exported: dict[str, int]) -> int:
-    """The sort of the next import or export."""
-    name = inside.name()
-    if section == IMPORT:
-        return inside.description()
-    sort, number = inside.sort(), inside.number()
-    if sort == INSTANCE_SORT:
-        exported[name] = number
-    if inside.byte():
-        inside.description()
-    return sort
+def _import(inside: _Reader) -> tuple[str, bytes]:
+    if inside.byte() > 1:
+        raise Unreadable("the name of an import is of an unknown kind")
+    name, sort = inside.text(), inside.sort()
+    if sort not in _SORTS:
+        raise Unreadable(f"it imports {name}, which is of an unknown sort")
+    if sort != _A_TYPE or inside.byte() == 0:  # else a resource, which has nothing more to say
+        inside.number()
+    return name, sort
 
 
 def leb128(number: int) -> bytes:
