@@ -168,7 +168,8 @@ class Cluster:
 
     def environ(self, **more: str) -> dict[str, str]:
         """The environment for daemons and clients of this cluster."""
-        kept = {key: os.environ[key] for key in ("PATH", "LANG", "TMPDIR", "FLAME_SOCKET_DIR") if key in os.environ}
+        names = ("PATH", "LANG", "TMPDIR", "FLAME_SOCKET_DIR", "FLAME_MICROVM_CACHE")
+        kept = {key: os.environ[key] for key in names if key in os.environ}
         path = os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", os.defpath)))
         return {**kept, "PATH": path, "HOME": str(self.home), "FLAME_ENDPOINT": self.endpoint, **more}
 

@@ -18,15 +18,20 @@ from untrusted import SERVICE
 LEVELS = ("none", "process", "gvisor", "microvm")
 WITH_SOCKETS = LEVELS[:3]  # where a socket of the node reaches inside
 
-_FRAMES = """
+FRAMES = """
 import os, socket, stat, struct, sys, time
 from flame.proto import link_pb2 as L, types_pb2 as T
 def frame(kind, message=b"", channel=0):
     body = message if isinstance(message, bytes) else message.SerializeToString()
     return struct.pack("<IBBHI", len(body), kind, 0, 0, channel) + body
+def read(size):
+    data = b""
+    while len(data) < size:
+        data += sock.recv(size - len(data)) or sys.exit("the link ended")
+    return data
 def receive():
-    length, kind, *_ = struct.unpack("<IBBHI", sock.recv(12, socket.MSG_WAITALL))
-    return kind, sock.recv(length, socket.MSG_WAITALL) if length else b""
+    length, kind, *_ = struct.unpack("<IBBHI", read(12))
+    return kind, read(length)
 def tell(text):
     print(text, flush=True)
     time.sleep(3600)
@@ -86,10 +91,10 @@ def attack(node: Node, accomplice: Path, channel: int, level: str, source: str, 
     """Start an executor whose instance does this, with `connect()`, `enter(**result)`, `frame(kind, body, channel)`,
     `receive()` and `tell(line)` at hand; what connect() gives it calls `sock`."""
     if level == "microvm":
-        begin_machine(node, accomplice, channel, (_FRAMES + _IN_A_SESSION + source).encode(), **options)
+        begin_machine(node, accomplice, channel, (FRAMES + _IN_A_SESSION + source).encode(), **options)
     else:
         file = node.folder / f"attack{channel}.py"
-        file.write_text(_FRAMES + _BY_SOCKET + source)
+        file.write_text(FRAMES + _BY_SOCKET + source)
         node.manager.start(channel, sys.executable, str(file), isolation=level, **options)
 
 

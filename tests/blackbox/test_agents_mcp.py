@@ -243,12 +243,12 @@ async def test_no_more_sandboxes_than_allowed(cluster: Cluster) -> None:
 
 
 async def test_options_are_those_of_the_sandboxes(cluster: Cluster) -> None:
-    async with stdio(cluster, "auto", "--memory", "128Mi", "--limit", "pids=20", "--network", "host") as client:
+    async with stdio(cluster, "auto", "--memory", "128Mi", "--limit", "pids=20", "--network", "pypi.org") as client:
         await text(client, "run_code", code="1")
         with flame.connect(cluster.endpoint) as connection:
             spec = connection.get_session(sandboxes(cluster)[0]).message.spec
         assert (spec.isolation, spec.network, spec.limits.memory, spec.limits.pids) == (
-            *("process", "host"),
+            *("process", "pypi.org"),
             128 * 1024**2,
             20,
         )

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
+import flame
 import hostile
 from blackbox.trouble import connect
 from cluster import Cluster
+from flame.config import TlsConfig
 from flame.proto import frontend_pb2
+from flame.security import make_certificates
 from flame.shims.levels import find_levels
 from hostile import LEVELS, WITH_SOCKETS, write_accomplice
 from microvms import cached
@@ -324,30 +331,125 @@ class Untrusted(FlameService):
         return repr(names["answer"]).encode()
 run(Untrusted())
 """
-ASK_THE_CLUSTER = """
-import os
-import flame
-os.environ.pop("FLAME_INSTANCE_TOKEN")
+# Without our SDK, whose import takes its time in a virtual machine. Only administrators may make tenants.
+MAKE_A_TENANT = f"""
+{hostile.FRAMES}
+import ssl
+from flame.proto import frontend_pb2 as F
+sock = socket.socket()
 try:
-    with flame.connect({endpoint!r}, timeout=5) as connection:
-        answer = len(connection.list_sessions())
-except flame.FlameError as error:
-    answer = type(error).__name__
+    sock.connect(ADDRESS)
+    if TLS:  # without a certificate, and taking any
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        sock = context.wrap_socket(sock)
+    sock.sendall(frame(L.HELLO, L.Hello(version=1, role="client", id="stranger")))
+    kind, body = receive()
+    if kind != L.WELCOME:
+        raise OSError(0, L.Error.FromString(body).message)
+    request = F.CreateTenantRequest(name=TENANT).SerializeToString()
+    sock.sendall(frame(L.CALL, L.Call(method="CreateTenant", request=request), 1))
+    answer = L.Reply.FromString(receive()[1]).error.message or "done"
+except OSError as error:
+    answer = error.strerror
 """
 
 
-@pytest.mark.parametrize(("network", "answer"), [("none", b"'UnavailableError'"), ("host", b"1")])
-def test_only_certificates_keep_an_instance_in_the_network_of_its_node_from_the_cluster(
-    tmp_path: Path, network: str, answer: bytes
-) -> None:
-    """Without them whoever connects from this machine is an administrator: so says SECURITY.md."""
-    require_sandboxes(tmp_path)
-    program = tmp_path / "untrusted.py"
+def register_untrusted(connection: flame.Connection, folder: Path) -> None:
+    program = folder / "untrusted.py"
     program.write_text("from flame.service import *\n" + RUNS_ANYTHING)
+    attributes = {"command": sys.executable, "arguments": [str(program)], "limits": flame.Limits(memory=128 * MIB)}
+    connection.register_application("untrusted", attributes)
+
+
+def make_a_tenant(
+    cluster: Cluster, connection: flame.Connection, level: str, network: str, *, tls: bool = False
+) -> str:
+    """What an instance gets for an answer that calls the cluster's administrators' calls, as it can reach it."""
+    address = ("10.0.2.2" if level == "microvm" else "127.0.0.1", cluster.port + 2)  # the loopback of its node
+    source = f"ADDRESS, TENANT, TLS = {address!r}, 'of-{level}', {tls}\n{MAKE_A_TENANT}"
+    with connection.create_session("untrusted", isolation=level, network=network) as session:
+        return (session.invoke(source.encode(), timeout=100) or b"").decode().strip("'")
+
+
+def test_no_isolated_instance_calls_the_cluster_as_its_administrator(tmp_path: Path, accomplice: Path) -> None:
     with Cluster(tmp_path / "cluster") as cluster, connect(cluster) as connection:
-        connection.register_application(
-            "untrusted",
-            {"command": sys.executable, "arguments": [str(program)], "isolation": "process", "network": network},
+        register_untrusted(connection, tmp_path)
+        assert make_a_tenant(cluster, connection, "none", "") == "done"
+        for level in ("process", "gvisor"):  # a virtual machine without a network reaches nothing
+            assert make_a_tenant(cluster, connection, level, "none") == "Connection refused"
+        for level in LEVELS[1:]:
+            with pytest.raises(flame.PermissionDeniedError, match="network host would undo isolation"):
+                make_a_tenant(cluster, connection, level, "host")
+        with pytest.raises(flame.PermissionDeniedError, match=r"network 127\.0\.0\.1 would undo isolation process"):
+            make_a_tenant(cluster, connection, "process", "pypi.org, 127.0.0.1")
+        assert {tenant.name for tenant in connection.list_tenants()} >= {"of-none"}
+
+
+def test_whoever_accepts_that_strangers_administer_a_cluster_accepts_it_of_instances(
+    tmp_path: Path, accomplice: Path
+) -> None:
+    with (
+        Cluster(tmp_path / "cluster", settings={"insecure": True}) as cluster,
+        connect(cluster) as connection,
+    ):
+        register_untrusted(connection, tmp_path)
+        for level in LEVELS[1:]:
+            assert make_a_tenant(cluster, connection, level, "host") == "done"
+        assert {tenant.name for tenant in connection.list_tenants()} >= {f"of-{level}" for level in LEVELS[1:]}
+
+
+def tls_section(tls: TlsConfig) -> dict[str, str]:
+    return {"cert_file": str(tls.cert_file), "key_file": str(tls.key_file), "ca_file": str(tls.ca_file)}
+
+
+def test_with_certificates_an_instance_in_the_network_of_its_node_is_nobody(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path / "certificates")
+    settings = {"tls": tls_section(certificates.server)}
+    with Cluster(tmp_path / "cluster", nodes=0, settings=settings, scheme="https") as cluster:
+        own = yaml.safe_load(cluster.config.read_text())
+        own["cluster"]["tls"] = tls_section(certificates.node)
+        (tmp_path / "node.yaml").write_text(yaml.safe_dump(own))
+        cluster.start_node("node-1", "--config", str(tmp_path / "node.yaml"))
+        own_tls = flame.FlameClientTls(**tls_section(certificates.client))
+        with flame.connect(cluster.endpoint, own_tls) as connection:
+            register_untrusted(connection, tmp_path)
+            answer = make_a_tenant(cluster, connection, "process", "host", tls=True)
+            assert answer == "no client certificate was shown"
+
+
+AT_HOME = """
+import flame
+ask = '''
+import os, flame
+try:
+    with flame.connect(os.environ["FLAME_ENDPOINT"]) as connection:
+        answer = connection.list_applications()
+except flame.FlameError as error:
+    answer = error.message
+answer
+'''
+with flame.connect() as connection:
+    for level in ("process", "gvisor"):
+        with flame.Sandbox.create(isolation=level, network="host", connection=connection) as sandbox:
+            print(sandbox.run_code(ask).text)
+"""
+
+
+def test_a_cluster_that_listens_at_a_unix_socket_is_out_of_reach(accomplice: Path) -> None:
+    """The embedded cluster: its socket lies in a folder that no sandbox shows, and it has no other listener."""
+    with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp") as folder:
+        homes = dict.fromkeys(("HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"), folder)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FLAME_")}
+        done = subprocess.run(
+            [sys.executable, "-c", AT_HOME],
+            env={**environment, **homes},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
         )
-        with connection.create_session("untrusted") as session:
-            assert session.invoke(ASK_THE_CLUSTER.format(endpoint=cluster.endpoint).encode(), timeout=60) == answer
+    assert done.returncode == 0, done.stderr
+    for answer in done.stdout.splitlines():
+        assert re.match(r"can't connect to unix:\S+: No such file or directory", answer.strip("'\""))
+    assert len(done.stdout.splitlines()) == 2

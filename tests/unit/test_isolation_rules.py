@@ -10,8 +10,8 @@ from engine_builder import Bench
 from flame.engine import effects as fx
 from flame.engine import events as ev
 from flame.engine import views
-from flame.model.errors import InvalidArgumentError
-from flame.model.isolation import NO_LIMITS, Limits, check, check_together, placed, stricter, strictest
+from flame.model.errors import InvalidArgumentError, PermissionDeniedError
+from flame.model.isolation import NO_LIMITS, Limits, check, check_doors, check_together, placed, stricter, strictest
 from flame.model.resources import Resources
 from flame.model.specs import ApplicationSpec, SessionSpec
 from flame.model.states import ExecutorState, Shim
@@ -63,6 +63,44 @@ def test_a_session_asks_for_no_less_than_its_application(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         check_together(ApplicationSpec(**application), session(**asked))
+
+
+DOOR = ("127.0.0.1", 8080)
+
+
+@pytest.mark.parametrize(
+    ("application", "asked", "way"),
+    [
+        ({"isolation": "process", "network": "host"}, {}, "host"),
+        ({"network": "host"}, {"isolation": "gvisor"}, "host"),
+        ({"isolation": "microvm"}, {"network": "host"}, "host"),
+        ({"isolation": "process"}, {"network": "pypi.org, 127.0.0.1"}, "127.0.0.1"),
+        ({"isolation": "process", "network": "0.0.0.0/0:8000-9000"}, {}, "0.0.0.0/0:8000-9000"),
+        ({"isolation": "process", "network": "0.0.0.0:8080"}, {}, "0.0.0.0:8080"),
+        ({"isolation": "process", "network": "[::1]:8080"}, {}, r"\[::1\]:8080"),
+    ],
+)
+def test_no_network_of_an_isolated_session_leads_to_where_everybody_is_an_administrator(
+    application: dict[str, Any], asked: dict[str, Any], way: str
+) -> None:
+    with pytest.raises(PermissionDeniedError, match=f"network {way} would undo isolation"):
+        check_doors(ApplicationSpec(**application), session(**asked), [DOOR])
+    check_doors(ApplicationSpec(**application), session(**asked), [])
+
+
+@pytest.mark.parametrize(
+    ("application", "asked"),
+    [
+        ({"network": "host"}, {}),  # a plain process, which nothing keeps from it
+        ({"isolation": "process"}, {}),
+        ({"isolation": "process", "network": "host"}, {"network": "none"}),
+        ({"isolation": "process", "network": "127.0.0.1:8081, 127.0.0.2, *:8080, localhost:8080"}, {}),
+    ],
+)
+def test_other_networks_are_no_matter_of_the_listeners_of_the_cluster(
+    application: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    check_doors(ApplicationSpec(**application), session(**asked), [DOOR, ("localhost", 8080)])
 
 
 def test_the_stricter_of_both_holds() -> None:
@@ -162,7 +200,12 @@ def test_the_story_of_a_session_tells_what_an_instance_used() -> None:
     story = [event.message for event in bench.engine.sessions["s"].story]
     [channel] = bench.engine.sessions["s"].executors
     bench.turn(ev.ExecutorReported(channel, ExecutorState.RELEASED, cpu_ms=60, peak_memory=9 << 20, written=1))
+    [channel] = bench.engine.sessions["s"].executors
+    bench.turn(ev.ExecutorReported(channel, ExecutorState.RELEASED, sent=70, received=8))
     view = views.session(bench.engine, "s")
     assert (view.cpu_ms, view.peak_memory, view.written) == (1_300, 35 << 20, 10)
+    assert (view.sent, view.received) == (70, 8)
     used = "1.2 s of processor time and 35 MiB of memory at most, and wrote 9 bytes"
     assert f"executor x1 used {used}" in story
+    last = [event.message for event in bench.engine.sessions["s"].story if "went out" in event.message]
+    assert [text.partition("; ")[2] for text in last] == ["70 bytes went out and 8 came in"]

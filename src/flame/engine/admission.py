@@ -37,6 +37,7 @@ def check_session(engine: Engine, spec: SessionSpec) -> Resources:
     _check_instances(spec)
     application = engine.applications[spec.application].spec
     isolation.check_together(application, spec)
+    isolation.check_doors(application, spec, engine.settings.doors)
     _check_placement(engine, spec)
     _check_gang(engine, isolation.placed(application, spec), resreq)
     _check_tenant(engine, spec)

@@ -68,6 +68,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     preemption_grace_ms: int = 30_000  # for running tasks on an executor that is taken back
     unsatisfiable_ms: int = 60_000  # after so long, tasks fail that no node could ever run
     gang_ports: tuple[int, int] = (29_500, 30_499)  # first and last port handed out to members of gangs
+    doors: tuple[tuple[str, int], ...] = ()  # listeners that take whoever comes from this machine for an administrator
 
 
 class Engine:

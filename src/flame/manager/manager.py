@@ -134,6 +134,14 @@ class SessionManager:
         for address in addresses:
             check_listener(address, settings.tls, insecure=settings.insecure)
 
+    def _doors(self) -> tuple[tuple[str, int], ...]:
+        """Where whoever comes from this machine is an administrator, and nobody has said that this is all right."""
+        settings = self.settings
+        if settings.tls is not None or settings.insecure:
+            return ()
+        addresses = [*settings.links, *map(grpc_address, filter(None, (settings.frontend, settings.backend)))]
+        return tuple((address.host, address.port) for address in addresses if not address.unix)
+
     def _recover(self, journal: Journal, policies: Sequence[Policy]) -> None:
         settings = self.settings
         engine = Engine(
@@ -149,6 +157,7 @@ class SessionManager:
                 preemption_grace_ms=settings.preemption_grace_ms,
                 unsatisfiable_ms=settings.unsatisfiable_ms,
                 gang_ports=settings.gang_ports,
+                doors=self._doors(),
             ),
             lambda: str(uuid.uuid4()),
             policies,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from flame.model import network as networks
-from flame.model.errors import InvalidArgumentError
+from flame.model.errors import InvalidArgumentError, PermissionDeniedError
 from flame.model.resources import parse_size
 from flame.model.states import Shim
 
@@ -123,6 +123,23 @@ def check_together(application: ApplicationSpec, session: SessionSpec) -> None:
             )
         if together.limits.disk:
             raise InvalidArgumentError("limits.disk needs isolation", remedy="set isolation to process or more")
+
+
+def check_doors(application: ApplicationSpec, session: SessionSpec, doors: Iterable[tuple[str, int]]) -> None:
+    """Raises PermissionDeniedError when isolated instances of the session would reach one of these listeners (host and
+    port), where whoever comes from this machine is an administrator."""
+    together = strictest(application, session)
+    if not isolated(together.isolation):
+        return  # it is no worse off than any program of the node
+    for host, port in doors:
+        way = networks.way_to(together.network, host, port)
+        if way:
+            raise PermissionDeniedError(
+                f"network {way} would undo isolation {together.isolation}: it leads to the cluster, which takes whoever"
+                f" comes to {host}:{port} for its administrator",
+                remedy="list what it shall reach, give the cluster certificates (cluster.tls), let it listen at a unix"
+                " socket only, or accept it with cluster.insecure",
+            )
 
 
 def stricter(one: Limits, other: Limits) -> Limits:

@@ -31,6 +31,9 @@ _NEVER = (IPv4Network("168.63.129.16/32"), IPv6Network("64:ff9b:1::/48"))
 # Prefixes of IPv6 that stand for an address of IPv4, and where in the 128 bits it begins.
 _TRANSLATED = ((IPv6Network("::ffff:0:0/96"), 96), (IPv6Network("64:ff9b::/96"), 96), (IPv6Network("2002::/16"), 16))
 
+# What leads to a listener of the own machine, at a loopback or at all addresses.
+_OF_THIS_MACHINE = ("127.0.0.1", "0.0.0.0", "::1", "::")
+
 
 class Rule(msgspec.Struct, frozen=True):
     """One entry of a list. Either `name` is said ("*" is every one, "*.example.com" all below that), or `network`."""
@@ -96,6 +99,19 @@ def within(application: str, session: str) -> str:
     for rule in parse(session):
         if not any(each.covers(rule) for each in allowed):
             return f"a network without {rule.text}"
+    return ""
+
+
+def way_to(network: str, host: str, port: int) -> str:
+    """By what an instance of this network reaches a listener at a loopback of its node; empty when by nothing. Raises
+    InvalidArgumentError."""
+    if not is_list(network):
+        return network if network == "host" else ""
+    rules = parse(network)
+    for name in (host, *_OF_THIS_MACHINE):
+        found = admit(rules, name, port) if address_of(name) is not None else None
+        if isinstance(found, Rule):
+            return found.text
     return ""
 
 
