@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-import tarfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
-import google.protobuf
 import pytest
 
-import flame
 from flame.proto import types_pb2
+from images import python_image
 from scripted_manager import Node, NodeLog, a_node_here
 
 LEVELS = ("none", "process", "gvisor")
-NAME = f"localhost/flame-python-{os.getpid()}:1"
-LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "ensurepip", "tkinter", "site-packages", "__pycache__", "pydoc_data"}
 SERVICE = """
 import os, flame
 class Where(flame.FlameService):
@@ -50,39 +41,12 @@ Server(os.environ["FLAME_REST_SOCKET"], Service).serve_forever()
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Python in /python, the SDK in /sdk, the programs in /app."""
     folder = tmp_path_factory.mktemp("image")
     (folder / "service.py").write_text(SERVICE)
     (folder / "server.py").write_text(SERVER)
-    archive = folder / "image.tar"
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    interpreter = Path(sys.base_prefix, "bin", version).resolve()
-    with tarfile.open(archive, "w") as tar:
-        tar.add(interpreter, "python/bin/python")
-        tar.add(Path(sys.base_prefix, "lib", version), f"python/lib/{version}", filter=kept)
-        modules = Path(sys.base_prefix, "lib", version, "lib-dynload").glob("*.so")
-        for library in libraries(interpreter, *modules):
-            tar.add(library.resolve(), str(library).lstrip("/"))
-        tar.add(Path(flame.__file__).parent, "sdk/flame", filter=kept)
-        tar.add(Path(google.protobuf.__file__).parents[1], "sdk/google", filter=kept)
-        for name in ("service.py", "server.py"):
-            tar.add(folder / name, f"app/{name}")
-    loader = f"ENV LD_LIBRARY_PATH={Path(sys.base_prefix, 'lib')}"
-    changes = ["ENV PATH=/python/bin", "ENV PYTHONPATH=/sdk", loader, "WORKDIR /app", 'CMD ["python", "service.py"]']
-    options = [word for change in changes for word in ("--change", change)]
-    subprocess.run(["podman", "import", "--quiet", *options, str(archive), NAME], check=True, capture_output=True)
-    yield NAME
-    subprocess.run(["podman", "rmi", "--force", NAME], check=True, capture_output=True)
-
-
-def kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if set(Path(member.name).parts) & LEFT_OUT or "/config-" in member.name else member
-
-
-def libraries(*files: Path) -> set[Path]:
-    """What the loader needs for these, by the paths that it looks at."""
-    listed = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=True).stdout
-    return {Path(path) for path in re.findall(r"(/\S+) \(0x", listed)}
+    programs = {name: folder / name for name in ("service.py", "server.py")}
+    with python_image(folder / "image.tar", programs, 'CMD ["python", "service.py"]') as name:
+        yield name
 
 
 @pytest.fixture

@@ -195,7 +195,12 @@ class OnceInstance:
         # Its own name, so that what it leaves behind is found by it.
         identity = f"{place.launch.executor_id}.{task.task_id}.{task.attempt}"
         env = place.variables(
-            FLAME_INSTANCE_ID=identity, FLAME_TASK_ID=str(task.task_id), FLAME_TASK_ATTEMPT=str(task.attempt)
+            FLAME_INSTANCE_ID=identity,
+            FLAME_TASK_ID=str(task.task_id),
+            FLAME_TASK_ATTEMPT=str(task.attempt),
+            # Its stdout is no log. A pipe at level gvisor takes a part of what is written at once, and an unbuffered
+            # Python does not write the rest.
+            PYTHONUNBUFFERED="",
         )
         file = place.folder / f"stdin-{task.task_id}"
         try:

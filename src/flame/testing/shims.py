@@ -160,7 +160,12 @@ class Desk:
         return ids
 
     async def answered(self, ids: Sequence[int]) -> list[Any]:
-        await self.until(lambda: set(ids) <= self.answers.keys(), f"the results of tasks {ids}")
+        def settled() -> bool:
+            ended = any(report.state == ExecutorState.RELEASED for report in self.reports)
+            return ended or set(ids) <= self.answers.keys()
+
+        await self.until(settled, f"the results of tasks {ids}")
+        assert set(ids) <= self.answers.keys(), f"the executor ended before its tasks did: {self.reports[-1]}"
         return [self.answers[task_id] for task_id in ids]
 
     async def run(self, *inputs: bytes | None, timeout_ms: int = 0) -> list[Any]:
@@ -279,7 +284,7 @@ class ShimConformance:
     async def test_an_output_over_the_limit_fails_its_task_and_no_other(self) -> None:
         async with self.desk() as desk:
             failure, largest = await desk.run(b"size %d" % (LIMIT + 100_000), b"size %d" % LIMIT)
-            assert "cluster.limits.max_payload" in failure.message
+            assert "cluster.limits.max_payload" in failure.message, failure
             assert len(largest) == LIMIT
 
     async def test_a_flood_of_logs_is_kept_short_and_holds_nothing_up(self) -> None:
