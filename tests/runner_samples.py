@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -58,6 +59,18 @@ def fail_with_a_class_of_here() -> None:
     raise made("you can't have it")
 
 
+def end_the_program() -> None:
+    sys.exit("that is all")
+
+
+async def be_cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+def fail_at_length(count: int) -> None:
+    raise RefusedError("x" * count, 1)
+
+
 def give_a_lock() -> Any:
     return threading.Lock()
 
@@ -99,6 +112,10 @@ class Counter:
 
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def leave(self) -> None:
+        self.value += 10
+        sys.exit(3)
 
     def pid(self) -> int:
         return os.getpid()
@@ -145,6 +162,19 @@ async def nested_await(count: int) -> list[int]:
         loop = asyncio.get_running_loop()
         other = await loop.run_in_executor(executor, add, executor.submit(add, 1, 1), 0)
         return [await future for future in futures] + [other]
+
+
+def nested_exit(folder: str, count: int) -> str:
+    """Waits without a thread for a call that ends its program, which nobody but this process has room for."""
+    import concurrent.futures
+
+    import flame
+
+    _meet(folder, count)
+    with flame.Executor() as executor:
+        future = executor.submit(end_the_program)
+        concurrent.futures.wait([future])
+        return str(future.exception())
 
 
 def nested_waits_deep(depth: int) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ from runner_samples import (
     Unloadable,
     add,
     add_later,
+    be_cancelled,
     deep,
+    end_the_program,
+    fail_at_length,
     fail_strangely,
     fail_with_a_class_of_here,
     give_a_lock,
@@ -154,6 +158,9 @@ def test_the_exception_that_was_raised_there_is_raised_here(runner: Runner) -> N
     ("function", "said"),
     [
         (fail_strangely, r"runner_samples.StrangeError: strange; runner_samples.StrangeError can't be pickled"),
+        (end_the_program, r"SystemExit: that is all; SystemExit is not raised here, where it would end the caller"),
+        (be_cancelled, r"asyncio.exceptions.CancelledError: CancelledError; .* is not raised here"),
+        (partial(fail_at_length, 1_000_000), r"runner_samples.RefusedError: \('xxxx"),
         (
             fail_with_a_class_of_here,
             r"only_there.OnlyThereError: you can't have it; .* loaded here: ModuleNotFoundError",
@@ -245,6 +252,36 @@ def test_each_of_several_instances_has_its_own_state(runner: Runner) -> None:
     assert {service.pid().get(SECONDS) for _ in range(4)} == {service.at(n).pid().get(SECONDS) for n in (0, 1)}
     with pytest.raises(flame.InvalidArgumentError, match="instances 0 to 1, not 2"):
         service.at(2)
+
+
+def test_a_call_that_ends_its_program_ends_itself_only(runner: Runner) -> None:
+    counter = runner.service(Counter())
+    with pytest.raises(flame.TaskFailedError, match="SystemExit: 3"):
+        counter.leave().get(SECONDS)
+    assert counter.add().get(SECONDS) == 11
+
+
+def test_what_a_map_has_not_given_is_cancelled_with_it(runner: Runner, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    service = runner.service(lambda number, path: wait_for(path) if number else number, max_instances=1)
+    results = service.map(range(3), [str(gate)] * 3)
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+    (session_id,) = service.session_ids
+    session = runner._application.connection.open_session(session_id)
+    assert [list(session.watch_task(task.id))[-1].state.name for task in session.list_tasks()] == [
+        "SUCCEED",
+        "CANCELLED",
+        "CANCELLED",
+    ]
+
+
+def test_the_time_of_a_map_is_that_of_all_its_calls(runner: Runner, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    with pytest.raises(flame.TimedOutError):
+        list(runner.service(wait_for).map([str(gate)], timeout=0.2))
 
 
 def test_a_lost_state_is_never_taken_for_a_new_one(runner: Runner) -> None:

@@ -27,6 +27,7 @@ from runner_samples import (
     die_with_an_executor,
     nested_await,
     nested_class,
+    nested_exit,
     nested_map,
     nested_object,
     nested_wait,
@@ -172,6 +173,11 @@ def test_however_they_wait(executor: flame.Executor, function: Any) -> None:
         assert sorted(future.result(SECONDS))[:3] == [1, 2, 2 if function is nested_await else 3]
 
 
+def test_a_nested_call_that_ends_its_program_is_no_end_of_who_waits(executor: flame.Executor, tmp_path: Path) -> None:
+    for future in [executor.submit(nested_exit, str(tmp_path), 3) for _ in range(3)]:
+        assert "SystemExit: that is all" in future.result(2 * SECONDS)
+
+
 def test_calls_that_wait_several_levels_deep(executor: flame.Executor) -> None:
     assert [future.result(SECONDS) for future in [executor.submit(nested_waits_deep, 4) for _ in range(2)]] == [4, 4]
 
@@ -272,6 +278,35 @@ def test_a_function_is_called_here_and_there(cluster: Cluster, connection: flame
         "720",
     ]
     assert not [one.name for one in connection.list_applications() if one.name.startswith("functions-")]
+
+
+def test_a_traceback_names_files_and_shows_lines(cluster: Cluster, tmp_path: Path) -> None:
+    printed = script(
+        cluster,
+        tmp_path,
+        """
+        import flame
+
+        def half(value):
+            return value / 0  # wrong
+
+        with flame.Executor() as executor:
+            print(executor.submit(half, 1).exception().__cause__.traceback)
+            print(executor.submit(lambda: half(2)).exception().__cause__.traceback)
+        """,
+    )
+    where = f'File "{tmp_path}/program.py", line 5, in half\n    return value / 0  # wrong\n'
+    assert printed.count(where) == 2
+
+
+def test_a_bar_over_results_and_over_nonsense(executor: flame.Executor) -> None:
+    stream = io.StringIO()
+    assert list(flame.progress(executor.map(add, range(3)), total=3, bar=PlainBar(3, stream=stream))) == [0, 1, 2]
+    assert stream.getvalue() == f"{'#' * 30} 3/3\n"
+    futures = [executor.submit(add, n) for n in range(2)]
+    assert len(list(flame.progress(futures, total=7, bar=PlainBar(7, stream=stream)))) == 2
+    with pytest.raises(flame.InvalidArgumentError, match="futures, or results and their number"):
+        flame.progress(executor.map(add, range(3)))  # type: ignore[type-var]
 
 
 def test_a_progress_bar_that_needs_nothing(executor: flame.Executor) -> None:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flame.client.values import ApplicationAttributes
-from flame.runner.payloads import cloudpickle
+from flame.runner.pickling import cloudpickle
 
 _FLAME = str(Path(__file__).parents[1])
 

@@ -9,9 +9,13 @@ from types import TracebackType
 from typing import Any
 
 from flame.model.errors import InvalidStateError, TaskFailedError
-from flame.runner.payloads import PROTOCOL, cloudpickle
+from flame.runner.payloads import PROTOCOL
+from flame.runner.pickling import pickled
 from flame.service.api import TaskFailure
 from flame.service.outcome import describe
+
+_LARGEST = 128 * 1024  # bytes of an exception that travels as itself
+_TEXT = 32 * 1024  # characters of its text and of its traceback
 
 
 class StateLostError(InvalidStateError):
@@ -21,21 +25,26 @@ class StateLostError(InvalidStateError):
         return partial(StateLostError, remedy=self.remedy), (self.message,)
 
 
-def failure_of(error: Exception, hidden: int = 0) -> TaskFailure:
+def failure_of(error: BaseException, hidden: int = 0) -> TaskFailure:
     """What a service raises for an exception of the user's code; the outermost `hidden` frames are not shown."""
     trace: TracebackType | None = error.__traceback__
     for _ in range(hidden):
         trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
     text = "".join(traceback.format_exception(type(error), error, trace))
     kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
-    return TaskFailure(describe(error), text, pickle.dumps((kind, _pickled(error)), PROTOCOL))
+    return TaskFailure(_shortened(describe(error)), _shortened(text), pickle.dumps((kind, _pickled(error)), PROTOCOL))
 
 
-def _pickled(error: Exception) -> bytes | None:
-    """The exception as a pickle that loads again; None when it has none."""
+def _shortened(text: str) -> str:
+    """A text without the middle of it if that is long: the frames of a traceback come first, what was raised last."""
+    return text if len(text) <= _TEXT else f"{text[: _TEXT // 2]} ... {text[-_TEXT // 2 :]}"
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """The exception as a pickle that loads again; None when it has none, or a very large one."""
     try:
-        data = cloudpickle().dumps(error, PROTOCOL)
-        return data if type(pickle.loads(data)) is type(error) else None
+        data = pickled(error, PROTOCOL)
+        return data if len(data) <= _LARGEST and type(pickle.loads(data)) is type(error) else None
     except Exception:
         return None
 
@@ -49,8 +58,10 @@ def error_of(failure: TaskFailedError) -> Exception:
         error: Any = pickle.loads(data) if data is not None else None
     except Exception as problem:
         return _unknown(failure, f"its exception can't be loaded here: {type(problem).__name__}: {problem}")
+    if error is None:
+        return _unknown(failure, f"{kind} can't be pickled, or is very large")
     if not isinstance(error, Exception):
-        return _unknown(failure, f"{kind} can't be pickled")
+        return _unknown(failure, f"{kind} is not raised here, where it would end the caller: raise another exception")
     error.__cause__ = failure
     return error
 

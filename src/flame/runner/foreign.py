@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flame.model.errors import InvalidArgumentError, InvalidConfigError
 from flame.objects.keys import ObjectRef
-from flame.runner.payloads import cloudpickle
+from flame.runner.pickling import cloudpickle
 
 if TYPE_CHECKING:
     from flame.objects.client import ObjectClient

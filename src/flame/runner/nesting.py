@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flame.client.futures import TaskFuture, settle
 from flame.model.errors import FlameError, TaskCancelledError, TaskFailedError, TimedOutError
 from flame.runner.failures import failure_of
+from flame.service.api import TaskCancelled
 
 if TYPE_CHECKING:
     from flame.client.synchronous_session import Session
@@ -163,7 +164,9 @@ def _take_back(future: TaskFuture, answer: Callable[[], bytes], session: Session
 def _run(answer: Callable[[], bytes]) -> bytes | FlameError:
     try:
         return answer()
-    except Exception as error:
+    except (TaskCancelled, KeyboardInterrupt):
+        raise
+    except BaseException as error:
         told = failure_of(error, hidden=2)
         failure = TaskFailedError(told.message)
         failure.traceback, failure.details = told.traceback, told.details

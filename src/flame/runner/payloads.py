@@ -9,11 +9,10 @@ from __future__ import annotations
 import pickle
 import sys
 import threading
-from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flame.model.errors import InvalidArgumentError
+from flame.runner.pickling import cloudpickle, pickled
 from flame.runner.versions import libraries
 
 if TYPE_CHECKING:
@@ -69,16 +68,10 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-@cache
-def cloudpickle() -> Any:
-    """The package, which is loaded when something needs it."""
-    return import_module("cloudpickle")
-
-
 def served(body: Any, *, calls: bool = False, stateful: bool = False, durable: bool = False, name: str = "") -> Served:
     """What shall be served, pickled. Raises InvalidArgumentError when it can't be."""
-    python, pickled = sys.version_info[:2], dumps(body, "what is served")
-    return Served(python, cloudpickle().__version__, pickled, calls, stateful, durable, name, libraries())
+    python, data = sys.version_info[:2], dumps(body, "what is served")
+    return Served(python, cloudpickle().__version__, data, calls, stateful, durable, name, libraries())
 
 
 def dumps(value: Any, what: str) -> bytes:
@@ -89,7 +82,7 @@ def dumps(value: Any, what: str) -> bytes:
     if type(value) in PLAIN:
         return pickle.dumps(value, PROTOCOL)
     try:
-        return cloudpickle().dumps(value, PROTOCOL)
+        return pickled(value, PROTOCOL)
     except Exception as error:
         raise InvalidArgumentError(
             f"{what} can't be pickled: {type(error).__name__}: {error}",

@@ -17,7 +17,7 @@ from flame.runner import payloads
 from flame.runner.payloads import PICKLE, SERVED, STATE, STATE_ID, TAG, Served
 from flame.runner.storage import here
 from flame.runner.versions import check_libraries, check_versions
-from flame.service.api import FlameService, SessionContext, TaskContext
+from flame.service.api import FlameService, SessionContext, TaskCancelled, TaskContext
 from flame.service.runtime import run
 
 TYPE_CHECKING = False  # like typing's, without its import
@@ -35,7 +35,7 @@ class FlameRunpyService(FlameService):
 
     def __init__(self) -> None:
         self._target: Any = None
-        self._fault: Exception | None = None  # why nothing can be served
+        self._fault: BaseException | None = None  # why nothing can be served
         self._calls = False
         self._state = b""  # the name of the state of a stateful service
         self._durable = False  # its state is saved after each call
@@ -62,7 +62,7 @@ class FlameRunpyService(FlameService):
                     "the session's common data says nothing that a Runner could serve",
                     remedy="make sessions of this application with flame.Runner",
                 )
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._fault = error
 
     def _serve(self, served: Served) -> None:
@@ -95,7 +95,7 @@ class FlameRunpyService(FlameService):
         """Unpickle. Raises InvalidArgumentError that says what is missing here, or which library differs."""
         try:
             loaded = pickle.loads(data)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             check_libraries(self._libraries)
             missing = "install that there, or give the Runner dependencies=[...] or package=FOLDER"
             raise InvalidArgumentError(
@@ -116,7 +116,9 @@ class FlameRunpyService(FlameService):
             if self._durable:
                 here().save_state(self._target)
             return result
-        except Exception as error:
+        except (TaskCancelled, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # what else ends a program, such as sys.exit, ends the call only
             if self._durable and self._fault is None:
                 self._restore()
             from flame.runner.failures import failure_of
