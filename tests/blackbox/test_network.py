@@ -99,6 +99,11 @@ def ask(session: flame.Session, source: str) -> Any:
     return json.loads(output)
 
 
+def listed(web: Web) -> list[str]:
+    """The same for all, so that virtual machines are copies of one."""
+    return [web.where, "localhost:1-65535", "nowhere.invalid"]
+
+
 def log_of(cluster: Cluster, executor: str) -> str:
     """What an executor's instance, and its proxy, wrote to stderr."""
     return "".join(file.read_text() for file in (cluster.folder / "node-1" / "logs").rglob(f"{executor}/stderr.*"))
@@ -109,8 +114,7 @@ def test_what_is_listed_is_reached_and_nothing_else(
     cluster: Cluster, connection: flame.Connection, web: Web, level: str
 ) -> None:
     require_level(connection, level)
-    network = [web.where, "localhost:1-65535", "nowhere.invalid"]
-    with connection.create_session("untrusted", isolation=level, network=network) as session:
+    with connection.create_session("untrusted", isolation=level, network=listed(web)) as session:
         executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
         assert ask(session, f"answer = get('http://{web.where}/a?b')") == f"/a?b of {web.where}"
         tunnel = f"""
@@ -146,6 +150,39 @@ def test_programs_in_a_sandbox_use_it(cluster: Cluster, connection: flame.Connec
         assert sandbox.run_code(code).stdout == f"/code of {web.where}\n"
         command = sandbox.run_command([sys.executable, "-c", code])
         assert command.stdout.decode() == f"/code of {web.where}\n"
+
+
+@pytest.mark.parametrize("level", ["process", "microvm"])
+def test_what_passes_is_counted_for_tasks_and_sessions_and_held_to_limits(
+    cluster: Cluster, connection: flame.Connection, web: Web, level: str
+) -> None:
+    require_level(connection, level)
+    path = "x" * 5000
+    with connection.create_session("untrusted", isolation=level, network=listed(web)) as session:
+        executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
+        future = session.submit(f"answer = len(get('http://{web.where}/{path}'))".encode())
+        assert future.result() == str(len(f"/{path} of {web.where}")).encode()
+        # What was counted may be told with the next task's.
+        second = session.submit(b"import time; time.sleep(0.01); answer = 1")
+        second.result()
+        tasks = [session.get_task(each.task_id) for each in (future, second)]
+        sent, received = (sum(getattr(task, name) for task in tasks) for name in ("sent", "received"))
+        assert 5000 < sent < 6000
+        assert 5000 < received < 6000
+        if tasks[0].sent:
+            assert f"{tasks[0].sent} bytes sent and {tasks[0].received} received" in _view(
+                cluster, session.id, "-t", str(future.task_id)
+            )
+        (proxy,) = _proxies_of(executor)
+        groups = Path(f"/proc/{proxy}/cgroup").read_text()
+        for controller in ("memory", "pids", "cpu"):
+            assert any(f"{executor}-network" in line for line in groups.splitlines() if _counts(line, controller))
+        session.close()
+        until(lambda: session.refresh() or session.sent, "the end of the executor")
+        assert (session.sent, session.received) == (sent, received)
+        assert json.loads(_view(cluster, session.id, "-o", "json"))["used"]["received"] == received
+    assert f"{sent} bytes out, {received} bytes in" in log_of(cluster, executor)
+    assert f"; {sent} bytes went out and {received} came in" in _flmctl(cluster, "explain", "session", session.id)
 
 
 def test_without_its_bridge_or_its_proxy_an_instance_reaches_nothing(connection: flame.Connection, web: Web) -> None:
@@ -216,11 +253,8 @@ def test_a_session_waits_where_no_node_can_hold_its_list_and_says_so(
         connection.register_application("app", {"command": "/bin/true", "isolation": "gvisor", "network": ["pypi.org"]})
         with connection.create_session("app") as session:
             future = session.submit(b"")
-            done = subprocess.run(
-                [str(Path(sys.executable).with_name("flmctl")), "explain", "session", session.id],
-                env=cluster.environ(), capture_output=True, text=True, check=True,
-            )  # fmt: skip
-            assert "no node may take it: on node-1 label flame.network.gvisor" in done.stdout
+            why = _flmctl(cluster, "explain", "session", session.id)
+            assert "no node may take it: on node-1 label flame.network.gvisor" in why
             assert not connection.list_executors(session.id)
             future.cancel()
 
@@ -236,6 +270,21 @@ def test_nothing_of_it_outlives_the_executor_manager(tmp_path: Path, web: Web) -
         (proxy,) = _proxies_of(executor)
         cluster.nodes["node-1"].kill()
         until(lambda: not alive(proxy), "the end of the proxy")
+
+
+def _view(cluster: Cluster, session: str, *arguments: str) -> str:
+    return _flmctl(cluster, "view", "-s", session, *arguments)
+
+
+def _flmctl(cluster: Cluster, *arguments: str) -> str:
+    command = [str(Path(sys.executable).with_name("flmctl")), *arguments]
+    return subprocess.run(command, env=cluster.environ(), capture_output=True, text=True, check=True).stdout
+
+
+def _counts(line: str, controller: str) -> bool:
+    """Whether a line of /proc/PID/cgroup is about the tree that has this controller."""
+    names = line.split(":")[1]
+    return not names or controller in names.split(",")
 
 
 def _proxies_of(executor: str) -> list[int]:

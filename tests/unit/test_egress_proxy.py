@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import signal
+import socket
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
 from flame.model.network import Address, parse
 from flame.shims import egress_proxy
-from flame.shims.egress_proxy import Proxy
+from flame.shims.egress_proxy import CARRIED, Proxy
+from flame.shims.isolation import PROXY_LIMITS
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -25,7 +32,8 @@ class Stage:
         self.log: list[str] = []
         self.looked_up: list[str] = []
         self._hosts = hosts
-        self.proxy = Proxy(parse(network), self._resolve, self.log.append)
+        self.carried = bytearray(CARRIED.size)
+        self.proxy = Proxy(parse(network), self._resolve, self.log.append, self.carried)
 
     async def _resolve(self, name: str, port: int) -> list[Address]:
         self.looked_up.append(name)
@@ -145,6 +153,7 @@ async def test_a_tunnel_carries_both_ways_until_both_have_ended() -> None:
         assert stage.proxy.total() == (
             f"network: 1 connections, 0 refused; {len(data)} bytes out, {len(data)} bytes in"
         )
+        assert CARRIED.unpack(stage.carried) == (len(data), len(data))
 
 
 def socks(port: int, host: str = "", address: str = "", command: int = 1) -> bytes:
@@ -280,6 +289,43 @@ async def test_a_tunnel_in_which_nothing_is_said_ends(monkeypatch: pytest.Monkey
     async with a_server(echo) as port, a_stage("127.0.0.1") as stage:
         answer = await stage.ask(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
         assert b" 200 " in answer
+
+
+def test_a_hundred_connections_in_which_nobody_reads_fit_into_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "carried").write_bytes(bytes(CARRIED.size))
+    command = [sys.executable, "-I", "-m", "flame.shims.egress_proxy", "127.0.0.1", "carried"]
+    with socket.socket(socket.AF_UNIX) as door, socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        door.bind(str(tmp_path / "door"))
+        door.listen(128)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # so that it is the proxy that has to hold it
+        proxy = subprocess.Popen(command, stdin=door.fileno(), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        ends: list[socket.socket] = []
+        try:
+            for _ in range(128):
+                ends.append(client := socket.socket(socket.AF_UNIX))
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+                client.connect(str(tmp_path / "door"))
+                client.sendall(f"CONNECT 127.0.0.1:{server.getsockname()[1]} HTTP/1.1\r\n\r\n".encode())
+                ends.append(server.accept()[0])
+                assert b" 200 " in client.recv(100)
+                for end in ends[-2:]:
+                    end.setblocking(False)
+            while ready := select.select([], ends, [], 0.3)[1]:
+                for end in ready:
+                    with suppress(BlockingIOError):
+                        end.send(bytes(65536))
+            status = Path(f"/proc/{proxy.pid}/status").read_text()
+            (peak,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+            assert peak * 1024 < PROXY_LIMITS.memory
+            proxy.send_signal(signal.SIGTERM)
+            _, said = proxy.communicate(timeout=60)
+        finally:
+            proxy.kill()
+            for end in ends:
+                end.close()
+    sent, received = CARRIED.unpack((tmp_path / "carried").read_bytes())
+    assert min(sent, received) > 128 * 65536  # more than what it holds has passed
+    assert said == f"network: 128 connections, 0 refused; {sent} bytes out, {received} bytes in\n"
 
 
 async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

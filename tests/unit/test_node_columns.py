@@ -77,11 +77,11 @@ def test_a_failure_of_the_executor_managers_own_making_is_a_valid_result() -> No
 
 
 def test_what_an_instance_used_is_what_its_node_counted() -> None:
-    claimed = link_pb2.Results(task_ids=[4], outputs=[b"x"], cpu_us=9, peak_memory=9, busy_us=5)
+    claimed = link_pb2.Results(task_ids=[4], outputs=[b"x"], cpu_us=9, peak_memory=9, busy_us=5, sent=9, received=9)
     honest = link_pb2.Results(task_ids=[4], outputs=[b"x"], busy_us=5)
     for results in (claimed, honest):
         body = results.SerializeToString()
-        counted = read_results(with_usage(body, read_results(body), Usage(cpu=0.25, peak_memory=4096)))
-        assert (counted.cpu_us, counted.peak_memory) == (250_000, 4096)
+        counted = read_results(with_usage(body, read_results(body), Usage(0.25, 4096, sent=7)))
+        assert (counted.cpu_us, counted.peak_memory, counted.sent, counted.received) == (250_000, 4096, 7, 0)
         assert (list(counted.task_ids), list(counted.outputs), counted.busy_us) == ([4], [b"x"], 5)
         assert read_results(with_usage(body, read_results(body), None)) == honest

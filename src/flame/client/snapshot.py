@@ -45,7 +45,8 @@ class SessionSnapshot:
     nothing is wanting, `pending_since` since when.
 
     `cpu_seconds`, `peak_memory` (bytes, of the largest) and `written` (bytes in logs) are what its instances used that
-    ended since the session manager started, where control groups counted it.
+    ended since the session manager started, where control groups counted it; `sent` and `received` are bytes of their
+    network, where that is a list.
     """
 
     def __init__(self, message: ty.Session) -> None:
@@ -72,6 +73,8 @@ class SessionSnapshot:
         self.cpu_seconds = status.cpu_ms / 1000
         self.peak_memory = status.peak_memory
         self.written = status.written
+        self.sent = status.sent
+        self.received = status.received
         self.events: list[Event] = events_of(status.events)
         self.min_instances = spec.min_instances
         self.max_instances: int | None = spec.max_instances if spec.HasField("max_instances") else None

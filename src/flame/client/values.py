@@ -162,8 +162,9 @@ class ApplicationAttributes:
 
 @dataclass
 class Task:
-    """A task as it was when it was asked for. `cpu_seconds` is its processor time and `peak_memory` the most bytes of
-    memory that its instance had until it ended; 0 where nobody counted."""
+    """A task as it was when it was asked for. `cpu_seconds` is its processor time, `peak_memory` the most bytes of
+    memory that its instance had until it ended, `sent` and `received` are bytes of its network where that is a list; 0
+    where nobody counted."""
 
     id: TaskID
     session_id: SessionID
@@ -177,6 +178,8 @@ class Task:
     executor_id: str = ""
     cpu_seconds: float = 0.0
     peak_memory: int = 0
+    sent: int = 0
+    received: int = 0
 
     def is_completed(self) -> bool:
         """Whether it has ended, in whatever way."""

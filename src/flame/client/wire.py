@@ -271,6 +271,8 @@ def task_from(message: ty.Task) -> Task:
         executor_id=status.executor_id,
         cpu_seconds=status.cpu_us / 1e6,
         peak_memory=status.peak_memory,
+        sent=status.sent,
+        received=status.received,
     )
 
 

@@ -204,8 +204,8 @@ class NodeLeft(Event):
 class ExecutorReported(Event):
     """The node says how far an executor is. `code` is a BindCode when binding failed.
 
-    `cpu_ms`, `peak_memory` (bytes) and `written` (bytes in its log) are what the instance of one that is gone used; 0 =
-    nobody counted.
+    `cpu_ms`, `peak_memory` (bytes), `written` (bytes in its log), `sent` and `received` (bytes of its network, where
+    that is a list) are what the instance of one that is gone used; 0 = nobody counted.
     """
 
     channel: int
@@ -218,6 +218,8 @@ class ExecutorReported(Event):
     cpu_ms: int = 0
     peak_memory: int = 0
     written: int = 0
+    sent: int = 0
+    received: int = 0
 
 
 class Failed(msgspec.Struct, gc=False):

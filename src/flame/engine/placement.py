@@ -193,13 +193,16 @@ def _released(engine: Engine, draft: Draft, executor: Executor, event: ExecutorR
         _count_kills(engine, draft, executor, held, event.message)
     else:
         lives.tell(draft, session, f"executor {executor.id} is gone: {event.message or 'released'}")
-    if event.peak_memory:
+    if event.peak_memory or event.sent or event.received:
         session.cpu_ms += event.cpu_ms
         session.peak_memory = max(session.peak_memory, event.peak_memory)
         session.written += event.written
+        session.sent += event.sent
+        session.received += event.received
         memory = f"{event.peak_memory >> 20} MiB of memory at most"
         used = f"{event.cpu_ms / 1000:.1f} s of processor time and {memory}, and wrote {event.written} bytes"
-        lives.tell(draft, session, f"executor {executor.id} used {used}")
+        carried = f"; {event.sent} bytes went out and {event.received} came in" if event.sent or event.received else ""
+        lives.tell(draft, session, f"executor {executor.id} used {used}{carried}")
     return_tasks(draft, executor, list(executor.outstanding))
     _detach(engine, executor)
     if wanted and executor.gang is not None:

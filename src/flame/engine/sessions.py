@@ -70,10 +70,12 @@ class Session:
         "pending",
         "per_key",
         "priorities",
+        "received",
         "replayed",
         "resreq",
         "resting",
         "running",
+        "sent",
         "sole_client",
         "spec",
         "state",
@@ -126,7 +128,8 @@ class Session:
         # Invariant: pending + running + succeed + failed + cancelled == len(states).
         self.pending = self.running = self.succeed = self.failed = self.cancelled = 0
         self.executors: dict[int, Executor] = {}
-        self.cpu_ms = self.peak_memory = self.written = 0  # of instances that ended, where somebody counted
+        # Of instances that ended, where somebody counted.
+        self.cpu_ms = self.peak_memory = self.written = self.sent = self.received = 0
         self.avg_us = -1.0  # observed run time of one task, -1 = unknown
         self.bind_failures = 0  # in a row
         self.paused = ""  # why it gets no executors any more

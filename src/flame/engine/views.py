@@ -50,6 +50,8 @@ class SessionView(msgspec.Struct, gc=False):
     cpu_ms: int = 0  # of its instances that ended, where somebody counted
     peak_memory: int = 0  # bytes, of the largest of them
     written: int = 0  # bytes
+    sent: int = 0  # bytes of their network, where that is a list
+    received: int = 0
 
 
 class TaskView(msgspec.Struct, gc=False):
@@ -133,6 +135,8 @@ def session_view(engine: Engine, found: Session) -> SessionView:
         found.cpu_ms,
         found.peak_memory,
         found.written,
+        found.sent,
+        found.received,
     )
 
 

@@ -142,6 +142,8 @@ class Nodes:
                 report.cpu_ms,
                 report.peak_memory,
                 report.written,
+                report.sent,
+                report.received,
             ),
         )
         self._wake()

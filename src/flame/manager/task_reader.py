@@ -59,7 +59,7 @@ class TaskReader:
                 failure = view.finish.message
             message = wire.task_message(view, task_input, output if payloads else None, failure)
             if view.output_seq in outputs:
-                message.status.cpu_us, message.status.peak_memory = columns.usage_of(view)
+                columns.add_usage(message.status, view)
             messages.append(message)
         return messages
 
@@ -98,12 +98,14 @@ class _Columns:
             return output, failure
         return output, ""
 
-    def usage_of(self, view: TaskView) -> tuple[int, int]:
-        """Its microseconds of processor time, and the bytes of memory of its instance; zeros when that is not known."""
+    def add_usage(self, status: types_pb2.TaskStatus, view: TaskView) -> None:
+        """Its share of what its instance used, as far as that is known."""
         results = self._payloads.parsed_results(view.output_seq, self._bodies.get(view.output_seq))
-        if results is None or not results.peak_memory or not results.task_ids:
-            return 0, 0
-        return results.cpu_us // len(results.task_ids), results.peak_memory
+        if results is None or not results.task_ids:
+            return
+        count = len(results.task_ids)
+        status.cpu_us, status.peak_memory = results.cpu_us // count, results.peak_memory
+        status.sent, status.received = results.sent // count, results.received // count
 
     def _is_absent(self, seq: int, message: link_pb2.Submit | link_pb2.Results, index: int) -> bool:
         if not message.absent:

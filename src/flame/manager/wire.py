@@ -235,6 +235,8 @@ def session_message(view: views.SessionView, *, common_data: bool = True, events
             cpu_ms=view.cpu_ms,
             peak_memory=view.peak_memory,
             written=view.written,
+            sent=view.sent,
+            received=view.received,
         ),
     )
 

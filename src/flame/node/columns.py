@@ -43,14 +43,15 @@ def read_results(body: bytes) -> link_pb2.Results:
 
 def with_usage(body: bytes, results: link_pb2.Results, used: Usage | None) -> bytes:
     """The body with what the instance used, None = nobody knows. What it says of that itself does not count."""
-    if used is not None:
-        # Fields that come later replace those that came before.
-        more = link_pb2.Results(cpu_us=max(1, round(used.cpu * 1e6)), peak_memory=max(1, used.peak_memory))
-        return body + more.SerializeToString()
-    if not (results.cpu_us or results.peak_memory):
+    if results.cpu_us or results.peak_memory or results.sent or results.received:
+        results.cpu_us = results.peak_memory = results.sent = results.received = 0
+        body = results.SerializeToString()
+    if used is None:
         return body
-    results.cpu_us = results.peak_memory = 0
-    return results.SerializeToString()
+    more = link_pb2.Results(
+        cpu_us=round(used.cpu * 1e6), peak_memory=used.peak_memory, sent=used.sent, received=used.received
+    )
+    return body + more.SerializeToString()  # fields that come later replace those that came before
 
 
 def read_retracted(body: bytes) -> Sequence[int]:

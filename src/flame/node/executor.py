@@ -340,7 +340,7 @@ class Executor:
             used = self._instance.usage() if isinstance(self._instance, Measured) else None
             if used is not None:
                 report.cpu_ms, report.peak_memory = round(used.cpu * 1000), used.peak_memory
-                report.written = used.written
+                report.written, report.sent, report.received = used.written, used.sent, used.received
         self._uplink.send(Kind.REPORT, self.channel, report.SerializeToString())
 
     def _watch_unread(self, dialect: Dialect) -> None:

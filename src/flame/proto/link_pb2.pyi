@@ -267,7 +267,7 @@ class Failure(_message.Message):
     def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[_types_pb2.TaskState, str]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., retryable: _Optional[bool] = ..., details: _Optional[bytes] = ...) -> None: ...
 
 class Results(_message.Message):
-    __slots__ = ("task_ids", "outputs", "absent", "failures", "attempts", "busy_us", "cpu_us", "peak_memory")
+    __slots__ = ("task_ids", "outputs", "absent", "failures", "attempts", "busy_us", "cpu_us", "peak_memory", "sent", "received")
     TASK_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     ABSENT_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +276,8 @@ class Results(_message.Message):
     BUSY_US_FIELD_NUMBER: _ClassVar[int]
     CPU_US_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     task_ids: _containers.RepeatedScalarFieldContainer[int]
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
     absent: _containers.RepeatedScalarFieldContainer[int]
@@ -284,7 +286,9 @@ class Results(_message.Message):
     busy_us: int
     cpu_us: int
     peak_memory: int
-    def __init__(self, task_ids: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., absent: _Optional[_Iterable[int]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ..., attempts: _Optional[_Iterable[int]] = ..., busy_us: _Optional[int] = ..., cpu_us: _Optional[int] = ..., peak_memory: _Optional[int] = ...) -> None: ...
+    sent: int
+    received: int
+    def __init__(self, task_ids: _Optional[_Iterable[int]] = ..., outputs: _Optional[_Iterable[bytes]] = ..., absent: _Optional[_Iterable[int]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ..., attempts: _Optional[_Iterable[int]] = ..., busy_us: _Optional[int] = ..., cpu_us: _Optional[int] = ..., peak_memory: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("task_ids", "seqs", "reason", "timed_out")
@@ -327,7 +331,7 @@ class Start(_message.Message):
     def __init__(self, executor_id: _Optional[str] = ..., context: _Optional[_Union[_shim_pb2.SessionContext, _Mapping]] = ..., application: _Optional[_Union[_types_pb2.ApplicationSpec, _Mapping]] = ..., resreq: _Optional[_Union[_types_pb2.ResourceRequirement, _Mapping]] = ..., gpus: _Optional[_Iterable[int]] = ..., token: _Optional[str] = ..., gang: _Optional[_Union[_types_pb2.Gang, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("state", "code", "message", "pid", "concurrency", "crashed", "cpu_ms", "peak_memory", "written")
+    __slots__ = ("state", "code", "message", "pid", "concurrency", "crashed", "cpu_ms", "peak_memory", "written", "sent", "received")
     STATE_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -337,6 +341,8 @@ class Report(_message.Message):
     CPU_MS_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     state: _types_pb2.ExecutorState
     code: int
     message: str
@@ -346,7 +352,9 @@ class Report(_message.Message):
     cpu_ms: int
     peak_memory: int
     written: int
-    def __init__(self, state: _Optional[_Union[_types_pb2.ExecutorState, str]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., concurrency: _Optional[int] = ..., crashed: _Optional[bool] = ..., cpu_ms: _Optional[int] = ..., peak_memory: _Optional[int] = ..., written: _Optional[int] = ...) -> None: ...
+    sent: int
+    received: int
+    def __init__(self, state: _Optional[_Union[_types_pb2.ExecutorState, str]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., concurrency: _Optional[int] = ..., crashed: _Optional[bool] = ..., cpu_ms: _Optional[int] = ..., peak_memory: _Optional[int] = ..., written: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ...) -> None: ...
 
 class Tasks(_message.Message):
     __slots__ = ("task_ids", "inputs", "absent", "attempts", "timeout_ms")

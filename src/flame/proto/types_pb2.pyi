@@ -133,7 +133,7 @@ class TaskOptions(_message.Message):
     def __init__(self, timeout_ms: _Optional[int] = ..., max_retries: _Optional[int] = ..., priority: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., deadline_ms: _Optional[int] = ..., retry_delay_ms: _Optional[int] = ..., retry_max_delay_ms: _Optional[int] = ..., key: _Optional[str] = ...) -> None: ...
 
 class SessionStatus(_message.Message):
-    __slots__ = ("state", "creation_time", "completion_time", "pending", "running", "succeed", "failed", "events", "cancelled", "executors", "pending_reason", "pending_since", "wanted", "cpu_ms", "peak_memory", "written")
+    __slots__ = ("state", "creation_time", "completion_time", "pending", "running", "succeed", "failed", "events", "cancelled", "executors", "pending_reason", "pending_since", "wanted", "cpu_ms", "peak_memory", "written", "sent", "received")
     STATE_FIELD_NUMBER: _ClassVar[int]
     CREATION_TIME_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,8 @@ class SessionStatus(_message.Message):
     CPU_MS_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     state: SessionState
     creation_time: int
     completion_time: int
@@ -166,7 +168,9 @@ class SessionStatus(_message.Message):
     cpu_ms: int
     peak_memory: int
     written: int
-    def __init__(self, state: _Optional[_Union[SessionState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., pending: _Optional[int] = ..., running: _Optional[int] = ..., succeed: _Optional[int] = ..., failed: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cancelled: _Optional[int] = ..., executors: _Optional[int] = ..., pending_reason: _Optional[str] = ..., pending_since: _Optional[int] = ..., wanted: _Optional[int] = ..., cpu_ms: _Optional[int] = ..., peak_memory: _Optional[int] = ..., written: _Optional[int] = ...) -> None: ...
+    sent: int
+    received: int
+    def __init__(self, state: _Optional[_Union[SessionState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., pending: _Optional[int] = ..., running: _Optional[int] = ..., succeed: _Optional[int] = ..., failed: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cancelled: _Optional[int] = ..., executors: _Optional[int] = ..., pending_reason: _Optional[str] = ..., pending_since: _Optional[int] = ..., wanted: _Optional[int] = ..., cpu_ms: _Optional[int] = ..., peak_memory: _Optional[int] = ..., written: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
     __slots__ = ("application", "common_data", "min_instances", "max_instances", "batch_size", "priority", "resreq", "tenant", "labels", "task_defaults", "retention_s", "gang", "topology", "on_member_loss", "selector", "tolerations", "prefer_nodes", "max_running_per_key", "isolation", "limits", "network", "idle_timeout_s")
@@ -249,7 +253,7 @@ class SessionList(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class TaskStatus(_message.Message):
-    __slots__ = ("state", "creation_time", "completion_time", "events", "attempt", "executor_id", "cpu_us", "peak_memory")
+    __slots__ = ("state", "creation_time", "completion_time", "events", "attempt", "executor_id", "cpu_us", "peak_memory", "sent", "received")
     STATE_FIELD_NUMBER: _ClassVar[int]
     CREATION_TIME_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +262,8 @@ class TaskStatus(_message.Message):
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CPU_US_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     state: TaskState
     creation_time: int
     completion_time: int
@@ -266,7 +272,9 @@ class TaskStatus(_message.Message):
     executor_id: str
     cpu_us: int
     peak_memory: int
-    def __init__(self, state: _Optional[_Union[TaskState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., executor_id: _Optional[str] = ..., cpu_us: _Optional[int] = ..., peak_memory: _Optional[int] = ...) -> None: ...
+    sent: int
+    received: int
+    def __init__(self, state: _Optional[_Union[TaskState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., executor_id: _Optional[str] = ..., cpu_us: _Optional[int] = ..., peak_memory: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ...) -> None: ...
 
 class TaskSpec(_message.Message):
     __slots__ = ("session_id", "input", "output", "options")

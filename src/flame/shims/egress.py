@@ -14,16 +14,21 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from flame.shims.egress_proxy import CARRIED
+from flame.shims.limits import Group
 from flame.shims.processes import Keeper, Process, Program
+from flame.shims.shim import Usage
 
 logger = logging.getLogger("flame.node")
 
 _BRIDGE = Path(__file__).with_name("egress_bridge.py")
 _SOCKET = "proxy"
+_CARRIED = "carried"
 _BACKLOG = 128
 _END_S = 2.0
 
@@ -31,10 +36,21 @@ _END_S = 2.0
 class Egress:
     """The proxy of one instance. It is started when somebody comes to its socket: many never do."""
 
-    def __init__(self, keeper: Keeper, executors: Path, executor_id: str, network: str, log: int) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        executors: Path,
+        executor_id: str,
+        network: str,
+        log: int,
+        group: Callable[[str], Group | None],
+    ) -> None:
         """`network` is a list. The proxy has a folder of its own in `executors`, by whose name it is found after the
-        keeper was killed; what it says goes to `log`. Raises OSError."""
+        keeper was killed; what it says goes to `log`. `group` makes the control group of that name that it is in, and
+        raises OSError. Raises OSError."""
         self._keeper = keeper
+        self._make_group = group
+        self._group: Group | None = None
         self._identity = f"{executor_id}-network"
         self._network = network
         self._folder = executors / self._identity
@@ -42,12 +58,22 @@ class Egress:
         self._starting: asyncio.Task[Process | None] | None = None
         self._folder.mkdir(mode=0o700)
         try:
+            file = self._folder / _CARRIED
+            file.write_bytes(bytes(CARRIED.size))
             self._listening = _listen(self._folder)
+            self._carried = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         self._log = os.dup(log)
         asyncio.get_running_loop().add_reader(self._listening.fileno(), self._begin)
+
+    def usage(self) -> Usage:
+        """What it used and carried so far; its memory is not told."""
+        data = os.pread(self._carried, CARRIED.size, 0)
+        sent, received = CARRIED.unpack(data) if len(data) == CARRIED.size else (0, 0)
+        cpu = self._group.usage().cpu if self._group is not None else 0.0
+        return Usage(cpu, sent=sent, received=received)
 
     async def close(self) -> None:
         """End it, when nobody needs it any more; it has said its last word then."""
@@ -61,6 +87,9 @@ class Egress:
             await asyncio.wait({process.ended}, timeout=_END_S)
             process.signal(signal.SIGKILL)
             await asyncio.wait({process.ended})
+        os.close(self._carried)
+        if self._group is not None:
+            await asyncio.to_thread(self._group.remove)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def _begin(self) -> None:
@@ -71,9 +100,12 @@ class Egress:
     async def _start(self) -> Process | None:
         passed = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         env = {**passed, "FLAME_INSTANCE_ID": self._identity, "PATH": os.defpath}
-        argv = [sys.executable, "-I", "-m", "flame.shims.egress_proxy", self._network]
+        argv = [sys.executable, "-I", "-m", "flame.shims.egress_proxy", self._network, _CARRIED]
         program = Program(sys.executable, argv, env, str(self._folder))
         try:
+            self._group = self._make_group(self._identity)
+            if self._group is not None:
+                program = msgspec.structs.replace(program, groups=[str(folder) for folder in self._group.folders])
             return await self._keeper.spawn(self._identity, program, self._log, self._log, self._listening.fileno())
         except OSError as error:
             logger.warning("can't start the proxy %s: %s", self._identity, error)

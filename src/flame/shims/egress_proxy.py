@@ -1,13 +1,15 @@
-"""`python -m flame.shims.egress_proxy NETWORK`: lets one instance reach what a list names, and nothing else.
+"""`python -m flame.shims.egress_proxy NETWORK FILE`: lets one instance reach what a list names, and nothing else.
 
 It listens at the socket that is its stdin, speaks HTTP (CONNECT, and requests with a whole URL) and SOCKS 5, looks
 names up itself, and connects to the very address that it has looked at. What it refuses is written to stderr, the
-log of the instance, once each. At SIGTERM it says what was carried, and ends.
+log of the instance, once each. How many bytes were carried, both ways, is in the file all the time. At SIGTERM it says
+so in the log, and ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 import re
 import signal
 import socket
@@ -15,10 +17,12 @@ import struct
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from flame.model.network import Address, Refusal, Rule, address_of, admit, name_of, parse, reachable
 
+CARRIED = struct.Struct("=QQ")  # bytes sent and received
 _CONNECTIONS = 128
 _HEAD_BYTES, _HEAD_S = 32 * 1024, 20.0
 _CONNECT_S, _RESOLVE_S = 15.0, 15.0
@@ -48,10 +52,14 @@ class MalformedError(Exception):
 class Proxy:
     """What one instance may reach, and what it did."""
 
-    def __init__(self, rules: Sequence[Rule], resolve: Resolve, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, rules: Sequence[Rule], resolve: Resolve, say: Callable[[str], None], carried: bytearray | mmap.mmap
+    ) -> None:
+        """`carried` always has the bytes that went out and in, as CARRIED says."""
         self._rules = rules
         self._resolve = resolve
         self._say = say
+        self._carried = carried
         self._told: set[str] = set()
         self._open = 0
         self.connections = self.refused = self.sent = self.received = 0
@@ -67,6 +75,8 @@ class Proxy:
             await self._greet(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
             pass  # it went away, or says nothing that is worth an answer
+        except asyncio.CancelledError:
+            pass  # all of this ends
         finally:
             self._open -= 1
             writer.close()
@@ -102,8 +112,8 @@ class Proxy:
             return
         try:
             if head:
+                self._count(True, len(head))
                 to_there.write(head)
-                self.sent += len(head)
             else:
                 writer.write(answer(200, ""))
             await self._carry(reader, writer, there, to_there, once=bool(head))
@@ -134,7 +144,7 @@ class Proxy:
         for each in addresses:
             try:
                 async with asyncio.timeout(_CONNECT_S):
-                    found = await asyncio.open_connection(str(each), port, limit=_CHUNK)
+                    found = await asyncio.open_connection(str(each), port, limit=_HEAD_BYTES)
             except (OSError, TimeoutError) as error:
                 problem = str(error) or "no answer"
             else:
@@ -154,6 +164,8 @@ class Proxy:
         """Bytes, both ways, until both have ended, or nothing was said for long. `once`: until there is an answer."""
         loop = asyncio.get_running_loop()
         last = loop.time()
+        for each in (writer, to_there):
+            _hold_little(each.transport)
 
         async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             nonlocal last
@@ -162,6 +174,7 @@ class Proxy:
                     try:
                         async with asyncio.timeout(max(0.0, last + _IDLE_S - loop.time())):
                             data = await source.read(_CHUNK)
+                            self._count(source is reader, len(data))  # before anybody can know of them
                             sink.write(data)
                             await sink.drain()
                     except TimeoutError:
@@ -173,7 +186,6 @@ class Proxy:
                         sink.write_eof()
                         return
                     last = loop.time()
-                    self._count(source is reader, len(data))
             except OSError:
                 sink.transport.abort()
 
@@ -190,6 +202,7 @@ class Proxy:
             self.sent += size
         else:
             self.received += size
+        CARRIED.pack_into(self._carried, 0, self.sent, self.received)
 
     def _refusal(self, what: str) -> RefusedError:
         self.refused += 1
@@ -200,6 +213,13 @@ class Proxy:
         if what not in self._told and len(self._told) < _TOLD:
             self._told.add(what)
             self._say(f"network: {what}")
+
+
+def _hold_little(transport: asyncio.WriteTransport) -> None:
+    """What is read at once, and what waits to be written, is a chunk at most."""
+    transport.set_write_buffer_limits(0)
+    if hasattr(transport, "max_size"):  # of transports over sockets: four times as much
+        transport.max_size = _CHUNK  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _http_request(text: str) -> tuple[str, int, bytes]:
@@ -281,14 +301,14 @@ async def look_up(name: str, port: int) -> list[Address]:
     return list(dict.fromkeys(ip_address(str(where[0]).partition("%")[0]) for *_, where in found))
 
 
-async def run(network: str, listening: socket.socket) -> None:
+async def run(network: str, carried: mmap.mmap, listening: socket.socket) -> None:
     """Serve until SIGTERM."""
 
     def say(text: str) -> None:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
-    proxy = Proxy(parse(network), look_up, say)
+    proxy = Proxy(parse(network), look_up, say, carried)
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     server = await asyncio.start_unix_server(proxy.serve, sock=listening, limit=_HEAD_BYTES)
@@ -299,7 +319,8 @@ async def run(network: str, listening: socket.socket) -> None:
 
 def main() -> None:
     """Serve at the socket that is stdin."""
-    asyncio.run(run(sys.argv[1], socket.socket(fileno=0)))
+    with Path(sys.argv[2]).open("r+b") as file, mmap.mmap(file.fileno(), CARRIED.size) as carried:
+        asyncio.run(run(sys.argv[1], carried, socket.socket(fileno=0)))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from flame.shims.processes import Program, describe_status, signal_of
 from flame.shims.shim import BindError, Launch
 
 DEFAULT_PIDS = 1024  # of isolated instances
+PROXY_LIMITS = Limits(memory=128 * 1024**2, pids=64, cpu_millis=1000)  # what the one of an instance gets at most
 RAN_OUT = "ran out of memory"
 _OF_IMAGES = "process"  # what runs images that are not isolated: they need a root of their own
 _WITH_GPUS = ("process",)
@@ -145,6 +146,14 @@ class Confinement:
         if group is not None:
             program = msgspec.structs.replace(program, groups=[str(folder) for folder in group.folders])
         return Confined(program, group, limits)
+
+    def group_of_proxy(self, limits: Limits, name: str) -> Group | None:
+        """A control group of this name for the proxy of an instance with these limits; None where there are none.
+        Raises OSError."""
+        if self.groups.missing:
+            return None
+        share = min(limits.cpu_millis // 2 or PROXY_LIMITS.cpu_millis, PROXY_LIMITS.cpu_millis)
+        return self.groups.make(name, msgspec.structs.replace(PROXY_LIMITS, cpu_millis=share))
 
     def release(self) -> None:
         """Nothing of the node runs any more."""

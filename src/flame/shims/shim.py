@@ -165,17 +165,25 @@ class Instance(Protocol):
 
 class Usage(msgspec.Struct, frozen=True):
     """What an instance used. `kills` counts its processes that were killed because memory ran out, `written` bytes that
-    went to its log."""
+    went to its log, `sent` and `received` bytes to and from what its network lists."""
 
     cpu: float = 0.0  # seconds of processor time
     peak_memory: int = 0  # bytes
     kills: int = 0
     written: int = 0
+    sent: int = 0
+    received: int = 0
 
     def and_then(self, later: Usage) -> Usage:
         """Of two programs, one after the other."""
-        peak = max(self.peak_memory, later.peak_memory)
-        return Usage(self.cpu + later.cpu, peak, self.kills + later.kills, self.written + later.written)
+        return Usage(
+            self.cpu + later.cpu,
+            max(self.peak_memory, later.peak_memory),
+            self.kills + later.kills,
+            self.written + later.written,
+            self.sent + later.sent,
+            self.received + later.received,
+        )
 
 
 @runtime_checkable

@@ -98,7 +98,7 @@ class Workplace:
         self._running: list[Running] = []
         self._spent: Usage | None = None  # by programs that ended
         self._egress: Egress | None = None
-        self._lapped = 0.0
+        self._lapped = Usage()
         # The log's own stdout is for those whose stdout means nothing else.
         self._stdout, self._stderr = self.log.open_pipes()
 
@@ -136,7 +136,8 @@ class Workplace:
         if not is_list(network):
             return
         try:
-            self._egress = Egress(workshop.keeper, workshop.folder, launch.executor_id, network, self._stderr)
+            group = partial(workshop.confinement.group_of_proxy, self.limits)
+            self._egress = Egress(workshop.keeper, workshop.folder, launch.executor_id, network, self._stderr, group)
         except OSError as error:
             raise BindError(BindCode.START, f"can't make the socket of the instance's network: {error}") from error
 
@@ -204,6 +205,9 @@ class Workplace:
             used = running.usage()
             if used is not None:
                 total = used if total is None else total.and_then(used)
+        if self._egress is not None:
+            carried = self._egress.usage()
+            total = carried if total is None else total.and_then(carried)
         if total is None:
             return None
         self.log.catch_up()
@@ -213,11 +217,18 @@ class Workplace:
     def lap(self) -> Usage | None:
         """What its programs used since this was asked before; the peak is that of those which run."""
         found = [used for running in self._running if (used := running.usage()) is not None]
-        if not found:
+        if not found and self._egress is None:
             return None
-        total = sum(used.cpu for used in found) + (self._spent.cpu if self._spent is not None else 0.0)
-        since, self._lapped = self._lapped, total
-        return Usage(total - since, max(used.peak_memory for used in found))
+        carried = self._egress.usage() if self._egress is not None else Usage()
+        total = sum(used.cpu for used in found) + carried.cpu + (self._spent.cpu if self._spent is not None else 0.0)
+        before = self._lapped
+        self._lapped = msgspec.structs.replace(carried, cpu=total)
+        return Usage(
+            total - before.cpu,
+            max((used.peak_memory for used in found), default=0),
+            sent=carried.sent - before.sent,
+            received=carried.received - before.received,
+        )
 
     def release_output(self) -> None:
         """Nothing more is started here: the log ends when those that run do."""

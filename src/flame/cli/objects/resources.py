@@ -49,11 +49,17 @@ def limits_document(message: ty.Limits) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def used_text(cpu_ms: float, peak_memory: int, written: int | None = None) -> str:
-    """What something used, in words."""
+def used_text(cpu_ms: float, status: ty.SessionStatus | ty.TaskStatus, written: int | None = None) -> str:
+    """What something used, in words; empty when nobody counted."""
+    if not (status.peak_memory or status.sent or status.received):
+        return ""
     spent = f"{cpu_ms:.1f} ms" if cpu_ms < 1000 else f"{cpu_ms / 1000:.1f} s"
-    text = f"{spent} of processor time, {peak_memory >> 20} MiB of memory at most"
-    return text if written is None else f"{text}, {written} bytes written"
+    text = f"{spent} of processor time, {status.peak_memory >> 20} MiB of memory at most"
+    if written is not None:
+        text += f", {written} bytes written"
+    if status.sent or status.received:
+        text += f", {status.sent} bytes sent and {status.received} received"
+    return text
 
 
 def limits_text(message: ty.Limits) -> str:

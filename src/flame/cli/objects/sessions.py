@@ -61,7 +61,13 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             "wanted": status.wanted,
             "pending_reason": status.pending_reason or None,
             "pending_since": utc_time(status.pending_since),
-            "used": {"cpu_ms": status.cpu_ms, "peak_memory": status.peak_memory, "written": status.written},
+            "used": {
+                "cpu_ms": status.cpu_ms,
+                "peak_memory": status.peak_memory,
+                "written": status.written,
+                "sent": status.sent,
+                "received": status.received,
+            },
             "common_data": bytes_document(spec.common_data if spec.HasField("common_data") else None),
             "events": [event_document(event) for event in status.events],
         }
@@ -84,8 +90,9 @@ def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
             ("Completion Time", local_time(status.completion_time)),
             ("Tasks", counts_text(status)),
         ]
-        if status.peak_memory:
-            rows.append(("Used", used_text(status.cpu_ms, status.peak_memory, status.written)))
+        used = used_text(status.cpu_ms, status, status.written)
+        if used:
+            rows.append(("Used", used))
         if status.pending_reason:
             rows.append(("Waiting", status.pending_reason))
         if status.pending_since:

@@ -28,6 +28,8 @@ def _document(task: ty.Task) -> Document:
     }
     if status.peak_memory:
         document["cpu_us"], document["peak_memory"] = status.cpu_us, status.peak_memory
+    if status.sent or status.received:
+        document["sent"], document["received"] = status.sent, status.received
     if spec.HasField("options"):
         options = spec.options
         document["options"] = {
@@ -56,14 +58,9 @@ def _page(task: ty.Task) -> list[tuple[str, object]]:
         ("Completion Time", local_time(status.completion_time)),
         ("Input", payload_text(spec.input if spec.HasField("input") else None)),
         ("Output", payload_text(spec.output if spec.HasField("output") else None)),
-        ("Used", _usage(status)),
+        ("Used", used_text(status.cpu_us / 1000, status)),
         ("Events", event_lines(status.events)),
     ]
-
-
-def _usage(status: ty.TaskStatus) -> str:
-    """Empty when nobody counted it."""
-    return used_text(status.cpu_us / 1000, status.peak_memory) if status.peak_memory else ""
 
 
 def payload_text(data: bytes | None, most: int = 200) -> str:
