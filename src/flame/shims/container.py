@@ -7,6 +7,7 @@ stdio shim (`stdio=lines`, `stdio=once`, `stdio=framed`) or of the rest shim (`c
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,8 +16,11 @@ from pathlib import Path
 
 import msgspec
 
+from flame.model.isolation import isolated
+from flame.model.network import is_list
 from flame.model.states import BindCode
 from flame.proto import types_pb2
+from flame.shims import image_python
 from flame.shims.container_images import Image, Images
 from flame.shims.environment import expand
 from flame.shims.furnished import Furnished
@@ -29,7 +33,6 @@ from flame.shims.workplace import Workshop
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LEVELS = ("", "none", "process", "gvisor")
-_NETWORKS = ("", "none", "host")
 
 
 class ContainerShim:
@@ -78,8 +81,8 @@ class ContainerShim:
             raise BindError(
                 BindCode.START, f"isolation {application.isolation} can't run images: use gvisor or process"
             )
-        if application.network not in _NETWORKS:
-            raise BindError(BindCode.START, "the network of a container can't be a list of hosts: write none or host")
+        if is_list(application.network):
+            await asyncio.to_thread(_look_for_bridge, application)
         launch = await self._workshop.prepare(launch)
         image = await self._images.provide(application.image)
         return msgspec.structs.replace(
@@ -97,6 +100,16 @@ class ContainerShim:
         if labels.get("container") == "rest":
             return await self._rest.start(launch, owner)
         return await (self._stdio if "stdio" in labels else self._host).start(launch, owner)
+
+
+def _look_for_bridge(application: types_pb2.ApplicationSpec) -> None:
+    """Raises BindError when its network can't be a list."""
+    if not isolated(application.isolation):
+        raise BindError(BindCode.START, "a network of listed hosts needs isolation: set it to process or more")
+    try:
+        image_python.find()
+    except OSError as error:
+        raise BindError(BindCode.START, f"images can't have a network of listed hosts here: {error}") from error
 
 
 def inside(application: types_pb2.ApplicationSpec, image: Image) -> types_pb2.ApplicationSpec:

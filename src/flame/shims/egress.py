@@ -14,12 +14,14 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
+from flame.shims.egress_bridge import KEPT
 from flame.shims.egress_proxy import CARRIED
+from flame.shims.image_python import FOLDER, ImagePython
 from flame.shims.limits import Group
 from flame.shims.processes import Keeper, Process, Program
 from flame.shims.shim import Usage
@@ -124,6 +126,16 @@ def bridged(program: Program, proxy: Path) -> Program:
     """The program behind the bridge, both to be started in a sandbox that shows the proxy's socket."""
     argv = [sys.executable, "-I", "-S", str(_BRIDGE), str(proxy), program.path, *program.argv[1:]]
     return msgspec.structs.replace(program, path=sys.executable, argv=argv)
+
+
+def bridged_in_image(program: Program, proxy: Path, python: ImagePython) -> tuple[Program, Mapping[str, Path]]:
+    """The same in the root of an image, and the files of the node that are needed there, by the path inside."""
+    bridge = f"{FOLDER}/{_BRIDGE.name}"
+    path, *rest = python.command
+    argv = [path, *rest, "-I", "-S", bridge, str(proxy), program.path, *program.argv[1:]]
+    # What is said to the loader of the image's program is not for the loader of this Python.
+    env = {KEPT + name if name.startswith("LD_") else name: value for name, value in program.env.items()}
+    return msgspec.structs.replace(program, path=path, argv=argv, env=env), {**python.files, bridge: _BRIDGE}
 
 
 def _listen(folder: Path) -> socket.socket:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _OWN = "localhost,127.0.0.1,::1"
+KEPT = "FLAME_KEPT_"  # before the name of a variable that is not meant for the bridge
 _BACKLOG = 128
 _CHUNK = 64 * 1024
 
@@ -29,7 +30,8 @@ def main() -> None:
     path, program, *arguments = sys.argv[1:]
     listening = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    environment = {**os.environ, "NO_PROXY": _OWN, "no_proxy": _OWN}
+    environment = {name.removeprefix(KEPT): value for name, value in os.environ.items()}
+    environment["NO_PROXY"] = environment["no_proxy"] = _OWN
     for name in _PROXIES:
         environment[name] = environment[name.lower()] = address
     leave_behind(path, listening)

@@ -26,7 +26,8 @@ from flame.model.isolation import (
 from flame.model.network import is_list
 from flame.model.states import BindCode
 from flame.proto import types_pb2
-from flame.shims.egress import bridged
+from flame.shims import image_python
+from flame.shims.egress import bridged, bridged_in_image
 from flame.shims.environment import Surroundings
 from flame.shims.isolation_devices import device_files, names_inside
 from flame.shims.isolation_sandbox import DEFAULT_DISK, TMP, Room, folders_of_interpreter, forbidden, readable
@@ -139,7 +140,11 @@ class Confinement:
                 room = msgspec.structs.replace(self._room(launch, program, limits, sockets, shown), proxy=proxy)
             else:
                 room = self._room(launch, program, limits, [*sockets, proxy], shown)
-                program = bridged(program, proxy)
+                if launch.root is None:
+                    program = bridged(program, proxy)
+                else:
+                    program, added = bridged_in_image(program, proxy, image_python.find())
+                    room = msgspec.structs.replace(room, added=added)
             program = level.wrap(program, room, limits, launch)
         outside = limits if level is None else level.around(limits)
         group = self._group(name, outside)  # last, since it has to be removed again

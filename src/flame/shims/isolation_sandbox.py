@@ -56,7 +56,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     seen even where a folder above it is readable. `sockets` are those it may connect to, and folders where it may make
     some, `devices` files in /dev beside the usual ones; `disk` is the size of /tmp in bytes. `proxy` is the socket of a
     proxy that a `Carrier` (levels.py) carries connections to. With `root`, an unpacked image, that stands in the place
-    of the system's and our own folders."""
+    of the system's and our own folders, and `added` are files of the node that it has too, by the path inside."""
 
     readable: Sequence[Path] = ()
     sockets: Sequence[Path] = ()
@@ -67,6 +67,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     proxy: Path | None = None
     cwd: str = TMP
     root: Path | None = None
+    added: Mapping[str, Path] = {}
 
 
 class Sandboxes:
@@ -178,7 +179,7 @@ def _layout_of_image(room: Room, root: Path) -> list[Step]:
     """What an image has, but for folders that sandboxes have of their own. Where something else shall be seen in one of
     its folders, that is made anew with all it has."""
     etc = [Path("/etc") / name for name in _ETC_OF_IMAGES if room.network and (root / "etc" / name).is_file()]
-    added = [*(path for path in (*etc, *room.readable) if path.exists()), *room.sockets]
+    added = [*(path for path in (*etc, *room.readable) if path.exists()), *room.sockets, *map(Path, room.added)]
     above = {folder for path in added for folder in path.parents}
     found: list[Step] = []
     pending = [Path("/")]
@@ -194,6 +195,7 @@ def _layout_of_image(room: Room, root: Path) -> list[Step]:
             else:
                 found.append(("show", str(path), str(file)))
     found += [_show(path) for path in (*etc, *room.readable) if path.exists()]
+    found += [("show", path, str(source)) for path, source in room.added.items()]
     return [*found, *(("open", str(path), str(path)) for path in room.sockets)]
 
 
