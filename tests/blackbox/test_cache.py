@@ -552,7 +552,7 @@ from flame.objects import messages as m
 from flame.objects.streams import StreamClient, _ask
 link = ObjectClient(sys.argv[1])._link(sys.argv[1])
 link.peers()
-channel = StreamClient("127.0.0.1", link._door)._take()
+channel = StreamClient(("127.0.0.1", link._door.port), link._door.token)._take()
 _ask(channel, m.Send("app/session/half", m.Options(size=5_000_000)), m.Reserved)
 channel.socket.sendall(bytes(300_000))
 print("written", flush=True)

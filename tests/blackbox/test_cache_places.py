@@ -298,8 +298,8 @@ def test_strangers_and_nonsense_at_the_door(tmp_path: Path) -> None:
                 while visitor.recv(4096):
                     pass
         with pytest.raises(PermissionDeniedError):
-            StreamClient("127.0.0.1", LocalDoor(token="another token", port=door.port))
-        stream = StreamClient("127.0.0.1", door)
+            StreamClient(("127.0.0.1", door.port), "another token")
+        stream = StreamClient(("127.0.0.1", door.port), door.token)
         with pytest.raises(FlameError):
             stream.get("app/../key")
         with pytest.raises(FlameError):

@@ -170,13 +170,13 @@ def test_others_can_not_reach_it(config: Path) -> None:
         assert {"cache.sock", "cache.sock.flight"} <= {path.name for path in folder.iterdir()}
 
 
-def test_an_instance_in_a_sandbox_does_not_see_it_and_says_so(config: Path) -> None:
+def test_an_instance_in_a_sandbox_has_what_is_of_its_session(config: Path) -> None:
     with Cluster(1, config=config) as cluster, flame.connect(cluster.endpoint) as connection:
         connection.register_application("large", {"command": sys.executable, "arguments": [str(SERVICE)]})
         with connection.create_session("large", isolation="process") as session:
             assert session.invoke(b"\x02small", SECONDS) == b"\x02small" * 2
-            with pytest.raises(FlameError, match="can't be reached: it has ended, or this is a sandbox"):
-                session.invoke(b"\x05" + bytes(1 << 19), SECONDS)
+            assert session.invoke(b"\x05" + bytes(1 << 19), SECONDS) == (b"\x05" + bytes(1 << 19)) * 5
+            assert session.invoke(b"\x01" + bytes(3 << 20), SECONDS) == b"\x01" + bytes(3 << 20)
 
 
 def test_without_a_cache_the_error_says_how_to_get_one(config: Path) -> None:

@@ -28,6 +28,7 @@ from flame.node.dialer import Dialer
 from flame.node.executor import Executor
 from flame.node.folders import Folders
 from flame.node.installing import open_store
+from flame.node.relay import open_relay
 from flame.node.settings import NodeSettings
 from flame.node.shims import choose, find_shims, labels
 from flame.proto import frontend_pb2, link_pb2, types_pb2
@@ -128,8 +129,15 @@ class ExecutorManager:
             start_timeout=settings.start_timeout,
             terminate_grace=settings.terminate_grace,
         )
+        self._objects = open_relay(settings, self._folders.sockets)
         workshop = Workshop(
-            self._keeper, self._logs, self._folders.executors, surroundings, self._packages, self._confinement
+            self._keeper,
+            self._logs,
+            self._folders.executors,
+            surroundings,
+            self._packages,
+            self._confinement,
+            self._objects,
         )
         self._host = HostShim(workshop, self._reception, warm)
         self._shims = await asyncio.to_thread(
@@ -156,6 +164,8 @@ class ExecutorManager:
             await link.wait_closed()
         self.connected.clear()
         await self._reception.close()
+        if self._objects is not None:
+            await asyncio.to_thread(self._objects.close)
         await self._keeper.close()
         await asyncio.to_thread(self._confinement.release)
         self._folders.release()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ import msgspec
 
 from flame.config import TlsConfig, load_context
 from flame.config.context import DEFAULT_CLIENT_CACHE_ENDPOINT
-from flame.model.errors import InvalidArgumentError, UnavailableError
+from flame.model.errors import InvalidArgumentError, PermissionDeniedError, UnavailableError
 from flame.objects import codecs
 from flame.objects import messages as m
 from flame.objects.fetched import Fetched
@@ -26,7 +27,7 @@ from flame.objects.held import DEFAULT_BYTES, Held, joined
 from flame.objects.keys import ObjectKey, ObjectRef
 from flame.objects.links import Link
 from flame.objects.nearby import cache_of_user
-from flame.objects.remote import location
+from flame.objects.remote import location, same_cache
 
 Deserializer = Callable[[Any, list[Any]], Any]
 
@@ -34,11 +35,12 @@ Deserializer = Callable[[Any, list[Any]], Any]
 class ObjectClient:
     """A client of object caches; may be used by several threads.
 
-    `endpoint` (`grpc://` or `grpcs://` HOST:PORT, `unix:PATH`) is the cache that new objects go to, by default that of
-    this user's context, else that of the cluster on this machine; references are followed to their own caches, through
-    that one where it knows them. `cache_bytes`: what is remembered of objects of other nodes. `shared_memory` False:
-    stream on the cache's own node too. Methods raise FlameError: InvalidArgumentError (which is a ValueError for keys),
-    NotFoundError, InvalidStateError (another version), ExhaustedError, UnavailableError.
+    `endpoint` (`grpc://` or `grpcs://` HOST:PORT, `unix:PATH`, in a sandbox `relay:PATH`) is the cache that new objects
+    go to, by default that of this user's context, else that of the cluster on this machine; references are followed to
+    their own caches, through that one where it knows them. `cache_bytes`: what is remembered of objects of other nodes.
+    `shared_memory` False: stream on the cache's own node too. Methods raise FlameError: InvalidArgumentError (which is
+    a ValueError for keys), NotFoundError, InvalidStateError (another version), ExhaustedError, UnavailableError, in a
+    sandbox PermissionDeniedError.
     """
 
     def __init__(
@@ -86,17 +88,17 @@ class ObjectClient:
         away. `tenant`: whose quota it counts in.
         """
         key = _writable(key_or_prefix)
-        return self._put(self.endpoint, key, value, m.Options(expected, ttl, tenant))
+        return self._put(self._link(self.endpoint), key, value, m.Options(expected, ttl, tenant))
 
     def update(self, ref: ObjectRef, value: Any, *, expected: int | None = None, ttl: float | None = None) -> ObjectRef:
         """Replace an object and its patches. `expected=ref.version` refuses to overwrite what somebody else wrote."""
-        return self._put(ref.endpoint, ObjectKey.from_key(ref.key), value, m.Options(expected, ttl))
+        return self._put(self._link_of(ref), ObjectKey.from_key(ref.key), value, m.Options(expected, ttl))
 
     def patch(self, ref: ObjectRef, delta: Any, *, expected: int | None = None) -> ObjectRef:
         """Append a patch to an object; its base stays as it is."""
         key = ObjectKey.from_key(ref.key)
         payload = codecs.encode_patch(delta)
-        link = self._link(ref.endpoint)
+        link = self._link_of(ref)
         stored = link.put(str(key), payload, m.Options(expected, patch=True), again=False)
         self._held.forget(key)
         return stored
@@ -106,16 +108,15 @@ class ObjectClient:
         key = _writable(key_or_prefix)
         source = Path(path)
         size = source.stat().st_size
-        link = self._link(self.endpoint)
+        pieces = partial(file_pieces, source, size)
         options = m.Options(ttl=ttl, size=size)
-        stored = link.put_shared(str(key), file_payload(source, size), options)
-        stored = stored or link.remote().upload(str(key), file_pieces(source, size), options)
+        stored = self._link(self.endpoint).upload(str(key), file_payload(source, size), pieces, options)
         self._held.forget(key)
         return stored
 
-    def _put(self, endpoint: str, key: ObjectKey, value: Any, options: m.Options) -> ObjectRef:
+    def _put(self, link: Link, key: ObjectKey, value: Any, options: m.Options) -> ObjectRef:
         payload = codecs.encode(value)
-        stored = self._link(endpoint).put(str(key), payload, options, again=options.expected is None)
+        stored = link.put(str(key), payload, options, again=options.expected is None)
         if key.object_id is not None:
             self._held.forget(key)
         return stored
@@ -138,11 +139,8 @@ class ObjectClient:
         """Write an object's payload to a file, which is whole or not there. Folders are made."""
         ObjectKey.from_key(ref.key)
         link = self._link(ref.endpoint)
-        shared = link.get_shared(ref.key)
-        if shared is not None:
-            download_to(Path(path), lambda write: write(memoryview(shared.parts[0].payload)))
-        else:
-            download_to(Path(path), lambda write: link.remote().download(ref.key, write))
+        origin = self._nearest(location(ref.endpoint))[1] if link.relayed else ""
+        download_to(Path(path), lambda write: link.download(ref.key, write, origin))
 
     def _fetch(self, ref: ObjectRef) -> Fetched:
         place = location(ref.endpoint)
@@ -161,26 +159,29 @@ class ObjectClient:
 
     def _nearest(self, place: str) -> tuple[Link, str]:
         """Through whom a reference is followed, and what to tell them."""
+        link = self._link(place)
+        if link.relayed:
+            return link, "" if place == self.endpoint else place
         if place != self.endpoint and place in self._link(self.endpoint).peers():
             return self._link(self.endpoint), place
-        return self._link(place), ""
+        return link, ""
 
     # --- everything else --------------------------------------------------------------------------------------------
 
     def delete(self, target: ObjectRef | str) -> None:
         """Delete an object, or all of `APPLICATION/SESSION` or `APPLICATION/*`. Nothing there is fine."""
         key = ObjectKey.from_path(target if isinstance(target, str) else target.key)
-        endpoint = self.endpoint if isinstance(target, str) else target.endpoint
-        self._link(endpoint).call("DELETE", str(key).encode())
+        link = self._link(self.endpoint) if isinstance(target, str) else self._link_of(target)
+        link.call("DELETE", str(key).encode())
         self._held.forget(key)
 
     def delete_many(self, refs: Iterable[ObjectRef]) -> None:
         """Delete objects by reference, in as few requests as there are caches. Those that are gone are fine."""
-        by_cache: dict[str, list[str]] = {}
+        by_cache: dict[Link, list[str]] = {}
         for ref in refs:
-            by_cache.setdefault(ref.endpoint, []).append(str(ObjectKey.from_key(ref.key)))
-        for endpoint, keys in by_cache.items():
-            self._link(endpoint).call("DELETE_MANY", msgspec.json.encode(m.KeysRequest(keys)))
+            by_cache.setdefault(self._link_of(ref), []).append(str(ObjectKey.from_key(ref.key)))
+        for link, keys in by_cache.items():
+            link.call("DELETE_MANY", msgspec.json.encode(m.KeysRequest(keys)))
             for key in keys:
                 self._held.forget(ObjectKey.from_key(key))
 
@@ -218,13 +219,23 @@ class ObjectClient:
     def _target(self, target: ObjectRef | str) -> tuple[ObjectKey, Link]:
         if isinstance(target, str):
             return ObjectKey.from_key(target), self._link(self.endpoint)
-        return ObjectKey.from_key(target.key), self._link(target.endpoint)
+        return ObjectKey.from_key(target.key), self._link_of(target)
 
     def _ask(self, link: Link, action: str, request: msgspec.Struct, kind: Any) -> Any:
         return msgspec.json.decode(link.call(action, msgspec.json.encode(request)), type=kind)
 
+    def _link_of(self, ref: ObjectRef) -> Link:
+        """The way to the cache that has an object. Raises PermissionDeniedError where that is out of reach."""
+        link = self._link(ref.endpoint)
+        if link.relayed and not same_cache(ref.endpoint, (self.endpoint, link.endpoint())):
+            raise PermissionDeniedError(
+                f"{ref.key!r} is in the cache at {ref.endpoint}; from a sandbox only objects of the node's own cache "
+                "can be changed"
+            )
+        return link
+
     def _link(self, endpoint: str) -> Link:
-        place = location(endpoint)
+        place = self.endpoint if self.endpoint.startswith(m.RELAY) else location(endpoint)
         with self._lock:
             if self._pid != os.getpid():
                 self._links = {place: link.after_fork() for place, link in self._links.items()}

@@ -1,10 +1,11 @@
-"""The way to one cache: shared memory where it is on this node, else plain TCP where that is allowed, else Flight."""
+"""The way to one cache: shared memory where it is on this node, else plain TCP where that is allowed, else Flight. In a
+sandbox there is one way, the relay: a socket at which the executor manager passes on what is allowed there."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ class Link:
     def __init__(self, place: str, tls: TlsConfig | None, *, shared_memory: bool = True) -> None:
         self.place = place
         self._tls = tls
+        self.relayed = place.startswith(m.RELAY)
         self._here = place.startswith(m.UNIX)
         self._shared_memory = shared_memory or self._here
         self._lock = threading.Lock()
@@ -60,6 +62,12 @@ class Link:
         _left_behind.append(self)
         return link
 
+    def endpoint(self) -> str:
+        """What the cache calls itself in references. Raises FlameError."""
+        if self.relayed:
+            return self._through_relay(lambda relay: relay.endpoint, again=True)
+        return msgspec.json.decode(self.call("STAT", b""), type=m.CacheStatus).endpoint
+
     def peers(self) -> frozenset[str]:
         """The places of other caches whose objects this one fetches."""
         self._try_shared()
@@ -72,6 +80,8 @@ class Link:
 
     def put(self, key: str, payload: Payload, options: m.Options, *, again: bool) -> ObjectRef:
         """Store a payload; `again`: storing it twice does no harm, so a lost connection is no reason to give up."""
+        if self.relayed:
+            return self._through_relay(lambda relay: _ref(relay, relay.put(key, payload, options)), again=again)
         stored = self.put_shared(key, payload, options, again=again)
         if stored is not None:
             return stored
@@ -89,8 +99,29 @@ class Link:
 
         return self._with_shared(put, again=again)
 
+    def upload(
+        self, key: str, payload: Payload, pieces: Callable[[], Iterable[bytes]], options: m.Options
+    ) -> ObjectRef:
+        """Store a payload that may be too large for memory: whichever of its two forms fits."""
+        if self.relayed:
+            return self._through_relay(lambda relay: _ref(relay, relay.upload(key, pieces(), options)), again=True)
+        return self.put_shared(key, payload, options) or self.remote().upload(key, pieces(), options)
+
+    def download(self, key: str, write: Callable[[memoryview], object], origin: str = "") -> None:
+        """Hand the base of an object to `write`, piece by piece."""
+        if self.relayed:
+            self._through_relay(lambda relay: relay.download(key, write, origin), again=False)
+            return
+        shared = self.get_shared(key, origin=origin)
+        if shared is not None:
+            write(memoryview(shared.parts[0].payload))
+        else:
+            self.remote().download(key, write)
+
     def get(self, key: str, version: int = 0, born: int = 0, origin: str = "") -> Fetched:
         """What the cache answers."""
+        if self.relayed:
+            return self._through_relay(lambda relay: relay.get(key, version, born, origin), again=True)
         fetched = self.get_shared(key, version, born, origin)
         if fetched is None:
             fetched = self._with_stream(lambda stream: stream.get(key, version, born, origin), again=True)
@@ -102,8 +133,26 @@ class Link:
 
     def call(self, action: str, body: bytes) -> bytes:
         """Run an action."""
+        if self.relayed:
+            return self._through_relay(lambda relay: relay.call(action, body), again=True)
         answer = self._with_shared(lambda shared: shared.call(action, body), again=True)
         return answer if answer is not None else self.remote().call(action, body)
+
+    def _through_relay(self, action: Callable[[StreamClient], T], *, again: bool) -> T:
+        """In a sandbox. Raises UnavailableError when the connection breaks, and with `again` once more."""
+        while True:
+            try:
+                with self._lock:
+                    if self._stream is None:
+                        self._stream = StreamClient(self.place.removeprefix(m.RELAY))
+                    stream = self._stream
+                return action(stream)
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                raise UnavailableError(f"nothing passes on to the object cache here: {error}") from error
+            except (OSError, EOFError) as error:
+                if not again and not isinstance(error, UnsentError):
+                    raise UnavailableError(f"the connection to the object cache broke: {error}") from error
+                again = False
 
     def _with_shared(self, action: Callable[[SharedClient], T | None], *, again: bool) -> T | None:
         shared = self._try_shared()
@@ -126,7 +175,9 @@ class Link:
                 self._door = self._ask_for_door()
             if self._stream is None and self._door.port:
                 try:
-                    self._stream = StreamClient(urlsplit(self.place).hostname or "", self._door)
+                    self._stream = StreamClient(
+                        (urlsplit(self.place).hostname or "", self._door.port), self._door.token
+                    )
                 except (OSError, EOFError, FlameError):
                     self._door = msgspec.structs.replace(self._door, port=0)
             stream = self._stream
@@ -183,3 +234,7 @@ class Link:
         if self._remote is None:
             self._remote = RemoteClient(self.place, self._tls)
         return self._remote
+
+
+def _ref(client: StreamClient, stored: m.Stored) -> ObjectRef:
+    return ObjectRef(client.endpoint, stored.key, stored.version)

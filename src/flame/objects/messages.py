@@ -14,6 +14,9 @@ INLINE = 64 * 1024  # bytes up to which a payload travels in its message instead
 CHUNK = 256 * 1024  # bytes of one record batch of a stream: small enough for the processor's cache
 LEAD = 60  # a payload begins so far behind a multiple of 64: its four bytes of tag end where Arrow's alignment begins
 UNIX = "unix:"  # begins endpoints of caches for clients of one user on their node: the path of a socket follows
+# Begins endpoints in a sandbox: the path of a socket follows at which the executor manager passes on what is allowed.
+RELAY = "relay:"
+RELAY_IDLE = 2.0  # seconds; a connection that was idle for so long may be ended there to make room for another
 TICKET = b"\x01"  # begins tickets and commands of our own; no key does
 
 ACTIONS = {

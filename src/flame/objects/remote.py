@@ -45,8 +45,9 @@ T = TypeVar("T")
 
 
 def location(endpoint: str) -> str:
-    """The endpoint in words of Arrow: `grpc://` or `grpc+tls://`; `unix:PATH` as it is. Raises InvalidConfigError."""
-    if endpoint.startswith(f"{m.UNIX}/"):
+    """The endpoint in words of Arrow: `grpc://` or `grpc+tls://`; `unix:PATH` and `relay:PATH` as they are. Raises
+    InvalidConfigError."""
+    if endpoint.startswith((f"{m.UNIX}/", f"{m.RELAY}/")):
         return endpoint
     scheme, separator, rest = endpoint.partition("://")
     known = {"grpc": "grpc", "http": "grpc", "grpcs": "grpc+tls", "https": "grpc+tls", "grpc+tls": "grpc+tls"}
@@ -54,6 +55,15 @@ def location(endpoint: str) -> str:
         raise InvalidConfigError(f"invalid cache endpoint {endpoint!r}", remedy="write grpc://HOST:PORT or grpcs://")
     host = rest.rstrip("/")
     return f"{known[scheme]}://{host if _has_port(host) else f'{host}:9090'}"
+
+
+def same_cache(endpoint: str, others: Iterable[str]) -> bool:
+    """Whether an endpoint is one of the others, in whichever words."""
+    return _plain(endpoint) in map(_plain, others)
+
+
+def _plain(endpoint: str) -> str:
+    return location(endpoint).replace("//localhost:", "//127.0.0.1:")
 
 
 def _has_port(host: str) -> bool:
@@ -141,6 +151,17 @@ class RemoteClient:
 
         return self._translated(fetch)
 
+    def open(self, key: str, version: int, born: int, origin: str) -> tuple[m.Answer, Iterator[pa.Buffer]]:
+        """What the cache answers, and the payloads of its parts, one after another, in pieces. Raises FlameError, also
+        while pieces are taken."""
+        answer, pieces = self._translated(lambda: self._open(key, version, born, origin))
+
+        def each() -> Iterator[pa.Buffer]:
+            while (piece := self._translated(lambda: next(pieces, None))) is not None:
+                yield piece
+
+        return answer, each()
+
     def call(self, action: str, body: bytes) -> bytes:
         """Run an action. Raises FlameError."""
 
@@ -191,9 +212,8 @@ def as_flame_error(error: Exception, where: str) -> FlameError:
         return UnauthenticatedError(f"the cache at {where} wants a certificate: {text}")
     if isinstance(error, flight.FlightUnavailableError) and where.startswith(m.UNIX):
         return UnavailableError(
-            f"the object cache of this cluster, at {where}, can't be reached: it has ended, or this is a sandbox, from "
-            "where nobody can",
-            remedy="keep payloads under cluster.limits.max_payload there, or use a cache with an address",
+            f"the object cache of this cluster, at {where}, can't be reached: it has ended",
+            remedy="start the cluster again",
         )
     if isinstance(error, flight.FlightUnavailableError):
         return UnavailableError(f"the cache at {where} can't be reached: {text}", remedy="is it running there?")

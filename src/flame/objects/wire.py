@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import msgspec
 
@@ -16,9 +17,11 @@ _encoder = msgspec.msgpack.Encoder()
 class Channel:
     """A connected socket, and what was read of it too early. One thread at a time reads, and one writes."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, longest: int = MAX_MESSAGE) -> None:
+        """`longest`: bytes of one message from the other side."""
         self.socket = connection
         self._rest = b""
+        self._longest = longest
 
     def send(self, message: Request | Reply) -> None:
         """Raises OSError."""
@@ -28,7 +31,7 @@ class Channel:
         """The body of the next message; None when the other side has closed. Raises OSError; EOFError in a message."""
         data = self._rest
         while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "little"):
-            if len(data) >= 4 and int.from_bytes(data[:4], "little") > MAX_MESSAGE:
+            if len(data) >= 4 and int.from_bytes(data[:4], "little") > self._longest:
                 raise OSError(f"a message of {int.from_bytes(data[:4], 'little')} bytes")
             more = self.socket.recv(_READ)
             if not more:
@@ -40,12 +43,15 @@ class Channel:
         self._rest = data[end:]
         return data[4:end]
 
-    def read_into(self, view: memoryview) -> None:
-        """Raw bytes that follow a message, as many as the view has. Raises OSError, EOFError."""
+    def read_into(self, view: memoryview, deadline: float | None = None) -> None:
+        """Raw bytes that follow a message, as many as the view has. Raises OSError, which is TimeoutError when they are
+        not all there at `deadline` (of the monotonic clock), and EOFError."""
         got = min(len(self._rest), len(view))
         view[:got] = self._rest[:got]
         self._rest = self._rest[got:]
         while got < len(view):
+            if deadline is not None:
+                self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
             count = self.socket.recv_into(view[got:])
             if not count:
                 raise EOFError(f"the connection ended after {got} of {len(view)} bytes")

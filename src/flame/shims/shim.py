@@ -8,6 +8,7 @@ it never ends an instance by itself, it says what happened. All calls are made i
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -49,6 +50,32 @@ class Packages(Protocol):
     async def provide(self, name: str, application: types_pb2.ApplicationSpec) -> Package | None:
         """The package of the application of that name, installed now if need be; None when it wants none. Raises
         FlameError."""
+        ...
+
+
+class ObjectDoor(Protocol):
+    """The way of one instance to the object cache, which it can't reach itself. `path` is that of the socket where it comes in."""
+
+    path: Path
+
+    def belongs_to(self, session_id: str) -> None:
+        """It may have the objects of this session from now on; before it has none."""
+        ...
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Serve somebody at the other end of a connected socket, too."""
+        ...
+
+    def close(self) -> None:
+        """Nobody is served any more."""
+        ...
+
+
+class Objects(Protocol):
+    """The object cache of a node, for instances that can't reach it."""
+
+    def open(self, application: str) -> ObjectDoor:
+        """A door for one instance. Raises OSError."""
         ...
 
 

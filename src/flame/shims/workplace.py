@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from flame.model.errors import FlameError
+from flame.model.isolation import isolated
 from flame.model.network import is_list
 from flame.model.states import BindCode
 from flame.shims.egress import Egress
@@ -20,8 +21,10 @@ from flame.shims.isolation import Confined, Confinement
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper, Process, Program
 from flame.shims.removal import remove_tree
-from flame.shims.shim import BindError, Launch, Packages, Usage
+from flame.shims.shim import BindError, Launch, ObjectDoor, Objects, Packages, Usage
 
+# What an instance that no socket reaches is told in place of one: its link carries that, too.
+INSIDE_LINK = "link"
 _LAST_LINES = 20
 _LAST_BYTES = 2000
 
@@ -37,12 +40,14 @@ class Workshop:
         surroundings: Surroundings,
         packages: Packages,
         confinement: Confinement,
+        objects: Objects | None = None,
     ) -> None:
         self.keeper = keeper
         self.logs = logs
         self.folder = folder
         self.surroundings = surroundings
         self.confinement = confinement
+        self.objects = objects
         self._packages = packages
 
     async def prepare(self, launch: Launch) -> Launch:
@@ -68,6 +73,7 @@ class Workshop:
         except OSError as error:
             raise BindError(BindCode.START, f"can't make the executor's folder: {error}") from error
         try:
+            place.open_objects()
             place.furnish(variables or {})
             place.open_network()
         except BaseException:
@@ -86,6 +92,7 @@ class Workplace:
         """Raises OSError."""
         self.launch = launch
         self.folder = folder
+        self.objects: ObjectDoor | None = None
         self.max_payload = workshop.surroundings.max_payload
         session_id = launch.context.session_id
         # One without a session keeps its log to itself until it is bound.
@@ -102,6 +109,18 @@ class Workplace:
         # The log's own stdout is for those whose stdout means nothing else.
         self._stdout, self._stderr = self.log.open_pipes()
 
+    def open_objects(self) -> None:
+        """What an instance behind an isolation level reaches the object cache by. Raises BindError."""
+        launch, objects = self.launch, self._workshop.objects
+        if objects is None or not isolated(launch.application.isolation):
+            return
+        try:
+            self.objects = objects.open(launch.context.application.name)
+        except OSError as error:
+            raise BindError(BindCode.START, f"can't make the socket of the instance's objects: {error}") from error
+        if launch.context.session_id:
+            self.objects.belongs_to(launch.context.session_id)
+
     def furnish(self, variables: Mapping[str, str]) -> None:
         """Hold the package, find the command, lay out the session's common data. Raises BindError."""
         launch, confinement = self.launch, self._workshop.confinement
@@ -113,6 +132,9 @@ class Workplace:
             self._held = True
         self.limits = confinement.held(launch)
         around = confinement.surroundings(launch, self._workshop.surroundings)
+        if self.objects is not None:
+            way = INSIDE_LINK if confinement.streams(launch) else str(self.objects.path)
+            around = msgspec.structs.replace(around, cache_endpoint=f"relay:{way}")
         seen = msgspec.structs.replace(launch, devices=confinement.devices(launch))
         self.env = {**environment(seen, around, confinement.temporary(launch, self.folder / "tmp")), **variables}
         if launch.context.HasField("common_data"):
@@ -144,6 +166,8 @@ class Workplace:
     def claim(self, executor_id: str, session_id: str) -> None:
         """What was started ahead belongs to this executor from now on. Raises OSError."""
         self._workshop.logs.claim(self.log, executor_id, session_id)
+        if self.objects is not None:
+            self.objects.belongs_to(session_id)
 
     def watch_output(self, broken: Callable[[str], None]) -> None:
         """Call `broken` with the reason, once, when more is written to the log than the limits allow."""
@@ -168,9 +192,10 @@ class Workplace:
         out = self._stdout if stdout is None else stdout
         workshop = self._workshop
         proxy = self._egress.socket if self._egress is not None else None
-        confined = workshop.confinement.confine(
-            self.launch, name, wanted, self.limits, self._sockets, self._shown, proxy
-        )
+        sockets = self._sockets
+        if self.objects is not None and not workshop.confinement.streams(self.launch):
+            sockets = [*sockets, self.objects.path]
+        confined = workshop.confinement.confine(self.launch, name, wanted, self.limits, sockets, self._shown, proxy)
         try:
             process = await workshop.keeper.spawn(name, confined.program, out, self._stderr, stdin)
         except BaseException:
@@ -255,6 +280,8 @@ class Workplace:
         self.release_output()
         if self._egress is not None:
             await self._egress.close()
+        if self.objects is not None:
+            self.objects.close()
         self.log.end()
         for running in self._running:
             await asyncio.to_thread(running.confined.release)

@@ -1,0 +1,202 @@
+"""The object cache behind an isolation level: what an instance is allowed works, all else is out of reach."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flame
+from cache_daemon import CacheDaemon
+from cluster import Cluster
+from flame.objects import ObjectClient, ObjectRef
+from untrusted import require_sandboxes
+
+SERVICES = Path(__file__).parent / "services"
+LIMIT = 1 << 20  # bytes that a task carries at most
+SECONDS = 60.0
+LEVELS = ("process", "gvisor")
+LARGE = b"\x02" + bytes(3 << 20)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CacheDaemon]:
+    require_sandboxes(tmp_path_factory.mktemp("probe"))
+    with CacheDaemon(tmp_path_factory.mktemp("cache")) as cache:
+        yield cache
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, cache: CacheDaemon) -> Iterator[Cluster]:
+    settings = {"limits": {"max_payload": LIMIT}}
+    folder = tmp_path_factory.mktemp("cluster")
+    with Cluster(folder, storage="none", settings=settings, cache=cache.endpoint) as cluster:
+        with flame.connect(cluster.endpoint) as connection:
+            for name in ("large", "evaluating", "other"):
+                script = "large.py" if name == "large" else "evaluating.py"
+                arguments = [str(SERVICES / script)]
+                connection.register_application(name, {"command": sys.executable, "arguments": arguments})
+        yield cluster
+
+
+@pytest.fixture
+def connection(cluster: Cluster, cache: CacheDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[flame.Connection]:
+    monkeypatch.setenv("FLAME_CACHE_ENDPOINT", cache.endpoint)
+    with flame.connect(cluster.endpoint) as connection:
+        yield connection
+
+
+def run(session: flame.Session, source: str, data: bytes = b"") -> str:
+    return (session.invoke(source.encode() + b"\0" + data, SECONDS) or b"").decode()
+
+
+# --- what works ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_payloads_of_any_size(connection: flame.Connection, level: str) -> None:
+    with connection.create_session("large", common_data=LARGE, isolation=level) as session:
+        assert session.invoke(LARGE, SECONDS) == LARGE * 2
+        assert list(session.map([b"\x02", LARGE])) == [b"\x02" * 2, LARGE * 2]
+        assert int(session.invoke(b"length", SECONDS) or b"") == len(LARGE)
+
+
+def test_objects_of_its_own(connection: flame.Connection, cache: CacheDaemon) -> None:
+    with connection.create_session("evaluating", isolation="process") as session:
+        own = f"evaluating/{session.id}"
+        run(session, "import numpy as np; from flame import objects; from pathlib import Path")
+        encoded = session.invoke(f"ref = objects.put('{own}', np.arange(500_000)); answer = ref.encode()".encode())
+        ref = ObjectRef.decode(encoded or b"")
+        client = cache.client()
+        assert ref.endpoint == client.put(own, 1).endpoint
+        assert np.array_equal(client.get(ref), np.arange(500_000))
+        ref = client.update(ref, np.ones(300_000))
+        assert run(session, "array = objects.get(ref); answer = (array.sum(), array.flags.writeable)") in (
+            "(300000.0, False)",
+            "(np.float64(300000.0), False)",
+        )
+        assert run(session, "ref = objects.update(ref, 'a', expected=2); answer = ref.version") == "3"
+        assert "has version 3, not 1" in run(session, "objects.update(ref, 'b', expected=1)")
+        assert run(session, "objects.patch(ref, 'b'); answer = objects.get(ref, lambda a, b: [a, b])") == "['a', ['b']]"
+        assert run(session, "answer = objects.exists(ref).patches") == "1"
+        assert run(session, f"answer = [i.key == ref.key for i in objects.list_objects('{own}')].count(True)") == "1"
+        assert run(session, "objects.delete(ref); answer = objects.exists(ref)") == "None"
+        assert "NotFoundError" in run(session, "objects.get(ref)")
+
+
+def test_files(connection: flame.Connection) -> None:
+    with connection.create_session("evaluating", isolation="process") as session:
+        run(session, "from flame import objects; from pathlib import Path; import os")
+        run(session, "Path('/tmp/a').write_bytes(os.urandom(3_000_000))")
+        run(session, "ref = objects.upload(f'evaluating/{session_id}/weights', '/tmp/a')")
+        run(session, "objects.download(ref, '/tmp/b')")
+        assert run(session, "answer = Path('/tmp/a').read_bytes() == Path('/tmp/b').read_bytes()") == "True"
+
+
+def test_processes_and_threads_of_an_instance(connection: flame.Connection) -> None:
+    source = """
+import multiprocessing, threading
+from concurrent.futures import ThreadPoolExecutor
+from flame import objects
+refs = [objects.put(f'evaluating/{session_id}', bytes([n]) * 300_000) for n in range(40)]
+def get(n):
+    return objects.get(refs[n])[0] == n
+with ThreadPoolExecutor(40) as pool:
+    first = all(pool.map(get, range(40)))
+with multiprocessing.get_context('fork').Pool(6) as pool:
+    answer = first, [data[0] for data in pool.map(objects.get, refs)] == list(range(40))
+"""
+    with connection.create_session("evaluating", isolation="process") as session:
+        assert run(session, source) == "(True, True)"
+
+
+def test_for_asyncio(connection: flame.Connection) -> None:
+    source = """
+import asyncio
+from flame.objects import AsyncObjectClient
+async def main():
+    async with AsyncObjectClient() as client:
+        refs = await asyncio.gather(*(client.put(f'evaluating/{session_id}', n) for n in range(10)))
+        return sum(await asyncio.gather(*(client.get(ref) for ref in refs)))
+answer = asyncio.run(main())
+"""
+    with connection.create_session("evaluating", isolation="process") as session:
+        assert run(session, source) == "45"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_its_application_shares_is_read(connection: flame.Connection, cache: CacheDaemon, level: str) -> None:
+    shared = cache.client().put("evaluating/shared", LARGE)
+    with connection.create_session("evaluating", isolation=level) as session:
+        run(session, "from flame import objects")
+        source = "answer = str(len(objects.get(objects.ObjectRef.decode(data)))).encode()"
+        assert run(session, source, shared.encode()) == str(len(LARGE))
+
+
+# --- what is out of reach --------------------------------------------------------------------------------------------
+
+
+def test_objects_of_others(connection: flame.Connection, cache: CacheDaemon) -> None:
+    client = cache.client()
+    with (
+        connection.create_session("evaluating", isolation="process") as mine,
+        connection.create_session("evaluating", isolation="process") as another,
+        connection.create_session("other", isolation="process") as foreign,
+    ):
+        run(mine, "from flame import objects")
+        prefixes = (
+            f"evaluating/{another.id}",
+            f"parcels/{another.id}",
+            f"other/{foreign.id}",
+            f"other/{mine.id}",
+            "other/shared",
+        )
+        for prefix in prefixes:
+            ref = client.put(f"{prefix}/secret", "secret")
+            for source in (
+                "answer = objects.get(objects.ObjectRef.decode(data))",
+                "objects.download(objects.ObjectRef.decode(data), '/tmp/secret')",
+                "objects.update(objects.ObjectRef.decode(data), 1)",
+                "objects.patch(objects.ObjectRef.decode(data), 1)",
+                "objects.delete(objects.ObjectRef.decode(data))",
+                "answer = objects.exists(objects.ObjectRef.decode(data))",
+                f"answer = objects.list_objects('{prefix}')",
+                f"objects.put('{prefix}', 1)",
+                f"objects.delete('{prefix}')",
+                f"objects.end_session('{prefix}', 0)",
+            ):
+                said = run(mine, source, ref.encode())
+                assert said.startswith(f"PermissionDeniedError: an instance of session '{mine.id}' may not "), source
+                assert f"use evaluating/{mine.id}" in said
+            assert client.get(ref) == "secret"
+            assert [info.key for info in client.list(prefix)] == [ref.key]
+        for source in ("objects.delete('evaluating/*')", "answer = objects.list_objects('evaluating/*')"):
+            assert run(mine, source).startswith("PermissionDeniedError")
+        assert run(mine, "answer = objects.default_client().status()").startswith("PermissionDeniedError")
+
+
+def test_what_is_shared_is_not_changed(connection: flame.Connection, cache: CacheDaemon) -> None:
+    client: ObjectClient = cache.client()
+    ref = client.put("evaluating/shared/code", "mine")
+    with connection.create_session("evaluating", isolation="process") as session:
+        run(session, "from flame import objects")
+        for source in ("objects.update(ref, 1)", "objects.delete(ref)", "objects.put('evaluating/shared', 1)"):
+            said = run(session, f"ref = objects.ObjectRef.decode(data); {source}", ref.encode())
+            assert said.startswith("PermissionDeniedError")
+    assert client.get(ref) == "mine"
+
+
+def test_other_caches(connection: flame.Connection, cache: CacheDaemon, tmp_path: Path) -> None:
+    """An instance can not make its node connect to an address of its choice."""
+    with (
+        CacheDaemon(tmp_path) as elsewhere,
+        connection.create_session("evaluating", isolation="process") as session,
+    ):
+        ref = elsewhere.client().put(f"evaluating/{session.id}", "there")
+        run(session, "from flame import objects")
+        said = run(session, "answer = objects.get(objects.ObjectRef.decode(data))", ref.encode())
+        assert said.startswith("PermissionDeniedError: this cache does not fetch objects of")
+        assert "from a sandbox" in run(session, "objects.delete(objects.ObjectRef.decode(data))", ref.encode())
