@@ -72,3 +72,19 @@ def named(text: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def control_groups(beginning: str) -> list[Path]:
+    """Those whose name begins so. Others of this machine may come and go meanwhile."""
+    return [
+        Path(folder, name)
+        for folder, names, _ in os.walk("/sys/fs/cgroup")
+        for name in names
+        if name.startswith(beginning)
+    ]
+
+
+def throttled(group: str) -> int:
+    """How often the processes of this control group had to wait because they had used up their time."""
+    [file] = [file for folder in control_groups(group) if (file := folder / "cpu.stat").exists()]
+    return int(dict(line.split() for line in file.read_text().splitlines())["nr_throttled"])

@@ -20,7 +20,7 @@ from flame.proto import frontend_pb2, link_pb2, types_pb2
 from flame.shims.gvisor import Gvisor
 from package_builder import pack
 from scripted_manager import PATIENCE, Node, NodeLog, a_node_apart, a_node_here, gone, parent_of
-from untrusted import MIB, SERVICE, ask, begin, named
+from untrusted import MIB, SERVICE, ask, begin, named, throttled
 
 LEVEL = "gvisor"
 
@@ -447,12 +447,6 @@ def test_a_session_may_not_ask_for_less(tmp_path: Path) -> None:
 
 def of_process(pid: int, file: str) -> bytes:
     return Path(f"/proc/{pid}/{file}").read_bytes()
-
-
-def throttled(group: str) -> int:
-    """How often the processes of this control group had to wait because they had used up their time."""
-    [file] = Path("/sys/fs/cgroup").rglob(f"{group}/cpu.stat")
-    return int(dict(line.split() for line in file.read_text().splitlines())["nr_throttled"])
 
 
 def descendants(pid: int) -> list[int]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scripted_manager import Node, a_node_here, gone
-from untrusted import MIB, SERVICE, ask, begin, named, require_sandboxes
+from untrusted import MIB, SERVICE, ask, begin, named, require_sandboxes, throttled
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -362,9 +361,3 @@ async def test_more_processor_time_than_its_limit(node: Node, level: str) -> Non
     await begin(node, 1, level, cpu_millis=200)
     assert await ask(node, 1, "while time.process_time() < 0.3: pass\nanswer = 1") == 1
     assert throttled(node.manager.executor_id(1)) > 0
-
-
-def throttled(group: str) -> int:
-    """How often the processes of this control group had to wait because they had used up their time."""
-    [file] = Path("/sys/fs/cgroup").rglob(f"{group}/cpu.stat")
-    return int(dict(line.split() for line in file.read_text().splitlines())["nr_throttled"])

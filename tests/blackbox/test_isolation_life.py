@@ -17,7 +17,7 @@ from cluster import Cluster
 from flame.proto import frontend_pb2, types_pb2
 from package_builder import pack
 from scripted_manager import Node, NodeLog, a_node_apart, a_node_here, gone, parent_of
-from untrusted import MIB, SERVICE, ask, begin, require_sandboxes
+from untrusted import MIB, SERVICE, ask, begin, control_groups, require_sandboxes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +86,7 @@ async def test_a_node_leaves_no_control_group_behind() -> None:
 
 
 def groups_of(pid: int) -> list[Path]:
-    return list(Path("/sys/fs/cgroup").rglob(f"flame-{pid}-*"))
+    return control_groups(f"flame-{pid}-")
 
 
 @pytest.mark.parametrize("change", [{"isolation": "process"}, {"limits": types_pb2.Limits(memory=256 * MIB)}])
