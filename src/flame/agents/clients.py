@@ -83,13 +83,23 @@ class Clients:
         place = self._places.pop(key, None)
         if place is None or place.sandbox is None:
             return False
-        await _close(place)
+        # Goes on when the caller is cancelled.
+        await asyncio.wait({self._begin_to_close(place)})
         return True
 
     async def close_all(self) -> None:
-        """Close all of them."""
+        """Close all of them; returns when those are closed, too, whose closing somebody else began."""
         places, self._places = list(self._places.values()), {}
-        await asyncio.gather(*map(_close, places), *self._closing)
+        for place in places:
+            self._begin_to_close(place)
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def _begin_to_close(self, place: _Place) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(_close(place))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
 
     async def _made(self) -> AsyncSandbox:
         if sum(not place.ended for place in self._places.values()) > self._most:
@@ -103,9 +113,7 @@ class Clients:
         waiting = [name for name, each in self._places.items() if each.ended]
         for name in waiting[:-_REMEMBERED]:
             del self._places[name]
-        task = asyncio.get_running_loop().create_task(_close(place))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._begin_to_close(place)
 
 
 _AGAIN = "this call was not carried out; the next one begins with a new sandbox, without the files and variables"

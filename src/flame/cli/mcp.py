@@ -179,6 +179,7 @@ async def _serve_stdio(clients: Clients) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, on_signal, number)
     await make_server(clients).run_stdio_async()
+    await clients.close_all()  # a client that loses patience sends a signal while they are closed
     return 0
 
 
