@@ -10,6 +10,7 @@ import socket
 import sys
 from typing import Any
 
+from flame.shims.guest.multiplex import DATA, FRAME, OPEN
 from flame.shims.microvm_machine import Machine, Running, Template, VmmError
 from flame.shims.microvm_qemu import QemuQ35
 
@@ -71,6 +72,13 @@ LIES: dict[str, bytes] = {
 }
 
 
+NETWORK_LIES: dict[str, bytes] = {
+    "garbage on its way out": b"\xff" * 1000,
+    "connections without end": b"".join(FRAME.pack(OPEN, number, 0) for number in range(1, 10_000)),
+    "bytes for a connection that there is not": FRAME.pack(DATA, 7, 1) + b"x",
+}
+
+
 def play(ports: dict[str, socket.socket], parent: int) -> None:
     control = ports["control"]
     lines = control.makefile("rb")
@@ -78,6 +86,9 @@ def play(ports: dict[str, socket.socket], parent: int) -> None:
     role = start["program"]["env"]["FLAME_TEST_PUPPET"]
     if role in LIES:
         control.sendall(LIES[role])
+        lines.read()
+    elif role in NETWORK_LIES:
+        ports["network"].sendall(NETWORK_LIES[role])
         lines.read()
     elif role == "dies":
         ports["console"].sendall(b"no more\n")

@@ -38,11 +38,11 @@ def cached() -> Iterator[None]:
 
 def wrapped(
     level: Microvm, program: str, *arguments: str, room: Room | None = None, env: Mapping[str, str] | None = None,
-    limits: Limits = LIMITS, labels: tuple[str, ...] = (), name: str = "by-hand",
+    limits: Limits = LIMITS, labels: tuple[str, ...] = (), name: str = "by-hand", network: str = "",
 ) -> Program:  # fmt: skip
     """A program of the system as it is started at this level."""
     wanted = Program(program, [program, *arguments], {"PATH": "/usr/bin:/bin", **(env or {})}, "/tmp")
-    application = types_pb2.ApplicationSpec(isolation="microvm", labels=labels)
+    application = types_pb2.ApplicationSpec(isolation="microvm", labels=labels, network=network)
     launch = Launch(name, "", application, shim_pb2.SessionContext())
     return level.wrap(wanted, room or Room(disk=DISK), limits, launch)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
+from flame.shims.isolation_sandbox import Room
 from flame.shims.microvm import Microvm
 from flame.shims.processes import Program
-from microvm_plugins import LIES
+from microvm_plugins import LIES, NETWORK_LIES
 from microvms import found, run, wrapped
 
 
@@ -53,6 +55,17 @@ def test_a_machine_that_lies_is_ended_and_that_is_told(level: Microvm, lie: str)
     done = run(program, input=b"")
     assert done.returncode == 125
     assert b"the virtual machine broke its contract" in done.stderr
+    assert verdict(program).startswith("broke its contract: ")
+
+
+@pytest.mark.parametrize("lie", NETWORK_LIES)
+def test_a_machine_that_lies_on_its_way_out_is_ended_too(level: Microvm, tmp_path: Path, lie: str) -> None:
+    with socket.socket(socket.AF_UNIX) as proxy:
+        proxy.bind(str(tmp_path / "proxy"))
+        proxy.listen()
+        room = Room(proxy=tmp_path / "proxy")
+        program = wrapped(level, "/bin/sh", env={"FLAME_TEST_PUPPET": lie}, room=room, network="pypi.org")
+        assert run(program, input=b"").returncode == 125
     assert verdict(program).startswith("broke its contract: ")
 
 
