@@ -231,3 +231,15 @@ def test_sessions_go_to_nodes_that_run_images(tmp_path: Path, image: str, monkey
             with connection.create_session("busy") as session:
                 assert list(session.map([b"1", b"2", b"3"])) == [b"blue image"] * 3
                 assert {executor.node for executor in connection.list_executors(session.id)} == {"able"}
+
+
+def test_a_level_that_runs_no_images_is_refused_before_anything_waits_for_it(tmp_path: Path) -> None:
+    with Cluster(tmp_path, nodes=0) as cluster, flame.connect(cluster.endpoint) as connection:
+        connection.register_application("box", {"shim": flame.Shim.CONTAINER, "image": "app:1"})
+        with pytest.raises(flame.InvalidArgumentError, match="microvm can't run images") as caught:
+            connection.create_session("box", isolation="microvm")
+        assert "use gvisor or process" in caught.value.remedy
+        with pytest.raises(flame.InvalidArgumentError, match="microvm can't run images"):
+            connection.register_application(
+                "machine", {"shim": flame.Shim.CONTAINER, "image": "app:1", "isolation": "microvm"}
+            )

@@ -56,6 +56,7 @@ def test_what_can_not_work_is_refused(asked: dict[str, Any], message: str) -> No
         ({"network": "none", "isolation": "process"}, {"network": "host"}, "application app has network none"),
         ({}, {"network": "none"}, "network none needs isolation"),
         ({"limits": Limits(disk=1)}, {}, "limits.disk needs isolation"),
+        ({"shim": Shim.CONTAINER}, {"isolation": "microvm"}, "isolation microvm can't run images"),
     ],
 )
 def test_a_session_asks_for_no_less_than_its_application(

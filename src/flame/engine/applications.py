@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flame.engine.effects import RecordKind
 from flame.engine.records import ApplicationMeta, NameMeta
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError, ReadOnlyError
-from flame.model.isolation import check
+from flame.model.isolation import check, check_shim
 from flame.model.specs import ApplicationSpec
 from flame.model.states import ApplicationState, SessionState
 
@@ -64,6 +64,7 @@ def on_register(engine: Engine, draft: Draft, event: RegisterApplication) -> Non
     try:
         check_name(event.name)
         check(event.spec.isolation, event.spec.limits, event.spec.network)
+        check_shim(event.spec.shim, event.spec.isolation)
         _check_writable(engine)
         if known is not None:
             raise AlreadyExistsError(
@@ -81,6 +82,7 @@ def on_update(engine: Engine, draft: Draft, event: UpdateApplication) -> None:
     try:
         check_name(event.name)
         check(event.spec.isolation, event.spec.limits, event.spec.network)
+        check_shim(event.spec.shim, event.spec.isolation)
         _check_writable(engine)
         if known is None:
             raise NotFoundError(f"Application {event.name} not found")

@@ -101,6 +101,16 @@ def check(isolation: str, limits: Limits, network: str) -> None:
         raise InvalidArgumentError(f"limits.pids {limits.pids} is below {MIN_PIDS}: nothing would start")
 
 
+def check_shim(shim: Shim, isolation: str) -> None:
+    """Raises InvalidArgumentError for a shim whose instances can't be had at this level on any node."""
+    if shim is Shim.CONTAINER and isolation == "microvm":
+        raise InvalidArgumentError(
+            "isolation microvm can't run images",
+            remedy="use gvisor or process; or make the image's files the root of a node's machines"
+            " (FLAME_MICROVM_ROOT), and use shim host",
+        )
+
+
 def check_together(application: ApplicationSpec, session: SessionSpec) -> None:
     """Raises InvalidArgumentError when the session asks for less than its application, or for what can't be held."""
     check(session.isolation, session.limits, session.network)
@@ -116,6 +126,7 @@ def check_together(application: ApplicationSpec, session: SessionSpec) -> None:
             remedy="leave network out",
         )
     together = strictest(application, session)
+    check_shim(application.shim, together.isolation)
     if not isolated(together.isolation):
         if together.network not in ("", "host"):
             raise InvalidArgumentError(
