@@ -123,6 +123,12 @@ def test_what_may_be_asked_for(host: str, port: int, found: str) -> None:
         ("64:ff9b:1::1", 80, NOT_PUBLIC),
         ("2002:7f00:1::", 80, NOT_PUBLIC),
         ("2002:a9fe:a9fe::1", 80, NOT_PUBLIC),
+        ("::127.0.0.1", 80, NOT_PUBLIC),
+        ("::ffff:0:169.254.169.254", 80, NOT_PUBLIC),
+        ("2001:0:7f00:1::1", 80, NOT_PUBLIC),
+        ("fec0::1", 80, NOT_PUBLIC),
+        ("5f00::1", 80, NOT_PUBLIC),
+        ("192.0.0.192", 80, NOT_PUBLIC),
     ],
 )
 def test_what_a_listed_name_may_stand_for(address: str, port: int, found: str) -> None:
@@ -132,6 +138,11 @@ def test_what_a_listed_name_may_stand_for(address: str, port: int, found: str) -
     else:
         assert isinstance(verdict, Refusal)
         assert found in verdict.why
+
+
+def test_what_is_never_public_can_be_listed_as_an_address() -> None:
+    for address in ("::1", "fec0::1", "168.63.129.16", "192.0.0.192"):
+        assert isinstance(admit(parse(address), address, 80), Rule)
 
 
 def test_everything_public() -> None:

@@ -25,9 +25,13 @@ _NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}")
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")  # names that end so are taken for addresses by who looks them up
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _LAST_PORT = 65535
-# Where clouds tell machines their secrets, although the address is public (Azure), and a prefix that is translated to
-# addresses of the network that it is used in.
-_NEVER = (IPv4Network("168.63.129.16/32"), IPv6Network("64:ff9b:1::/48"))
+# Where clouds tell machines their secrets, although the address is public or was (Azure, Oracle); prefixes that stand
+# for addresses of the network that they are used in, and some that older versions of Python take for public.
+_NEVER = (
+    IPv4Network("168.63.129.16/32"),
+    IPv4Network("192.0.0.0/24"),
+    *map(IPv6Network, ("64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96", "fec0::/10", "3fff::/20", "5f00::/16")),
+)
 # Prefixes of IPv6 that stand for an address of IPv4, and where in the 128 bits it begins.
 _TRANSLATED = ((IPv6Network("::ffff:0:0/96"), 96), (IPv6Network("64:ff9b::/96"), 96), (IPv6Network("2002::/16"), 16))
 
