@@ -14,35 +14,11 @@ import pytest
 
 from flame.proto import types_pb2
 from microvms import CACHE, DISK, LIMITS, cached, found, run, wrapped
+from prepared import ASYNC, FAILS, PREPARED
 from scripted_manager import Node, NodeLog, a_node_here
-from untrusted import SERVICE, ask
+from untrusted import ask
 
 HELD = types_pb2.Limits(memory=LIMITS.memory, pids=LIMITS.pids, disk=DISK)
-PREPARED = SERVICE.replace(
-    "class Untrusted(FlameService):",
-    """import random, secrets, ssl, uuid
-    state = []
-    class Untrusted(FlameService):
-        def on_prepare(self):
-            state.append(time.monotonic())
-            state.append('FLAME_EXECUTOR_ID' in os.environ or 'FLAME_INSTANCE_TOKEN' in os.environ)""",
-)
-ASYNC = """
-    import asyncio
-    class Waiting(FlameService):
-        async def on_prepare(self):
-            await asyncio.sleep(0)
-            self.loop = asyncio.get_running_loop()
-        async def on_task_invoke(self, context):
-            return b'the same' if asyncio.get_running_loop() is self.loop else b'another'
-    run(Waiting())
-"""
-FAILS = """
-    class Failing(FlameService):
-        def on_prepare(self):
-            raise RuntimeError('no model here')
-    run(Failing())
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ import pytest
 
 from flame.model.isolation import Limits
 from flame.proto import shim_pb2, types_pb2
-from flame.shims import gvisor_runner
+from flame.shims import gvisor_runner, gvisor_sandbox
 from flame.shims.gvisor import Gvisor
 from flame.shims.gvisor_root import Plan, plan
 from flame.shims.isolation_sandbox import Room
@@ -156,14 +156,16 @@ def test_it_ends_as_the_program_does(tmp_path: Path, script: str, status: int) -
 
 
 def test_what_gvisor_says_when_it_fails_is_told(tmp_path: Path) -> None:
-    (tmp_path / gvisor_runner.PANIC).write_text("panic: something is wrong\n\ngoroutine 1\n")
-    assert gvisor_runner.panic(str(tmp_path / gvisor_runner.PANIC)) == "panic: something is wrong"
-    assert gvisor_runner.panic(str(tmp_path / "nothing")) == ""
+    (tmp_path / gvisor_sandbox.PANIC).write_text("panic: something is wrong\n\ngoroutine 1\n")
+    assert gvisor_sandbox.panic(str(tmp_path / gvisor_sandbox.PANIC)) == "panic: something is wrong"
+    assert gvisor_sandbox.panic(str(tmp_path / "nothing")) == ""
 
 
 def test_no_sandbox_without_its_folder(tmp_path: Path) -> None:
     runner = Path(gvisor_runner.__file__)
-    wanted = '{"folder": "%s", "network": true, "command": [], "tree": [], "configuration": {}}' % (tmp_path / "gone")
+    wanted = '{"folder": "%s", "network": true, "command": [], "tree": [], "configuration": {}, "copied": null}' % (
+        tmp_path / "gone"
+    )
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(runner), wanted, "true"], env=dict(os.environ), capture_output=True,
         text=True, check=False,

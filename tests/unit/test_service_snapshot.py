@@ -42,7 +42,7 @@ def test_a_copy_is_told_who_it_is(asked: tuple[dict[str, str], socket.socket]) -
         again = {**environ, "FLAME_SNAPSHOT_FD": str(os.dup(int(environ["FLAME_SNAPSHOT_FD"])))}
         assert snapshot.offer(again) is True
         assert again == {"A": "1", "B": "2"}
-        assert sock.recv(100) == b"prepared\n"
+        assert sock.recv(100) == b"prepared\nresumed\n"
         drawn.append(random.random())
     assert drawn[0] == drawn[1] != drawn[2]
     os.close(int(environ["FLAME_SNAPSHOT_FD"]))

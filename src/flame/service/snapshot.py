@@ -1,8 +1,9 @@
-"""How an instance takes part in snapshots of its virtual machine: it says when it is prepared for any session, and
-goes on as one of many copies, which are told who they are.
+"""How an instance takes part in snapshots of its sandbox or virtual machine: it says when it is prepared for any
+session, and goes on as one of many copies, which are told who they are.
 
 Whoever started this process named a socket in FLAME_SNAPSHOT_FD. `prepared` and a line's end go out on it; what comes
 back, once in each copy, is a line of JSON: `env`, the variables of this copy, and `entropy`, fresh random bytes in hex.
+Then `resumed` and a line's end go out, for whoever wants to know.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ def offer(environ: MutableMapping[str, str] = os.environ) -> bool:
     descriptor = environ.pop(VARIABLE, "")
     if not descriptor:
         return False
+    import contextlib
     import json
     import socket
 
     with socket.socket(fileno=int(descriptor)) as sock, sock.makefile("rb") as answers:
         sock.sendall(b"prepared\n")
         line = answers.readline()
-    if not line:
-        return False  # nobody took one
+        if not line:
+            return False  # nobody took one
+        with contextlib.suppress(OSError):
+            sock.sendall(b"resumed\n")
     told = json.loads(line)
     environ.update(told["env"])
     reseed(bytes.fromhex(told["entropy"]))

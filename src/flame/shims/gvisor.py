@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,12 +15,14 @@ import msgspec
 
 from flame.model.isolation import Limits
 from flame.shims.gvisor_notes import Known, Notes
-from flame.shims.gvisor_root import plan
-from flame.shims.gvisor_runner import PANIC, PREFIX
-from flame.shims.isolation_sandbox import TMP, Room
+from flame.shims.gvisor_processes import PREFIX
+from flame.shims.gvisor_root import Copied, plan
+from flame.shims.gvisor_sandbox import DATA, DOOR, LINK, PANIC
+from flame.shims.isolation_sandbox import TMP, Room, own_folders
 from flame.shims.levels import shared_folder
 from flame.shims.processes import Program
 from flame.shims.shim import Launch
+from flame.shims.snapshots import COMMON_DATA, REFUSED, SNAPSHOT, alike
 
 _RUNNER = Path(__file__).with_name("gvisor_runner.py")
 # How it catches system calls, the best first. Not kvm: on machines without real virtualisation it hangs.
@@ -34,6 +37,9 @@ _PANIC_LOG = "--panic-log="  # and a file
 _PROBE_S = 10.0
 _LAST_CHARACTERS = 1000
 _KNOWN_BY = ("FLAME_INSTANCE_ID",)
+_ENDPOINT = "FLAME_INSTANCE_ENDPOINT"
+_SNAPSHOTS, _CACHE = "FLAME_GVISOR_SNAPSHOTS", "FLAME_GVISOR_CACHE"  # settings
+_SNAPSHOTS_KEPT, _REFUSED_KEPT = 8, 64
 # gVisor has threads of its own, and while processes inside come and go many more than they are.
 _OWN_PIDS, _PIDS_PER_PID = 1000, 32
 
@@ -44,11 +50,17 @@ class Gvisor:
 
     name = "gvisor"
 
-    def __init__(self, command: Sequence[str], folder: Path, missing: str = "", *, streams: bool = False) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, missing: str = "", *, streams: bool = False,
+        cache: Path | None = None, kept: int = 0,
+    ) -> None:  # fmt: skip
+        """In `cache` are snapshots, `kept` of them; 0 = none are made."""
         self.missing = missing
         self.streams = streams
         self._command = command
         self._folder = folder
+        self._cache = cache or folder / "snapshots"
+        self._kept = {SNAPSHOT: kept, REFUSED: _REFUSED_KEPT}
 
     @classmethod
     def find(cls, folder: Path, environ: Mapping[str, str]) -> Gvisor:
@@ -57,19 +69,27 @@ class Gvisor:
         runsc = shutil.which("runsc", path=environ.get("PATH"))
         if runsc is None:
             return cls((), folder, "gVisor (runsc) is not installed: put runsc into the PATH of the executor manager")
+        settings = environ.get(_SNAPSHOTS) or str(_SNAPSHOTS_KEPT)
+        if not settings.isdecimal():
+            return cls((), folder, f"{_SNAPSHOTS} must be the number of snapshots to keep, not {settings!r}")
         (folder / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / "passwd").write_text(f"flame:x:0:0::{TMP}:/bin/sh\n")
-        (folder / "group").write_text("flame:x:0:\n")
-        notes = Notes(shared_folder(cls.name, environ) or folder, runsc)
+        for name, text in (("passwd", f"flame:x:0:0::{TMP}:/bin/sh\n"), ("group", "flame:x:0:\n")):
+            (folder / name).write_text(text)
+            os.utime(folder / name, (0, 0))  # a snapshot of another node shall find what it knows
+        shared = shared_folder(cls.name, environ) or folder
+        cache = Path(environ.get(_CACHE) or shared / "snapshots")
+        notes = Notes(shared, runsc)
         known = notes.read()
         if known is not None:
-            return cls(_command(runsc, folder, known), folder, streams=known.streams)
+            command = _command(runsc, folder, known)
+            return cls(command, folder, streams=known.streams, cache=cache, kept=int(settings))
         _, flags = _run([runsc, "flags"])
         problems: list[str] = []
         for platform in _PLATFORMS:
             options = [option for option in (*_OPTIONS_IF_KNOWN, _PANIC_LOG) if _knows(flags, option)]
             chosen = Known(platform, options, streams=not _knows(flags, "--host-uds"))
-            found = cls(_command(runsc, folder, chosen), folder, streams=chosen.streams)
+            command = _command(runsc, folder, chosen)
+            found = cls(command, folder, streams=chosen.streams, cache=cache, kept=int(settings))
             found.missing = found._probe()
             if not found.missing:
                 notes.write(chosen)
@@ -79,15 +99,51 @@ class Gvisor:
 
     def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
         """The program, run in a sandbox."""
-        return self._wrap(program, room, limits.pids)
+        if not self._copied(program, room, launch):
+            return self._wrap(program, room, limits.pids)
+        link, door = room.sockets
+        env, data = dict(program.env), program.env.get(COMMON_DATA, "")
+        env.update(FLAME_INSTANCE_LINK=LINK, FLAME_INSTANCE_ENDPOINT=f"{DOOR}/{Path(env[_ENDPOINT]).name}")
+        added = [("open", LINK, str(link))]
+        if data:
+            env[COMMON_DATA] = DATA
+            added.append(("show", DATA, data))
+        readable = [path for path in room.readable if str(path) != data]
+        hidden = [*room.hidden, self._cache]
+        own = [folder for folder in own_folders() if folder not in readable]
+        prefixes = dict.fromkeys((sys.prefix, sys.base_prefix))
+        copied = Copied(
+            added,
+            str(door),
+            str(self._cache),
+            self._kept,
+            list(prefixes),
+            [str(path) for path in (*own, *readable) if str(path) not in prefixes],
+            [str(path) for path in hidden],
+        )
+        room = msgspec.structs.replace(room, readable=readable, hidden=hidden, sockets=())
+        return self._wrap(msgspec.structs.replace(program, env=env), room, limits.pids, copied)
+
+    def _copied(self, program: Program, room: Room, launch: Launch) -> bool:
+        """Whether it may be a copy: of a program that may speak the link, and has nothing else that is its own, nor a
+        part in the node's network, where no two sandboxes can have one name."""
+        named = [program.env.get("FLAME_INSTANCE_LINK"), str(Path(program.env.get(_ENDPOINT, "")).parent)]
+        application = launch.application
+        return (
+            self._kept[SNAPSHOT] > 0
+            and [str(path) for path in room.sockets] == named
+            and room.root is None
+            and not room.network
+            and alike(application.labels, application.arguments, gang=launch.context.HasField("gang"))
+        )
 
     def around(self, limits: Limits) -> Limits:
         """What its control group holds it to. Processes are counted by gVisor; the group only bounds gVisor itself."""
         pids = limits.pids and _OWN_PIDS + _PIDS_PER_PID * limits.pids
         return msgspec.structs.replace(limits, pids=pids)
 
-    def _wrap(self, program: Program, room: Room, pids: int) -> Program:
-        wanted = msgspec.json.encode(plan(room, pids, self._folder, self._command)).decode()
+    def _wrap(self, program: Program, room: Room, pids: int, copied: Copied | None = None) -> Program:
+        wanted = msgspec.json.encode(plan(room, pids, self._folder, self._command, copied)).decode()
         argv = [sys.executable, "-I", "-S", str(_RUNNER), wanted, program.path, *program.argv[1:]]
         env = {PREFIX + name: value for name, value in program.env.items()}
         env.update((name, program.env[name]) for name in _KNOWN_BY if name in program.env)

@@ -5,14 +5,32 @@ It is what it sees at level process (isolation_sandbox.py); only the kernel is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from flame.shims.gvisor_sandbox import DOOR
 from flame.shims.isolation_sandbox import SHARED_MEMORY, TMP, Room, Step, layout
 
 _IN_MEMORY = (TMP, "/dev", "/proc", "/sys")  # made by gVisor itself: nothing of the tree is seen below
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """What the plan of an instance has that may be a copy: all that is its own, and nothing of which is saved.
+
+    `added` are further steps of its tree, and `door` is the folder that it finds at DOOR. Snapshots are in `cache`, not
+    more than the number `kept` says of each kind of thing there. One is used as long as nothing changes in the Pythons
+    `prefixes` and in what is `readable`, but for what is `hidden` there.
+    """
+
+    added: Sequence[Step]
+    door: str
+    cache: str
+    kept: Mapping[str, int]
+    prefixes: Sequence[str]
+    readable: Sequence[str]
+    hidden: Sequence[str]
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -24,20 +42,24 @@ class Plan(msgspec.Struct, frozen=True):
     command: Sequence[str]
     tree: Sequence[Step]
     configuration: dict[str, object]
+    copied: Copied | None = None
 
 
-def plan(room: Room, pids: int, folder: Path, command: Sequence[str]) -> Plan:
+def plan(room: Room, pids: int, folder: Path, command: Sequence[str], copied: Copied | None = None) -> Plan:
     """`pids` is how many processes and threads it may have, 0 = not said. `folder` has the files passwd and group, and
     an empty folder `run`; `command` is runsc with its own options."""
     steps = layout(room, folder)
     mounts = [_mount(step) for step in steps if _is_below(step[1], _IN_MEMORY)]
+    if copied is not None:
+        mounts.append(_mount(("open", DOOR, "")))
     tree = [step for step in steps if not _is_below(step[1], _IN_MEMORY)]
-    return Plan(str(folder / "run"), room.network, [*command, *options(room)], tree, configuration(room, pids, mounts))
+    wanted = [*command, *options(room, makes=copied is not None)]
+    return Plan(str(folder / "run"), room.network, wanted, tree, configuration(room, pids, mounts), copied)
 
 
-def options(room: Room) -> list[str]:
-    """The options of runsc that follow from the room."""
-    sockets = "all" if any(path.is_dir() for path in room.sockets) else "open" if room.sockets else "none"
+def options(room: Room, *, makes: bool = False) -> list[str]:
+    """The options of runsc that follow from the room; `makes`: it makes sockets besides."""
+    sockets = "all" if makes or any(path.is_dir() for path in room.sockets) else "open" if room.sockets else "none"
     return [f"--network={'host' if room.network else 'none'}", f"--host-uds={sockets}"]
 
 

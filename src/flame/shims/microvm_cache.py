@@ -1,4 +1,4 @@
-"""What is made once and used by many: disks and snapshots of virtual machines, each a folder with files in it.
+"""What is made once and used by many: snapshots, and disks of virtual machines, each a folder with files in it.
 
 A thing is known by its kind and a key that changes with all it was made from, and it is there only when it is whole:
 made in a folder of its own, under a lock that the kernel takes from a maker that dies, and renamed when it is done.
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 
 _MAKING = ".making"
 _LOCKS = "locks"
@@ -154,3 +155,27 @@ def fingerprints(path: str, hidden: frozenset[str] = frozenset()) -> list[object
                     status = entry.stat(follow_symlinks=False)
                     found.append((entry.path, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino))
     return found
+
+
+def system_state(prefixes: Iterable[str]) -> list[object]:
+    """What changes when a package is installed in one of these Pythons, or Flame itself is changed; cheap."""
+    found: list[object] = []
+    for prefix in prefixes:
+        packages = glob.glob(f"{prefix}/lib/python3*/site-packages") + glob.glob(f"{prefix}/lib/python3*/dist-packages")
+        if not packages:
+            found += fingerprints(prefix)
+            continue
+        for folder in (prefix, *packages):
+            with os.scandir(folder) as entries:
+                found.append((folder, sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries)))
+    return found
+
+
+def room_state(paths: Iterable[str], hidden: frozenset[str]) -> list[object]:
+    """What changes when something in one of these does that is shown: cheap for a Python with its packages, else all of
+    its files."""
+    return [system_state([path]) if _is_python(path) else fingerprints(path, hidden) for path in paths]
+
+
+def _is_python(path: str) -> bool:
+    return os.path.exists(f"{path}/pyvenv.cfg") or bool(glob.glob(f"{path}/lib/python3*/os.py"))

@@ -13,9 +13,9 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from flame.shims.microvm_cache import Cache, digest, fingerprint, fingerprints
+from flame.shims.microvm_cache import Cache, digest, fingerprint, fingerprints, room_state, system_state
 
 IMAGE = "disk.ext4"
 _LAYOUT = 1  # a part of each key: grows when what is made of the same files changes
@@ -72,8 +72,7 @@ def room_disk(cache: Cache, paths: Sequence[str], hidden: Sequence[str], program
     programs = [program] if program.startswith(tuple(f"{top}/" for top in ("/usr", "/bin", "/sbin"))) else []
     if not paths and not programs:
         return "", None
-    states = [system_state([path]) if _is_python(path) else fingerprints(path, covered) for path in paths]
-    key = digest(_LAYOUT, states, [fingerprint(path) for path in programs])
+    key = digest(_LAYOUT, room_state(paths, covered), [fingerprint(path) for path in programs])
 
     def make(folder: str) -> None:
         tree = Tree(folder + "/tree")
@@ -92,20 +91,6 @@ def directory_disk(cache: Cache, folder: str) -> tuple[str, int]:
     """The key of a disk with everything that is in an operator's folder as its root, and the disk. Raises as above."""
     key = digest(_LAYOUT, fingerprints(folder))
     return key, cache.make("system", key, [IMAGE], lambda into: write_disk(folder, f"{into}/{IMAGE}"))[0]
-
-
-def system_state(prefixes: Iterable[str]) -> list[object]:
-    """What changes when a package is installed in one of these Pythons, or Flame itself is changed; cheap."""
-    found: list[object] = []
-    for prefix in prefixes:
-        packages = glob.glob(f"{prefix}/lib/python3*/site-packages") + glob.glob(f"{prefix}/lib/python3*/dist-packages")
-        if not packages:
-            found += fingerprints(prefix)
-            continue
-        for folder in (prefix, *packages):
-            with os.scandir(folder) as entries:
-                found.append((folder, sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries)))
-    return found
 
 
 def write_disk(tree: str, path: str) -> None:
@@ -238,10 +223,6 @@ class Tree:
             with open(path, "rb") as file:
                 if file.read(4) == b"\x7fELF":
                     self._machine_code.append(path)
-
-
-def _is_python(path: str) -> bool:
-    return os.path.exists(f"{path}/pyvenv.cfg") or bool(glob.glob(f"{path}/lib/python3*/os.py"))
 
 
 def _parts(prefix: str) -> list[str]:

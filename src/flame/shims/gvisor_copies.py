@@ -1,0 +1,243 @@
+"""Copies of a sandbox of gVisor that was saved when the service in it was prepared, before it knew of any session. Only
+the standard library: the runner uses it.
+
+The first launch of its kind starts the program without any identity, with a socket as its descriptor 3. There it says
+that it is prepared (service/snapshot.py), and the sandbox is saved. This launch and all later ones alike restore it,
+each with a socket of its own in that place, and tell the copy who it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from io import FileIO
+
+from flame.shims.gvisor_processes import Ended, Signals, complain, end, exit_status, reaped
+from flame.shims.gvisor_sandbox import LINK, Sandbox
+from flame.shims.microvm_cache import Cache, digest, fingerprint, fingerprints, room_state, system_state
+from flame.shims.snapshots import REFUSED, RESUME_S, SNAPSHOT, boot_id, common, fresh
+
+_IMAGE = "checkpoint.img"  # as runsc calls it
+_LAYOUT = 1  # grows when what is saved is to be used in another way
+_NAME = "flame"
+_SNAPSHOT_FD = "3"
+_STDIN_IS_3 = ("/bin/sh", "-c", 'exec "$0" "$@" 3<&0 </dev/null')
+_PREPARED, _RESUMED = b"prepared\n", b"resumed\n"
+_IN_CREATE, _IN_MOVED_TO = 0x100, 0x80
+_SYSTEM = ("/var/lib/dpkg/status", "/var/lib/rpm", "/lib/apk/db/installed")  # changed by whoever changes /usr
+_LAST_CHARACTERS = 1000
+_FULL = ("no space left", "quota exceeded")
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+TYPE_CHECKING = False  # like typing's, without its import
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class CopyError(Exception):
+    """There can be no copy; the text says why. `lasting`: nor can there be one for the next launch."""
+
+    def __init__(self, why: str, *, lasting: bool = False) -> None:
+        super().__init__(why)
+        self.lasting = lasting
+
+
+class _Exited(Exception):  # noqa: N818 - the caller knows whether it is
+    """The sandbox has ended, with this exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Copies:
+    """One launch of an instance that may be a copy. `plan` is a Plan of gvisor_root.py with its `copied`."""
+
+    def __init__(self, sandbox: Sandbox, plan: dict[str, Any], arguments: list[str], env: dict[str, str]) -> None:
+        self._sandbox = sandbox
+        self._plan = plan
+        self._env = env
+        self._cache = Cache(plan["copied"]["cache"], plan["copied"]["kept"])
+        self._program = [*_STDIN_IS_3, *arguments]
+        self._saved_env = {**common(env), "FLAME_SNAPSHOT_FD": _SNAPSHOT_FD}
+        self._signals = Signals()
+
+    def begin(self) -> int:
+        """Start a copy, of what is saved now if need be; gives the number of the process that ends as it does; 0 =
+        there is none, and the program is to be started. Raises Ended and OSError."""
+        try:
+            key = self._key()
+            image, made = self._image(key)
+            if image < 0:
+                return 0
+            try:
+                return self._restored(image)
+            except CopyError:
+                with self._cache.locked(f"{SNAPSHOT}-{key}"):
+                    self._cache.remove(SNAPSHOT, key)
+                    if made:  # or it would be made again and again
+                        self._refuse(key)
+                raise
+            finally:
+                os.close(image)
+        except (CopyError, OSError) as error:
+            complain(f"flame: no snapshot is used, the instance is started: {error}")
+            self._sandbox.forget_panic()
+            return 0
+        finally:
+            self._signals.close()
+
+    def _key(self) -> str:
+        """Changes with everything that went into what is saved."""
+        own, plan = self._plan["copied"], self._plan
+        parts = (plan["command"], plan["configuration"], plan["tree"], self._program, self._saved_env)
+        text = json.dumps(parts).replace(os.path.dirname(plan["folder"]), "")  # which is another one for each node
+        marks = [fingerprints(path) for path in _SYSTEM if os.path.exists(path)]
+        room = room_state(own["readable"], frozenset(own["hidden"]))
+        return digest(
+            _LAYOUT, text, fingerprint(plan["command"][0]), system_state(own["prefixes"]), marks, room, boot_id()
+        )
+
+    def _image(self, key: str) -> tuple[int, bool]:
+        """What is saved for such launches, open for reading, -1 = nothing shall be; and whether this one saved it. Of
+        several launches that want the same one saves it, the others wait. Raises CopyError, Ended, OSError."""
+        made = False
+        while True:
+            found = self._cache.open(SNAPSHOT, key, [_IMAGE])
+            if found is not None:
+                return found[0], made
+            if self._cache.open(REFUSED, key, []) is not None:
+                return -1, made
+            with self._cache.locked(f"{SNAPSHOT}-{key}"):
+                if not self._cache.has(SNAPSHOT, key) and not self._cache.has(REFUSED, key):
+                    try:
+                        with self._cache.making(SNAPSHOT, key) as folder:
+                            self._save(folder)
+                    except CopyError as error:
+                        if error.lasting:
+                            self._refuse(key)
+                        raise
+                    made = True
+
+    def _refuse(self, key: str) -> None:
+        """No further launch shall try. The caller holds the lock."""
+        if not self._cache.has(REFUSED, key):
+            with self._cache.making(REFUSED, key):
+                pass
+
+    # --- saving ----------------------------------------------------------------------------------------------------
+
+    def _save(self, folder: str) -> None:
+        """Start the program without any identity, and save it there when it is prepared. Raises CopyError, Ended,
+        OSError."""
+        sandbox = self._sandbox
+        door = f"{sandbox.folder}/door"
+        os.mkdir(door, 0o700)
+        sandbox.configure(self._program, self._saved_env, door, name=_NAME)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, socket.socket(socket.AF_UNIX) as link, closing(_watched(door)) as knocks:
+            link.bind(f"{sandbox.root}{LINK}")
+            link.listen()
+            pid = sandbox.run([theirs.fileno(), 1])
+            try:
+                said = self._said(pid, ours, others=(link.fileno(), knocks.fileno()))
+                os.unlink(f"{sandbox.root}{LINK}")
+                if said != _PREPARED:
+                    raise CopyError("the program takes no part in snapshots", lasting=True)
+                self._checkpoint(pid, folder)
+            except _Exited as exited:
+                raise Ended(exited.status) from None
+            except BaseException:
+                end(pid)
+                raise
+
+    def _checkpoint(self, pid: int, folder: str) -> None:
+        """Raises CopyError and OSError."""
+        with open(os.memfd_create("words"), "w+b") as words:
+            _, status = os.waitpid(self._sandbox.checkpoint(folder, words.fileno()), 0)
+            words.seek(0)
+            text = words.read(_LAST_CHARACTERS).decode(errors="replace").strip() or f"exit status {exit_status(status)}"
+        if status:
+            full = any(sign in text.lower() for sign in _FULL)
+            raise CopyError(f"runsc can't save the instance: {text}", lasting=not full)
+        os.waitpid(pid, 0)
+
+    # --- restoring -------------------------------------------------------------------------------------------------
+
+    def _restored(self, image: int) -> int:
+        """A copy that goes on. Raises CopyError, Ended, OSError."""
+        sandbox, own = self._sandbox, self._plan["copied"]
+        folder = f"{sandbox.folder}/image"
+        os.mkdir(folder)
+        os.symlink(f"/proc/{os.getpid()}/fd/{image}", f"{folder}/{_IMAGE}")  # which may be removed at any time
+        sandbox.furnish(own["added"])
+        sandbox.configure(self._program, self._saved_env, own["door"], name=_NAME)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            told = json.dumps({"env": self._env, **fresh()}).encode() + b"\n"
+            pid = sandbox.restore(folder, [theirs.fileno(), 1])
+            try:
+                said = self._said(pid, ours, unsent=told, seconds=RESUME_S)
+                if said != _RESUMED:
+                    raise CopyError(f"a copy did not go on within {RESUME_S:g} s")
+            except _Exited as exited:
+                raise CopyError(f"runsc can't restore it: exit status {exited.status}") from None
+            except BaseException:
+                end(pid)
+                raise
+        return pid
+
+    def _said(
+        self, pid: int, sock: socket.socket, *, others: Iterable[int] = (), unsent: bytes = b"",
+        seconds: float | None = None,
+    ) -> bytes:  # fmt: skip
+        """What the program says on this socket, which gets `unsent` meanwhile; empty when something happens to one of
+        the `others` before, or the time is over. Raises Ended when this process is told to end, and _Exited."""
+        sock.setblocking(False)
+        poll = select.poll()
+        poll.register(sock, select.POLLIN | (select.POLLOUT if unsent else 0))
+        for descriptor in (self._signals.descriptor, *others):
+            poll.register(descriptor, select.POLLIN)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            ready = dict(poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000))
+            happened = ready.get(sock.fileno(), 0)
+            if happened & ~select.POLLOUT:
+                with suppress(ConnectionError):
+                    said = sock.recv(64)
+                    if said:
+                        return said
+                poll.unregister(sock)  # nobody is there any more: its end will be told
+                continue
+            if happened & select.POLLOUT:
+                with suppress(OSError):
+                    unsent = unsent[sock.send(unsent) :]
+                poll.modify(sock, select.POLLIN | (select.POLLOUT if unsent else 0))
+            if self._signals.descriptor in ready:
+                self._heed(pid)
+            if not ready or any(each in ready for each in others):
+                return b""
+
+    def _heed(self, pid: int) -> None:
+        for number in self._signals.taken():
+            if number != signal.SIGCHLD:
+                end(pid)
+                raise Ended(128 + number)
+        status = reaped(pid)
+        if status is not None:
+            raise _Exited(status)
+
+
+def _watched(folder: str) -> FileIO:
+    """What can be read from when something is made in this folder. Raises OSError."""
+    descriptor = _LIBC.inotify_init1(os.O_CLOEXEC)
+    if descriptor < 0 or _LIBC.inotify_add_watch(descriptor, folder.encode(), _IN_CREATE | _IN_MOVED_TO) < 0:
+        raise OSError(ctypes.get_errno(), f"can't watch {folder}: {os.strerror(ctypes.get_errno())}")
+    return FileIO(descriptor)

@@ -1,0 +1,40 @@
+"""What snapshots of instances have in common, at each level that has them: which instances are alike until they enter
+a session, and what is each one's own. Only the standard library: what stands in front of an instance uses it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+
+NO_SNAPSHOT = "snapshot=off"  # a label of applications
+SNAPSHOT, REFUSED = "snapshot", "refused"  # kinds of things in a Cache
+# What is one launch's own: nothing of it is in what is saved.
+IDENTITY = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_ID", "FLAME_EXECUTOR_ID", "FLAME_SESSION_ID")
+COMMON_DATA = "FLAME_COMMON_DATA_FILE"
+_OWN = (*IDENTITY, COMMON_DATA, "FLAME_INSTANCE_LINK", "FLAME_INSTANCE_ENDPOINT")
+RESUME_S = 10.0  # a copy that does not go on until then never will
+_ENTROPY = 64  # bytes
+
+
+def alike(labels: Iterable[str], arguments: Iterable[str], *, gang: bool) -> bool:
+    """Whether the instances of an application are the same until they enter a session, and may be saved. `arguments`
+    are those of its registration: what they name may be one launch's own."""
+    named = any(name in argument for name in _OWN for argument in arguments)
+    return not gang and not named and NO_SNAPSHOT not in labels
+
+
+def common(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what is one launch's own."""
+    return {name: value for name, value in env.items() if name not in IDENTITY}
+
+
+def fresh() -> dict[str, object]:
+    """What each copy is told anew: the time, and random bytes."""
+    return {"now": time.time(), "entropy": os.urandom(_ENTROPY).hex()}
+
+
+def boot_id() -> str:
+    """Changes when this machine starts again: files of a crash may be torn."""
+    with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123 - the rest of pathlib costs too much
+        return file.read()
