@@ -18,7 +18,7 @@ import pytest
 
 from flame.model.network import Address, parse
 from flame.shims import egress_proxy
-from flame.shims.egress_proxy import CARRIED, Proxy
+from flame.shims.egress_proxy import CARRIED, Proxy, look_up
 from flame.shims.isolation import PROXY_LIMITS
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -282,6 +282,63 @@ async def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(egress_proxy, "_HEAD_S", 0.05)
     async with a_stage("web.test") as stage:
         assert await stage.ask(b"CONNECT web") == b""
+
+
+@pytest.mark.parametrize("drop", [b"CONNECT 127.0.0.1:80 HTTP/1.1\r\nA: ", b"\5\xff"])
+async def test_who_says_little_at_a_time_is_not_waited_for_either(drop: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress_proxy, "_HEAD_S", 0.1)
+    async with a_stage("web.test") as stage:
+        reader, writer = await stage.connect()
+        writer.write(drop)
+        ended = asyncio.ensure_future(reader.read())
+        while not ended.done():
+            writer.write(b"x")
+            await asyncio.wait({ended}, timeout=0.01)
+        assert ended.result() == b""
+        writer.close()
+
+
+async def test_many_headers_are_too_much_as_well() -> None:
+    async with a_stage("web.test", web_test=["127.0.0.1"]) as stage:
+        request = b"GET http://web.test/ HTTP/1.1\r\n" + b"A: b\r\n" * 10_000 + b"\r\n"
+        assert (await stage.ask(request)).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert stage.looked_up == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "127.0.0.1.",
+        "[::ffff:127.0.0.1]",
+        "[::127.0.0.1]",
+        "[::]",
+        "0",
+    ],
+)
+async def test_no_way_of_writing_an_address_leads_to_the_node(host: str) -> None:
+    """Not even where all names are listed, and this machine takes the text for its loopback."""
+    async with a_web_server() as (port, heads), a_stage("*") as stage:
+        stage.proxy = Proxy(parse("*"), look_up, stage.log.append, stage.carried)
+        async with a_server(stage.proxy.serve) as stage.port:
+            answer = await stage.ask(f"GET http://{host}:{port}/ HTTP/1.1\r\n\r\n".encode())
+        assert answer.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 502 "))
+        assert (heads, stage.proxy.connections) == ([], 0)
+
+
+async def test_where_a_server_sends_its_client_is_asked_for_anew() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with a_server(handle) as port, a_stage("127.0.0.1") as stage:
+        assert (await stage.ask(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\n\r\n".encode())).startswith(b"HTTP/1.1 302 ")
+        assert (await stage.ask(b"GET http://169.254.169.254/ HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 403 ")
+        assert stage.proxy.connections == 1
 
 
 async def test_a_tunnel_in_which_nothing_is_said_ends(monkeypatch: pytest.MonkeyPatch) -> None:
