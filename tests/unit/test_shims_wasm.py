@@ -12,10 +12,13 @@ from components import CONDUCT, ECHO, binary, component
 from flame.model.errors import InvalidArgumentError
 from flame.model.states import BindCode
 from flame.proto import types_pb2
+from flame.shims.host import HostShim
 from flame.shims.shim import Shim
+from flame.shims.warm import WarmLimits
 from flame.shims.wasm import WasmShim
 from flame.shims.wasm_options import OWN_MEMORY, WasmOptions, options_of
-from flame.testing.shims import Bench, ShimConformance
+from flame.testing.shims import Bench, Desk, ShimConformance, a_bench
+from scripted_manager import NodeLog
 
 
 class OfWasm(ShimConformance):
@@ -27,7 +30,9 @@ class OfWasm(ShimConformance):
     labels: Sequence[str] = ()
 
     def make(self, bench: Bench) -> Shim:
-        return WasmShim.find(bench.workshop, bench.folder / "wasm")
+        warm = WarmLimits(budget=0, idle=1, start_timeout=1, terminate_grace=1)
+        host = HostShim(bench.workshop, bench.reception, warm)
+        return WasmShim.find(host, bench.workshop, bench.folder / "wasm")
 
     def service(self, folder: Path) -> types_pb2.ApplicationSpec:
         file = folder / "service.wasm"
@@ -191,6 +196,31 @@ class TestWasmInASandbox(OfWasm):
 
     isolation = "process"
     levels = ("process",)
+
+
+async def test_a_worker_that_was_started_ahead_serves_the_next_session(tmp_path: Path) -> None:
+    component_file = tmp_path / "service.wasm"
+    component_file.write_bytes(binary(CONDUCT))
+    application = types_pb2.ApplicationSpec(
+        command=str(component_file), arguments=["serve"], shim=types_pb2.Wasm, warm_instances=1
+    )
+    async with a_bench() as bench:
+        host = HostShim(
+            bench.workshop, bench.reception, WarmLimits(budget=1, idle=30, start_timeout=30, terminate_grace=1)
+        )
+        shim = WasmShim.find(host, bench.workshop, bench.folder / "wasm")
+        with NodeLog() as log:
+            first = Desk(bench, shim, application, common_data=b"of the first")
+            await first.bound()
+            await log.until("waits for a session")
+        second = Desk(bench, shim, application, common_data=b"of the second")
+        bound = await second.bound()
+        assert f"process {bound.pid} waits for a session" in log.text
+        own = second.executor.id.encode()
+        assert await second.run(b"common", b"count", b"env FLAME_EXECUTOR_ID") == [b"of the second", b"2", own]
+        for desk in (first, second):
+            await desk.stop()
+        await host.close()
 
 
 def _runs(pid: int) -> bool:

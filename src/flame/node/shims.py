@@ -26,7 +26,7 @@ def find_shims(host: HostShim, workshop: Workshop, reception: Reception, folder:
         Kind.STDIO: StdioShim(workshop),
         Kind.REST: RestShim(workshop, reception),
         Kind.CONTAINER: ContainerShim.find(host, workshop, reception, folder / "container"),
-        Kind.WASM: WasmShim.find(workshop, folder / "wasm"),
+        Kind.WASM: WasmShim.find(host, workshop, folder / "wasm"),
     }
 
 

@@ -1,7 +1,7 @@
 """The wasm shim: an instance is a worker process of ours that runs a component (docs/wasm.md).
 
-The worker (flame.wasm.worker) is started like any program, at any level of isolation, and speaks the link over its
-stdin and stdout. This module only finds the component and has it compiled before.
+The worker (flame.wasm.worker) is a program of the host shim, at any level of isolation, and may be started ahead. This
+module only finds the component and has it compiled before.
 """
 
 from __future__ import annotations
@@ -18,36 +18,35 @@ from flame.model.states import BindCode
 from flame.proto import types_pb2
 from flame.shims.environment import environment, expand
 from flame.shims.furnished import Furnished
+from flame.shims.host import HostShim
 from flame.shims.shim import BindError, Instance, Launch, Owner
-from flame.shims.stdio_framed import FramedStream
-from flame.shims.streams import StreamDoor
 from flame.shims.wasm_modules import Modules
 from flame.shims.wasm_options import WasmOptions, options_of
 from flame.shims.workplace import Workshop, in_words
 
 _WORKER = ("-I", "-m", "flame.wasm.worker")
 _OTHER_PROCESSORS = ("gvisor", "microvm")  # levels where some of what this machine's processor can do is missing
-_STREAM = {"FLAME_INSTANCE_STDIO": "framed"}
 
 
 class WasmShim:
     """Starts workers for components."""
 
-    def __init__(self, workshop: Workshop, modules: Modules, missing: str = "") -> None:
+    def __init__(self, host: HostShim, workshop: Workshop, modules: Modules, missing: str = "") -> None:
         self.missing = missing
+        self._host = host
         self._workshop = workshop
         self._modules = modules
 
     @classmethod
-    def find(cls, workshop: Workshop, folder: Path) -> WasmShim:
+    def find(cls, host: HostShim, workshop: Workshop, folder: Path) -> WasmShim:
         """Look whether this node can compile and run components. What it compiles is kept in `folder`. Raises
         OSError."""
         if importlib.util.find_spec("wasmtime") is None:
             missing = "wasmtime is not installed; pip install 'flame-engine[wasm]'"
-            return cls(workshop, Modules(workshop, folder, ""), missing)
+            return cls(host, workshop, Modules(workshop, folder, ""), missing)
         modules = Modules(workshop, folder, importlib.metadata.version("wasmtime"))
         modules.open()
-        return cls(workshop, modules)
+        return cls(host, workshop, modules)
 
     async def prepare(self, launch: Launch) -> Launch:
         """Install the application's package, compile its component, if they are not there yet. Raises BindError."""
@@ -67,9 +66,8 @@ class WasmShim:
         return msgspec.structs.replace(launch, application=_worker(application, module.path, options))
 
     async def start(self, launch: Launch, owner: Owner) -> Instance:
-        """Start a worker for what was compiled. Raises BindError with code 11."""
-        place = await self._workshop.open(launch, _STREAM)
-        return await StreamDoor(FramedStream(owner, place.max_payload)).start(place, owner)
+        """Start a worker for what was compiled, or take one that waits. Raises BindError with code 11."""
+        return await self._host.start(launch, owner)
 
     def _component(self, launch: Launch) -> Path:
         """The file that the command names: below the package, if there is one, else below the working directory."""
