@@ -11,6 +11,7 @@ import flame
 from sandboxes import cluster_for_sandboxes, create
 from untrusted import require_level
 
+OWN = "import os, random\n(os.environ['FLAME_SESSION_ID'], random.random(), os.urandom(8))"
 SERVER = """
 import http.server, threading
 server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
@@ -24,6 +25,8 @@ def test_everything_that_a_sandbox_does(tmp_path: Path, level: str) -> None:
     with cluster_for_sandboxes(tmp_path / "cluster") as cluster, flame.connect(cluster.endpoint) as connection:
         require_level(connection, level)
         with create(connection, level, timeout=100) as sandbox:
+            own = eval(sandbox.run_code(OWN).text)
+            assert own[0] == sandbox.id
             assert sandbox.run_code("x = 1\nx + 1").text == "2"
             error = sandbox.run_code("while True: pass", timeout=1).error
             assert error is not None
@@ -56,4 +59,6 @@ def test_everything_that_a_sandbox_does(tmp_path: Path, level: str) -> None:
                 sandbox.run_command("kill -9 $PPID; sleep 60")
         with create(connection, level, snapshot=taken, timeout=100) as twin:
             assert twin.run_code("kept").text == "[1]"
+            others = eval(twin.run_code(OWN).text)
+            assert not set(own) & set(others)
             assert twin.files.read("index.html") == b"inside"

@@ -36,10 +36,10 @@ def run(service: FlameService, concurrency: int = 1) -> None:
     if link or stdio:
 
         def greet() -> tuple[Wire, list[Frame]]:
-            copy = snapshot.wanted() and _offered()
+            copy = snapshot.wanted() and _offered(service)
             wire, frames = over_stdio(concurrency) if stdio else connect(link or "", concurrency)
             if copy and not frames:
-                _rehearsed(wire)
+                _rehearsed(service, wire)
             return wire, frames
 
         try:
@@ -59,20 +59,20 @@ def run(service: FlameService, concurrency: int = 1) -> None:
         )
 
 
-def _offered() -> bool:
+def _offered(service: FlameService) -> bool:
     """Let a snapshot be taken, of an instance that has done before what it does first. True in a copy."""
     from flame.service import rehearsal
 
-    rehearsal.rehearse()
+    rehearsal.rehearse(service)
     return snapshot.offer()
 
 
-def _rehearsed(wire: Wire) -> None:
+def _rehearsed(service: FlameService, wire: Wire) -> None:
     """Use the time in which a copy waits for a session."""
     from flame.service import rehearsal
 
     if rehearsal.quiet(wire):
-        rehearsal.rehearse()
+        rehearsal.rehearse(service)
 
 
 def _serve_link(service: FlameService, greet: Callable[[], tuple[Wire, list[Frame]]], concurrency: int) -> None:

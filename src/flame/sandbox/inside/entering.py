@@ -10,6 +10,7 @@ from flame.service.runtime import run
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
     from flame.sandbox.inside.kernel_start import Started
+    from flame.service.rehearsal import Play
 
 
 class ExecService(FlameService):
@@ -23,6 +24,12 @@ class ExecService(FlameService):
         if self._kernel is not None:
             import_module("flame.sandbox.inside.service")  # while there is time
             import_module("flame.service.concurrent")
+
+    def play(self) -> Play:
+        """What is rehearsed where this process is saved, and again in its copies: a sandbox, with its kernel."""
+        from flame.sandbox.inside.rehearsing import play
+
+        return play(self._kernel)
 
     def on_session_enter(self, context: SessionContext) -> None:
         kernel, self._kernel = self._kernel, None

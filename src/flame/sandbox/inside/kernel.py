@@ -79,6 +79,7 @@ class Kernel:
             what = request["do"]
             if what == "take":
                 _take(request["env"])
+                self._runs = 0
                 continue
             if what == "run":
                 answer = self._run(request["code"], request["env"])

@@ -34,7 +34,7 @@ class Kernel:
         self._pipes = {started.stdout: False, started.stderr: True}
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._on_message)
-        when_ended(started.pid, self._on_exit)
+        self._unwatch = when_ended(started.pid, self._on_exit)
         for pipe in self._pipes:
             os.set_blocking(pipe, False)
             self._loop.add_reader(pipe, self._on_output, pipe)
@@ -80,6 +80,15 @@ class Kernel:
         """End it."""
         if not self.ended.done():
             self._started.kill()
+
+    def release(self) -> None:
+        """Have nothing more to do with it; it goes on."""
+        if self.ended.done():
+            return
+        self._unwatch()
+        self._loop.remove_reader(self._socket)
+        for pipe in self._pipes:
+            self._loop.remove_reader(pipe)
 
     def _send(self) -> None:
         try:

@@ -24,7 +24,7 @@ _AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
 
 
 class Started:
-    """A kernel's process and the ends of its socket and its output. `wait` gives its return code, as Popen's does."""
+    """A kernel's process and the ends of its socket and its output."""
 
     def __init__(
         self, pid: int, sock: socket.socket, stdout: int, stderr: int, wait: Callable[[], int], env: Mapping[str, str]
@@ -33,16 +33,24 @@ class Started:
         self.socket = sock
         self.stdout = stdout
         self.stderr = stderr
-        self.wait = wait
+        self.ended = False  # and was waited for
+        self._wait = wait
         self._env = env
         as_victim(pid)
+
+    def wait(self) -> int:
+        """Its return code, as Popen's."""
+        self.ended = True
+        return self._wait()
 
     def kill(self) -> None:
         """End it and what it started in its group."""
         kill_group(self.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """Be done with one that nobody has used."""
+        """Be done with one that nobody uses."""
+        if self.ended:
+            return
         self.kill()
         self.wait()
         self.socket.close()

@@ -27,8 +27,9 @@ def describe(status: int) -> str:
     return f"was killed by {name}"
 
 
-def when_ended(pid: int, callback: Callable[[], None]) -> None:
-    """Call back in the event loop when a child has ended, and before anybody has waited for it."""
+def when_ended(pid: int, callback: Callable[[], None]) -> Callable[[], None]:
+    """Call back in the event loop when a child has ended, and before anybody has waited for it, unless what this
+    returns was called."""
     import asyncio
     import threading
 
@@ -36,21 +37,26 @@ def when_ended(pid: int, callback: Callable[[], None]) -> None:
     try:
         watch = os.pidfd_open(pid)
     except OSError:  # gVisor has none
-        threading.Thread(target=_wait, args=(pid, loop, callback), name=f"flame-child-{pid}", daemon=True).start()
-        return
+        wanted = [callback]
+        threading.Thread(target=_wait, args=(pid, loop, wanted), name=f"flame-child-{pid}", daemon=True).start()
+        return wanted.clear
 
-    def ended() -> None:
+    def forget() -> None:
         loop.remove_reader(watch)
         os.close(watch)
+
+    def ended() -> None:
+        forget()
         callback()
 
     loop.add_reader(watch, ended)
+    return forget
 
 
-def _wait(pid: int, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+def _wait(pid: int, loop: asyncio.AbstractEventLoop, wanted: list[Callable[[], None]]) -> None:
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     try:
-        loop.call_soon_threadsafe(callback)
+        loop.call_soon_threadsafe(lambda: [callback() for callback in wanted])
     except RuntimeError:
         pass  # the service has ended
 

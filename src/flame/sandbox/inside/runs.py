@@ -152,11 +152,19 @@ class Runs:
 
     def adopt(self, started: Started) -> None:
         """Take this kernel, which was started ahead and knows nothing of the sandbox."""
+        if started.ended:
+            return
         if started.can_take(self.env):
             self._kernel = Kernel(started)
             self._kernel.take(self.env)
         else:
             started.end()
+
+    def release(self) -> None:
+        """Let go of the kernel, which goes on."""
+        if self._kernel is not None:
+            self._kernel.release()
+            self._kernel = None
 
     async def renew(self) -> None:
         """Let the kernel have the variables that have changed; no code has run in it."""

@@ -1,0 +1,35 @@
+"""A sandbox of nobody, for which the kernel that waits runs a first piece of code: what is done first takes long."""
+
+from __future__ import annotations
+
+from flame.sandbox import wire
+from flame.sandbox.inside.kernel_start import Started
+from flame.sandbox.inside.service import SandboxService
+from flame.service.api import FlameService, SessionContext
+from flame.service.rehearsal import Nothing, Play
+
+_CODE = "print()"
+
+
+def play(kernel: Started | None) -> Play:
+    """A session that is a sandbox, begins, and runs code that leaves nothing in this kernel. Without one: nothing."""
+    if kernel is None:
+        return Play(Nothing())
+    calls = wire.Begin(), wire.RunCode("rehearsal", _CODE)
+    return Play(_Entry(kernel), wire.common_data(), [wire.encode_call(call) for call in calls])
+
+
+class _Entry(FlameService):
+    def __init__(self, kernel: Started) -> None:
+        self._kernel = kernel
+
+    def on_session_enter(self, context: SessionContext) -> None:
+        context.service, context.concurrency = _Understudy(self._kernel), wire.CONCURRENCY
+
+
+class _Understudy(SandboxService):
+    """Gives the kernel back in the end."""
+
+    async def on_session_leave(self) -> None:
+        self.runs.release()
+        await super().on_session_leave()
