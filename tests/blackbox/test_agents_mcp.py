@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
-from mcp.types import ImageContent, TextContent
+from mcp.types import BlobResourceContents, EmbeddedResource, ImageContent, TextContent
 
 import flame
 from blackbox.trouble import until
@@ -26,6 +27,7 @@ from sandboxes import cluster_for_sandboxes
 
 FLAME_MCP = str(Path(sys.executable).parent / "flame-mcp")
 ERAS = ("legacy", "auto")  # with a handshake and sessions; each request for itself
+GIF = b"GIF89a\x01\0\x01\0\0\0\0;"
 PLOT = "class Plot:\n    def _repr_png_(self): return b'\\x89PNG\\r\\n'\nPlot()"
 
 
@@ -99,6 +101,32 @@ async def complaint(client: Client, name: str, **arguments: Any) -> str:
     return first.text
 
 
+async def try_binary_files(client: Client) -> None:
+    """Pictures are seen as such; other files come and go in base64."""
+    data = bytes(range(256))
+    content = base64.b64encode(data).decode()
+    assert await text(client, "write_file", path="out/a b.zip", content=content, encoding="base64") == (
+        "wrote 256 bytes to out/a b.zip"
+    )
+    assert await text(client, "run_code", code="open('out/a b.zip', 'rb').read() == bytes(range(256))") == "True"
+    said, resource = (await client.call_tool("read_file", {"path": "out/a b.zip"})).content
+    assert isinstance(said, TextContent)
+    assert said.text == "[out/a b.zip is no text: 256 bytes of application/zip; look at it with code]"
+    assert isinstance(resource, EmbeddedResource)
+    assert resource.resource == BlobResourceContents(
+        uri="sandbox:///out/a%20b.zip", mime_type="application/zip", blob=content
+    )
+    await text(client, "run_code", code=f"open('plot', 'wb').write({GIF!r})")
+    picture = (await client.call_tool("read_file", {"path": "plot"})).content[1]
+    assert isinstance(picture, ImageContent)
+    assert (picture.mime_type, base64.b64decode(picture.data)) == ("image/gif", GIF)
+    await text(client, "run_command", command="head -c 2000000 /dev/urandom >noise")
+    assert "over the limit of 1048576 bytes" in await complaint(client, "read_file", path="noise")
+    assert "can't be written as base64" in await complaint(
+        client, "write_file", path="b", content="no!", encoding="base64"
+    )
+
+
 async def try_all_tools(client: Client) -> None:
     """In the one sandbox of this client."""
     tools = (await client.list_tools()).tools
@@ -125,6 +153,7 @@ async def try_all_tools(client: Client) -> None:
     assert "characters left out" in long
     await text(client, "run_command", command="head -c 5000000 /dev/zero >large")
     assert "read a part of it" in await complaint(client, "read_file", path="large")
+    await try_binary_files(client)
     assert await text(client, "reset") == "the sandbox was closed"
     assert "NameError" in await complaint(client, "run_code", code="number")
 

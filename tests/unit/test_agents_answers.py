@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from flame.agents import answers
-from flame.agents.answers import Answer, Image
+from flame.agents.answers import Answer, Binary, Image
 from flame.agents.door import Rules, rules
+from flame.agents.toolbox import Encoding, decoded
 from flame.model.errors import InvalidArgumentError, NotFoundError
 from flame.sandbox import CodeError, CommandResult, Execution, Result
 
@@ -40,7 +41,34 @@ def test_commands_are_told_with_their_exit_code() -> None:
 def test_files_are_text_or_pictures() -> None:
     assert answers.of_file("a.txt", "grün".encode()) == Answer("grün")
     assert answers.of_file("a.png", PNG).images == [Image("image/png", PNG)]
-    assert answers.of_file("a.bin", b"\xff\xfe\0").failed
+    assert answers.of_file("a.webp", b"RIFF\x04\0\0\0WEBP").images == [Image("image/webp", b"RIFF\x04\0\0\0WEBP")]
+    assert answers.of_file("a.wav", b"RIFF\xff\0\0\0WAVE").images == []
+
+
+def test_other_files_are_kept_up_to_a_size() -> None:
+    assert answers.of_file("a.pdf", b"\xff\xfe\0") == Answer(
+        "[a.pdf is no text: 3 bytes of application/pdf; look at it with code]",
+        binary=Binary("a.pdf", "application/pdf", b"\xff\xfe\0"),
+    )
+    large = answers.of_file("a", b"\xff" * (answers.MAX_BINARY + 1))
+    assert (large.failed, large.binary) == (True, None)
+    assert large.text == (
+        "a is no text: 1048577 bytes of application/octet-stream, over the limit of 1048576 bytes for such files; "
+        "look at it with code, pack it, or split it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"), [("//4", "base64"), ("a-b_", "base64"), ("ü", "base64"), ("\ud83d", "text")]
+)
+def test_what_can_not_be_written_is_said(content: str, encoding: Encoding) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"can't be written as {encoding}"):
+        decoded(content, encoding)
+
+
+def test_what_is_written_is_text_or_base64() -> None:
+    assert decoded("grün", "text") == "grün".encode()
+    assert decoded("//4A\n", "base64") == b"\xff\xfe\0"
 
 
 def test_long_text_keeps_its_beginning_and_its_end() -> None:

@@ -1,7 +1,8 @@
-"""What models are told of what happened in a sandbox: text of bounded length, and pictures."""
+"""What models are told of what happened in a sandbox: text of bounded length, pictures, and files that are neither."""
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,8 +12,11 @@ if TYPE_CHECKING:
     from flame.sandbox.values import CommandResult, Execution, FileInfo
 
 LIMIT = 20_000  # characters of one answer, unless told otherwise
+MAX_BINARY = 1024**2  # bytes of a file that is neither text nor a picture
 _MAX_IMAGES = 8
-_IMAGES = {"image/png": b"\x89PNG\r\n", "image/jpeg": b"\xff\xd8\xff"}
+# How pictures begin that models can see; the name of WebP stands behind a length.
+_IMAGES = {"image/png": b"\x89PNG\r\n", "image/jpeg": b"\xff\xd8\xff", "image/gif": b"GIF8", "image/webp": b"RIFF"}
+_WEBP = b"WEBP"
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,22 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Binary:
+    """A file that is neither text nor a picture; `kind` is its MIME type, as far as its name tells."""
+
+    path: str
+    kind: str
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a model is told. `failed`: what it asked for was not done, or not to its end."""
 
     text: str
     images: Sequence[Image] = field(default_factory=list[Image])
     failed: bool = False
+    binary: Binary | None = None
 
 
 def of_execution(execution: Execution, limit: int = LIMIT) -> Answer:
@@ -74,14 +88,26 @@ def of_command(result: CommandResult, limit: int = LIMIT) -> Answer:
 
 
 def of_file(path: str, data: bytes, limit: int = LIMIT) -> Answer:
-    """A file's content: text, or a picture."""
-    for kind, beginning in _IMAGES.items():
-        if data.startswith(beginning):
-            return Answer(f"[{path} is a picture of {len(data)} bytes]", [Image(kind, data)])
+    """A file's content: text, a picture, or bytes that whoever asks for the model may keep."""
+    picture = _picture(data)
+    if picture is not None:
+        return Answer(f"[{path} is a picture of {len(data)} bytes]", [picture])
     try:
         return Answer(cut(data.decode(), limit))
     except UnicodeDecodeError:
-        return Answer(f"{path} is no text: {len(data)} bytes; look at it with code", failed=True)
+        kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    said = f"{path} is no text: {len(data)} bytes of {kind}"
+    if len(data) > MAX_BINARY:
+        most = f"over the limit of {MAX_BINARY} bytes for such files"
+        return Answer(f"{said}, {most}; look at it with code, pack it, or split it", failed=True)
+    return Answer(f"[{said}; look at it with code]", binary=Binary(path, kind, data))
+
+
+def _picture(data: bytes) -> Image | None:
+    for kind, beginning in _IMAGES.items():
+        if data.startswith(beginning) and (kind != "image/webp" or data[8:12] == _WEBP):
+            return Image(kind, data)
+    return None
 
 
 def of_folder(files: Sequence[FileInfo], limit: int = LIMIT) -> Answer:

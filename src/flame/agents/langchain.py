@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from flame.agents import toolbox
 from flame.agents.answers import LIMIT, Answer
-from flame.agents.toolbox import TIMEOUT, Toolbox, missing
+from flame.agents.toolbox import TIMEOUT, Encoding, Toolbox, missing
 
 try:
     from langchain_core.tools import BaseTool, StructuredTool
@@ -27,7 +27,8 @@ def sandbox_tools(sandbox: Sandbox, *, timeout: float = TIMEOUT, limit: int = LI
     """Tools to run code and commands and to use files in this sandbox, for `create_agent`, `bind_tools` and others.
 
     `timeout` is for each call in seconds, `limit` for the length of an answer in characters. The artifact of a tool's
-    message is an `Answer`, with pictures that code displayed. The sandbox is closed by whoever made it.
+    message is an `Answer`, with pictures, and with a file that is neither text nor a picture. The sandbox is closed by
+    whoever made it.
     """
     box = Toolbox(sandbox, timeout=timeout, limit=limit)
 
@@ -40,8 +41,8 @@ def sandbox_tools(sandbox: Sandbox, *, timeout: float = TIMEOUT, limit: int = LI
     def read_file(path: Path) -> tuple[str, Answer]:
         return _parts(box.read_file(path))
 
-    def write_file(path: Path, content: str) -> tuple[str, Answer]:
-        return _parts(box.write_file(path, content))
+    def write_file(path: Path, content: str, encoding: Encoding = "text") -> tuple[str, Answer]:
+        return _parts(box.write_file(path, content, encoding))
 
     def list_files(path: Path = ".") -> tuple[str, Answer]:
         return _parts(box.list_files(path))

@@ -12,16 +12,24 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 from flame._version import __version__
 from flame.agents import answers, toolbox
-from flame.agents.answers import Answer
-from flame.agents.toolbox import AsyncToolbox, missing
+from flame.agents.answers import MAX_BINARY, Answer, Binary
+from flame.agents.toolbox import AsyncToolbox, Encoding, missing
 from flame.model.errors import FlameError
 
 try:
     from mcp.server.mcpserver import Context, MCPServer
-    from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
+    from mcp.types import (
+        BlobResourceContents,
+        CallToolResult,
+        EmbeddedResource,
+        ImageContent,
+        TextContent,
+        ToolAnnotations,
+    )
     from pydantic import Field
 except ImportError as error:
     raise missing("mcp", error) from error
@@ -35,6 +43,7 @@ _INSTRUCTIONS = (
     "Tools to run Python code and shell commands in a sandbox of your own, which is kept away from the machine that "
     "it runs on. Variables and files last until the sandbox ends. reset begins with a new one."
 )
+_BINARY = f"What is neither comes as a resource in base64, up to {MAX_BINARY} bytes."
 _STDIO = "stdio"
 _SESSION = "mcp-session-id"
 
@@ -100,13 +109,15 @@ def _add_tools(server: MCPServer[None], clients: Clients) -> None:
     ) -> CallToolResult:
         return await answer(context, sandbox, lambda tools: tools.run_command(command, timeout))
 
-    @tool(toolbox.READ_FILE, reads=True)
+    @tool(f"{toolbox.READ_FILE} {_BINARY}", reads=True)
     async def read_file(context: Context[None], path: str, sandbox: Handle = None) -> CallToolResult:
         return await answer(context, sandbox, lambda tools: tools.read_file(path))
 
     @tool(toolbox.WRITE_FILE)
-    async def write_file(context: Context[None], path: str, content: str, sandbox: Handle = None) -> CallToolResult:
-        return await answer(context, sandbox, lambda tools: tools.write_file(path, content))
+    async def write_file(
+        context: Context[None], path: str, content: str, encoding: Encoding = "text", sandbox: Handle = None
+    ) -> CallToolResult:
+        return await answer(context, sandbox, lambda tools: tools.write_file(path, content, encoding))
 
     @tool(toolbox.LIST_FILES, reads=True)
     async def list_files(context: Context[None], path: str = ".", sandbox: Handle = None) -> CallToolResult:
@@ -138,8 +149,16 @@ def session_key(session: str) -> str:
 
 def _result(answer: Answer, handle: str | None = None) -> CallToolResult:
     text = answer.text if handle is None else f"{answer.text}\n[sandbox: {handle}; give it with the next call]"
-    images = [
-        ImageContent(type="image", data=base64.b64encode(image.data).decode(), mime_type=image.kind)
-        for image in answer.images
-    ]
-    return CallToolResult(content=[TextContent(type="text", text=text), *images], is_error=answer.failed)
+    images = [ImageContent(type="image", data=_base64(image.data), mime_type=image.kind) for image in answer.images]
+    files = [_resource(answer.binary)] if answer.binary is not None else []
+    return CallToolResult(content=[TextContent(type="text", text=text), *images, *files], is_error=answer.failed)
+
+
+def _resource(file: Binary) -> EmbeddedResource:
+    uri = f"sandbox:///{quote(file.path.lstrip('/'))}"
+    content = BlobResourceContents(uri=uri, mime_type=file.kind, blob=_base64(file.data))
+    return EmbeddedResource(type="resource", resource=content)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

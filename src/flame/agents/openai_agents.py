@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flame.agents import answers, toolbox
 from flame.agents.answers import LIMIT, Answer
-from flame.agents.toolbox import TIMEOUT, AsyncToolbox, Toolbox, missing
+from flame.agents.toolbox import TIMEOUT, AsyncToolbox, Encoding, Toolbox, missing
 from flame.sandbox import AsyncSandbox, Sandbox
 
 try:
@@ -56,8 +56,8 @@ def sandbox_tools(sandbox: Sandbox | AsyncSandbox, *, timeout: float = TIMEOUT, 
     async def read_file(path: str) -> Output:
         return _output(await box.read_file(path))
 
-    async def write_file(path: str, content: str) -> Output:
-        return _output(await box.write_file(path, content))
+    async def write_file(path: str, content: str, encoding: Encoding = "text") -> Output:
+        return _output(await box.write_file(path, content, encoding))
 
     async def list_files(path: str = ".") -> Output:
         return _output(await box.list_files(path))
@@ -122,8 +122,8 @@ class _Threads:
     async def read_file(self, path: str) -> Answer:
         return await asyncio.to_thread(self._box.read_file, path)
 
-    async def write_file(self, path: str, content: str) -> Answer:
-        return await asyncio.to_thread(self._box.write_file, path, content)
+    async def write_file(self, path: str, content: str, encoding: Encoding) -> Answer:
+        return await asyncio.to_thread(self._box.write_file, path, content, encoding)
 
     async def list_files(self, path: str) -> Answer:
         return await asyncio.to_thread(self._box.list_files, path)

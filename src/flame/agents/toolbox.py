@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import base64
+import binascii
+from typing import TYPE_CHECKING, Literal
 
 from flame.agents import answers
 from flame.agents.answers import LIMIT, Answer
@@ -28,9 +30,14 @@ RUN_CODE = (
     "imports and files last from one call to the next."
 )
 RUN_COMMAND = "Run a shell command in the sandbox and see its output and exit code. It starts in the working folder."
-READ_FILE = "Read a text file, or a PNG or JPEG picture, of the sandbox."
-WRITE_FILE = "Write a text file in the sandbox; one of this name is replaced, folders above it are made."
+READ_FILE = "Read a file of the sandbox: its text, or the picture (PNG, JPEG, GIF, WebP)."
+WRITE_FILE = (
+    "Write a file in the sandbox; one of this name is replaced, folders above it are made. With encoding base64 the "
+    "content is decoded first, for files that are no text."
+)
 LIST_FILES = "List a folder of the sandbox, by default the working folder."
+
+Encoding = Literal["text", "base64"]
 
 # What the model can do something about. Other errors end what the agent does.
 _REPAIRABLE = (
@@ -70,12 +77,13 @@ class Toolbox:
         except _REPAIRABLE as error:
             return answers.of_error(readable(path, error))
 
-    def write_file(self, path: str, content: str) -> Answer:
+    def write_file(self, path: str, content: str, encoding: Encoding = "text") -> Answer:
         try:
-            self.sandbox.files.write(path, content)
+            data = decoded(content, encoding)
+            self.sandbox.files.write(path, data)
         except _REPAIRABLE as error:
             return answers.of_error(error)
-        return written(path, content)
+        return written(path, data)
 
     def list_files(self, path: str = ".") -> Answer:
         try:
@@ -109,12 +117,13 @@ class AsyncToolbox:
         except _REPAIRABLE as error:
             return answers.of_error(readable(path, error))
 
-    async def write_file(self, path: str, content: str) -> Answer:
+    async def write_file(self, path: str, content: str, encoding: Encoding = "text") -> Answer:
         try:
-            await self.sandbox.files.write(path, content)
+            data = decoded(content, encoding)
+            await self.sandbox.files.write(path, data)
         except _REPAIRABLE as error:
             return answers.of_error(error)
-        return written(path, content)
+        return written(path, data)
 
     async def list_files(self, path: str = ".") -> Answer:
         try:
@@ -135,8 +144,17 @@ def readable(path: str, error: FlameError) -> FlameError:
     return error
 
 
-def written(path: str, content: str) -> Answer:
-    return Answer(f"wrote {len(content.encode())} bytes to {path}")
+def decoded(content: str, encoding: Encoding) -> bytes:
+    """The bytes that a model wants to be written. Raises InvalidArgumentError."""
+    try:
+        return base64.b64decode("".join(content.split()), validate=True) if encoding == "base64" else content.encode()
+    except (binascii.Error, ValueError) as error:
+        remedy = "encode the bytes again, or leave encoding out for text"
+        raise InvalidArgumentError(f"the content can't be written as {encoding}: {error}", remedy=remedy) from None
+
+
+def written(path: str, data: bytes) -> Answer:
+    return Answer(f"wrote {len(data)} bytes to {path}")
 
 
 def missing(extra: str, error: ImportError) -> UnavailableError:
