@@ -46,6 +46,8 @@ class Kind(IntEnum):
     ENTERED = 49
     LEAVE = 50
     LEFT = 51
+    OBJECTS = 52
+    OBJECTS_TAKEN = 53
 
 
 # Kinds below this one are the link's own: whoever uses a link never sees them in `on_frames`.

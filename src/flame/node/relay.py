@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flame.node")
 
 _REQUESTS = msgspec.msgpack.Decoder(m.Request)
-_CONNECTIONS = 16  # of one instance at once; the longest idle one makes room for another
+_CONNECTIONS = 16  # of one instance at once; others wait for one to end, which those do that are idle
 _STRANGERS = 64  # connections of one instance that did not begin as they should; then it gets no more
 _LONGEST_REQUEST = 4 * 1024 * 1024  # bytes, of DELETE_MANY
 _HELLO_S = 10.0
@@ -99,7 +99,7 @@ class RelayDoor:
         self._relay = relay
         self._visitor = Visitor(Role.INSTANCE, application)
         self._changed = threading.Condition()
-        self._open: dict[_Connection, None] = {}  # the longest idle first
+        self._open: set[socket.socket] = set()
         self._strangers = 0
         self._closed = False
         self._listening = socket.socket(socket.AF_UNIX)
@@ -124,7 +124,8 @@ class RelayDoor:
         with self._changed:
             self._closed = True
             for connection in self._open:
-                connection.end()
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
             self._changed.notify_all()
         self._stop_listening()
         self._listening.close()
@@ -148,7 +149,7 @@ class RelayDoor:
         while True:
             with self._changed:
                 while len(self._open) >= _CONNECTIONS and not self._closed:
-                    self._changed.wait(self._make_room())
+                    self._changed.wait()
             try:
                 connection, _ = self._listening.accept()
             except OSError:
@@ -159,46 +160,29 @@ class RelayDoor:
                     return
                 self._serve(connection)
 
-    def _make_room(self) -> float | None:
-        """End a connection that was idle for long; else, after how many seconds to look again."""
-        idle = next((connection for connection in self._open if connection.idle_since), None)
-        if idle is None:
-            return None
-        left = idle.idle_since + m.RELAY_IDLE - time.monotonic()
-        if left > 0:
-            return left
-        idle.end()
-        return None
-
     def _serve(self, connection: socket.socket) -> None:
-        served = _Connection(connection)
-        self._open[served] = None
-        threading.Thread(target=self._run, args=(served,), name="objects", daemon=True).start()
+        self._open.add(connection)
+        threading.Thread(target=self._run, args=(connection,), name="objects", daemon=True).start()
 
-    def _run(self, connection: _Connection) -> None:
+    def _run(self, connection: socket.socket) -> None:
+        channel = Channel(connection, _LONGEST_REQUEST)
         try:
-            if self._admit(connection.channel):
-                while (data := self._next(connection)) is not None:
-                    self._answer(connection.channel, data)
+            if self._admit(channel):
+                while (data := self._next(channel)) is not None:
+                    self._answer(channel, data)
         except (OSError, EOFError):
             pass  # it is gone, too slow, or was thrown out
         finally:
             with self._changed:
-                del self._open[connection]
+                self._open.remove(connection)
                 self._changed.notify_all()
-                connection.channel.socket.close()
+                connection.close()
 
-    def _next(self, connection: _Connection) -> bytes | None:
-        with self._changed:
-            del self._open[connection]
-            self._open[connection] = None
-            connection.idle_since = time.monotonic()
-            self._changed.notify_all()
-        connection.channel.socket.settimeout(None)
-        data = connection.channel.receive()
-        with self._changed:
-            connection.idle_since = 0.0
-        return data
+    @staticmethod
+    def _next(channel: Channel) -> bytes | None:
+        """The next request; None when the other side has closed, or has none for long."""
+        channel.socket.settimeout(m.RELAY_IDLE)
+        return channel.receive()
 
     def _admit(self, channel: Channel) -> bool:
         channel.socket.settimeout(_HELLO_S)
@@ -297,18 +281,6 @@ class RelayDoor:
                 raise incoming.broken from None
             incoming.drain()
             return _failure(error)
-
-
-class _Connection:
-    """One connection. `idle_since`: by the monotonic clock, 0 while a request is answered."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.channel = Channel(connection, _LONGEST_REQUEST)
-        self.idle_since = 0.0
-
-    def end(self) -> None:
-        with contextlib.suppress(OSError):
-            self.channel.socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Incoming:

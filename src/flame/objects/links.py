@@ -139,7 +139,12 @@ class Link:
         return answer if answer is not None else self.remote().call(action, body)
 
     def _through_relay(self, action: Callable[[StreamClient], T], *, again: bool) -> T:
-        """In a sandbox. Raises UnavailableError when the connection breaks, and with `again` once more."""
+        """In a sandbox. Raises UnavailableError when the connection breaks, with `again` when it does so twice."""
+        if self.place == m.RELAY_LINK:
+            raise UnavailableError(
+                "no socket reaches this sandbox, and only the link of a service carries objects",
+                remedy="make it a service (flame.run), or use isolation process",
+            )
         while True:
             try:
                 with self._lock:

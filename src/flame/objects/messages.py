@@ -16,7 +16,8 @@ LEAD = 60  # a payload begins so far behind a multiple of 64: its four bytes of 
 UNIX = "unix:"  # begins endpoints of caches for clients of one user on their node: the path of a socket follows
 # Begins endpoints in a sandbox: the path of a socket follows at which the executor manager passes on what is allowed.
 RELAY = "relay:"
-RELAY_IDLE = 2.0  # seconds; a connection that was idle for so long may be ended there to make room for another
+RELAY_LINK = f"{RELAY}link"  # the same where no socket reaches: the link of a service carries it (service/switch.py)
+RELAY_IDLE = 5.0  # seconds; a connection that is idle for so long is ended there
 TICKET = b"\x01"  # begins tickets and commands of our own; no key does
 
 ACTIONS = {

@@ -47,7 +47,7 @@ T = TypeVar("T")
 def location(endpoint: str) -> str:
     """The endpoint in words of Arrow: `grpc://` or `grpc+tls://`; `unix:PATH` and `relay:PATH` as they are. Raises
     InvalidConfigError."""
-    if endpoint.startswith((f"{m.UNIX}/", f"{m.RELAY}/")):
+    if endpoint.startswith((f"{m.UNIX}/", f"{m.RELAY}/")) or endpoint == m.RELAY_LINK:
         return endpoint
     scheme, separator, rest = endpoint.partition("://")
     known = {"grpc": "grpc", "http": "grpc", "grpcs": "grpc+tls", "https": "grpc+tls", "grpc+tls": "grpc+tls"}

@@ -44,8 +44,8 @@ class StreamClient:
         self.endpoint = ""
         self._address = address
         self._token = token
-        # None of those that may be ended at the other end is used again: one could not tell what became of a request.
-        self._keep = math.inf if isinstance(address, tuple) else m.RELAY_IDLE / 4
+        # What may just be ended at the other end is not used again: one could not tell what became of a request.
+        self._keep = math.inf if isinstance(address, tuple) else m.RELAY_IDLE / 10
         self._idle: deque[tuple[Channel, float]] = deque()  # and since when
         self._give(self._connect(), usable=True)
 

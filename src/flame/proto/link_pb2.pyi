@@ -40,6 +40,8 @@ class FrameKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENTERED: _ClassVar[FrameKind]
     LEAVE: _ClassVar[FrameKind]
     LEFT: _ClassVar[FrameKind]
+    OBJECTS: _ClassVar[FrameKind]
+    OBJECTS_TAKEN: _ClassVar[FrameKind]
 FRAME_UNSPECIFIED: FrameKind
 HELLO: FrameKind
 WELCOME: FrameKind
@@ -69,6 +71,8 @@ ENTER: FrameKind
 ENTERED: FrameKind
 LEAVE: FrameKind
 LEFT: FrameKind
+OBJECTS: FrameKind
+OBJECTS_TAKEN: FrameKind
 
 class Frame(_message.Message):
     __slots__ = ("kind", "flags", "channel", "body")

@@ -14,7 +14,7 @@ from flame.proto import link_pb2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, MutableMapping
 
 HEADER = Struct("<IBBHI")  # body length, kind, flags, zero, channel
 HEADER_SIZE = HEADER.size
@@ -123,14 +123,18 @@ def connect(path: str, concurrency: int, environ: Mapping[str, str] = os.environ
     return _greeted(sock, concurrency, environ)
 
 
-def over_stdio(concurrency: int, environ: Mapping[str, str] = os.environ) -> tuple[Wire, list[Frame]]:
-    """Like `connect`, where the link is this process's stdin and stdout. What is printed goes to stderr from now on.
-    Raises OSError."""
+def over_stdio(concurrency: int, environ: MutableMapping[str, str] = os.environ) -> tuple[Wire, list[Frame]]:
+    """Like `connect`, where the link is this process's stdin and stdout. What is printed goes to stderr from now on,
+    and if the link is the way to the object cache too, `environ` says where that begins. Raises OSError."""
     sock = socket.socket(fileno=os.dup(1))
     os.dup2(2, 1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
+    if environ.get("FLAME_CACHE_ENDPOINT") == "relay:link":
+        from flame.service import switch
+
+        sock = switch.begin(sock, environ)
     return _greeted(sock, concurrency, environ)
 
 

@@ -92,7 +92,7 @@ class HostShim:
     async def _spawn_with_streams(self, launch: Launch, owner: Owner) -> ProgramInstance:
         """No socket reaches where it runs."""
         place = await self._workshop.open(launch, {"FLAME_INSTANCE_STDIO": "framed"})
-        door = StreamDoor(FramedStream(owner, place.max_payload))
+        door = StreamDoor(FramedStream(owner, place.max_payload, place.objects))
         return await door.start(place, owner)
 
 

@@ -7,7 +7,10 @@ import asyncio
 from flame.link import Frame, Kind, Link
 from flame.model.errors import FlameError, ProtocolError
 from flame.proto import shim_pb2, types_pb2
-from flame.shims.shim import Owner
+from flame.shims.link_objects import ObjectStreams
+from flame.shims.shim import ObjectDoor, Owner
+
+_OF_OBJECTS = (Kind.OBJECTS, Kind.OBJECTS_TAKEN)
 
 
 class LinkDialect:
@@ -15,11 +18,13 @@ class LinkDialect:
 
     ends_by_itself = True
 
-    def __init__(self, link: Link, owner: Owner) -> None:
+    def __init__(self, link: Link, owner: Owner, objects: ObjectDoor | None = None) -> None:
+        """`objects`: where its connections to the object cache end, if the link carries those."""
         self.concurrency = max(1, link.hello.instance.concurrency)
         self._link = link
         self.owner = owner
         self._answers: dict[int, asyncio.Future[types_pb2.Result]] = {}
+        self._objects = ObjectStreams(link, objects)
         link.refuse_calls()
         link.on_frames = self._on_frames
         link.on_closed = self._on_closed
@@ -53,6 +58,7 @@ class LinkDialect:
 
     def close(self) -> None:
         self._link.on_frames = _drop
+        self._objects.close()
         self._link.abort()
 
     async def _ask(self, question: Kind, answer: Kind, body: bytes = b"") -> types_pb2.Result:
@@ -68,6 +74,8 @@ class LinkDialect:
                 owner.results(frame.body)
             elif frame.kind == Kind.RETRACTED:
                 owner.retracted(frame.body)
+            elif frame.kind in _OF_OBJECTS:
+                self._objects.received(frame)
             else:
                 waiter = self._answers.pop(frame.kind, None)
                 if waiter is None:
@@ -76,6 +84,7 @@ class LinkDialect:
                     waiter.set_result(types_pb2.Result.FromString(frame.body))
 
     def _on_closed(self, link: Link, error: FlameError | None) -> None:
+        self._objects.close()
         if error is not None:
             self.owner.broken(error.message)
 

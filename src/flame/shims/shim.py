@@ -54,7 +54,7 @@ class Packages(Protocol):
 
 
 class ObjectDoor(Protocol):
-    """The way of one instance to the object cache, which it can't reach itself. `path` is that of the socket where it comes in."""
+    """The way of one instance to the object cache, which it can't reach itself. `path` is where its socket is."""
 
     path: Path
 

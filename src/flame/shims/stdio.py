@@ -79,7 +79,7 @@ class StdioShim:
         if form.name == "once":
             return OnceInstance(place, owner)
         stream = (
-            FramedStream(owner, place.max_payload)
+            FramedStream(owner, place.max_payload, place.objects)
             if form.name == "framed"
             else LinesStream(owner, launch.context.session_id, place.max_payload, form.concurrency)
         )

@@ -11,17 +11,19 @@ from flame.model.errors import FlameError, PermissionDeniedError, ProtocolError
 from flame.model.states import BindCode
 from flame.proto import link_pb2
 from flame.shims.link_dialect import LinkDialect
-from flame.shims.shim import BindError, Owner
+from flame.shims.shim import BindError, ObjectDoor, Owner
 
 
 class FramedStream:
-    """The executor manager's end. The program has as long for its HELLO as for its start."""
+    """The executor manager's end. The program has as long for its HELLO as for its start. `objects`: where its
+    connections to the object cache end, if the link carries those."""
 
-    def __init__(self, owner: Owner, max_payload: int) -> None:
+    def __init__(self, owner: Owner, max_payload: int, objects: ObjectDoor | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = loop.create_future()
         self.owner = owner
         self._max_payload = max_payload
+        self._objects = objects
         self._dialect: asyncio.Future[LinkDialect] = loop.create_future()
         self._link = Link(self._greeted, max_frame=max_payload + FRAME_SLACK, heartbeat=None)
         self._link.on_closed = self._closed_early
@@ -47,7 +49,7 @@ class FramedStream:
         if hello.role != "instance":
             raise PermissionDeniedError(f"an instance's HELLO has the role instance, not {hello.role!r}")
         link.hello = hello
-        self._dialect.set_result(LinkDialect(link, self.owner))
+        self._dialect.set_result(LinkDialect(link, self.owner, self._objects))
         link.welcome_with(link_pb2.Welcome(max_payload=self._max_payload))
 
     def _closed_early(self, link: Link, error: FlameError | None) -> None:
