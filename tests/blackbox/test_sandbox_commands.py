@@ -196,6 +196,30 @@ def test_what_somebody_reads_is_waited_for(sandbox: flame.Sandbox) -> None:
     assert total == size + 3
 
 
+def test_what_is_going_to_be_read_is_waited_for_from_the_start(sandbox: flame.Sandbox) -> None:
+    size = 3 * SIZE
+    running = sandbox.start_command(
+        [sys.executable, "-c", f"import sys; sys.stdout.write('x' * {size} + 'end')"], followed=True
+    )
+    (info,) = sandbox.commands()
+    # It sleeps: its pipe is full, as far as it can be seen.
+    while sandbox.run_command(f"cut -d' ' -f3 /proc/{info.pid}/stat").stdout != b"S\n":
+        pass
+    found = b"".join(output.stdout for output in running if output.dropped == 0)
+    assert (len(found), found[-3:]) == (size + 3, b"end")
+
+
+def test_a_reader_is_told_what_was_lost_before_he_came(sandbox: flame.Sandbox) -> None:
+    size = 3 * SIZE
+    running = sandbox.start_command([sys.executable, "-c", f"import sys; sys.stderr.write('x' * {size})"])
+    while sandbox.commands():
+        pass
+    heard = list(running)
+    assert sum(output.dropped + len(output.stderr) for output in heard) == size
+    assert heard[0].dropped > 0
+    assert running.read() is None
+
+
 @pytest.mark.parametrize(
     ("command", "options"),
     [

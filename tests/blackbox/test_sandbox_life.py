@@ -270,9 +270,11 @@ def test_a_snapshot_has_files_variables_and_environment(
     taken.save(tmp_path / "saved")
     loaded = Snapshot.load(tmp_path / "saved")
     assert loaded.skipped == taken.skipped
+    assert sandbox.skipped == {}
     level = connection.get_session(sandbox.id).message.spec.isolation
     for _ in range(2):
         with create(connection, level, snapshot=loaded) as twin:
+            assert twin.skipped == taken.skipped
             assert twin.run_code("(items is same, twice(4), p.x, isinstance(p, Point))").text == (
                 "(True, 8, 3.141592653589793, True)"
             )
@@ -289,8 +291,9 @@ def test_a_snapshot_has_files_variables_and_environment(
 
 
 def test_a_fork_goes_its_own_way(connection: Connection, sandbox: flame.Sandbox) -> None:
-    sandbox.run_code("x = 1")
+    sandbox.run_code("import threading\nx = 1\nlock = threading.Lock()")
     with sandbox.fork() as twin:
+        assert list(twin.skipped) == ["lock"]
         assert twin.id != sandbox.id
         twin.run_code("x = 2")
         assert (sandbox.run_code("x").text, twin.run_code("x").text) == ("1", "2")
@@ -304,6 +307,18 @@ def test_a_sandbox_without_variables_has_a_snapshot_as_well(connection: Connecti
         taken = sandbox.snapshot()
     with create(connection, snapshot=taken) as twin:
         assert twin.files.read("file") == b"1"
+
+
+def test_a_snapshot_that_finds_no_room_is_refused_and_the_variables_stay(connection: Connection) -> None:
+    with create(connection, limits=flame.Limits(disk=32 * 1024**2)) as sandbox:
+        sandbox.run_code("kept = 5\nlarge = b'x' * 64 * 1024**2")
+        assert "No space" in sandbox.snapshot().skipped["large"]
+        fill = '"${TMPDIR:-/tmp}/fill"'
+        assert sandbox.run_command(f"cat /dev/zero > {fill}").exit_code == 1
+        with pytest.raises(flame.InvalidStateError, match="the variables can't be saved: OSError"):
+            sandbox.snapshot()
+        sandbox.run_command(f"rm {fill}")
+        assert sandbox.run_code("kept, len(large)").text == "(5, 67108864)"
 
 
 def test_no_snapshot_while_code_runs(sandbox: flame.Sandbox) -> None:

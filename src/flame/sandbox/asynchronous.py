@@ -34,6 +34,7 @@ class AsyncSandbox:
         self._caller = caller
         self._call = caller.run
         self._created = created
+        self.skipped: dict[str, str] = {}
         self._connection = connection
         self.files = AsyncFiles(caller)
 
@@ -95,6 +96,7 @@ class AsyncSandbox:
             opening.check_begun(begun)
             if snapshot is not None:
                 await made._call(snapshots.restore(snapshot))
+                made.skipped.update(snapshot.skipped)
         except BaseException:
             await session.close(force=True)
             raise
@@ -212,10 +214,11 @@ class AsyncSandbox:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         pty: tuple[int, int] | None = None,
+        followed: bool = False,
     ) -> AsyncRunningCommand:
         """See `flame.Sandbox.start_command`."""
-        name = await self._call(command_steps.start(command, stdin, timeout, env, cwd, pty))
-        return AsyncRunningCommand(self._caller, name)
+        steps = command_steps.start(command, stdin, timeout, env, cwd, pty, followed=followed)
+        return AsyncRunningCommand(self._caller, await self._call(steps))
 
     async def commands(self) -> list[CommandInfo]:
         """The commands that run, whoever started them."""

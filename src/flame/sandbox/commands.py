@@ -89,12 +89,14 @@ def start(
     env: Mapping[str, str] | None,
     cwd: str | None,
     pty: tuple[int, int] | None,
+    *,
+    followed: bool,
 ) -> Steps[str]:
     """Start it; its id."""
     check_timeout(timeout)
     name = short_name("command")
     call = yield from _request(name, command, stdin, timeout, env, cwd, pty)
-    yield from ask(call, wire.Output)
+    yield from ask(_with(call, followed=followed), wire.Output)
     return name
 
 

@@ -32,7 +32,8 @@ class Sandbox:
     """A place of its own to run code, commands and files in.
 
     Made by `create`, or `open` by its id, also from other processes; several may use it at once. As a context manager
-    what was created is closed at the end, what was opened is only let go. `files` are its files. All times are seconds.
+    what was created is closed at the end, what was opened is only let go. `files` are its files. `skipped`, of one made
+    with a snapshot or by `fork`: the variables that it lacks, with the reason. All times are seconds.
 
     Every method raises SandboxLostError when the sandbox has ended by itself, InvalidStateError when it was closed or
     is paused, and the errors of the connection.
@@ -43,6 +44,7 @@ class Sandbox:
         self._caller = caller
         self._call = caller.run
         self._created = created
+        self.skipped: dict[str, str] = {}
         self.files = Files(caller)
 
     # --- its life ----------------------------------------------------------------------------------------------------
@@ -105,6 +107,7 @@ class Sandbox:
             opening.check_begun(begun)
             if snapshot is not None:
                 made._call(snapshots.restore(snapshot))
+                made.skipped.update(snapshot.skipped)
         except BaseException:
             session.close(force=True)
             raise
@@ -161,14 +164,15 @@ class Sandbox:
         self._call(do(wire.Resume()))
 
     def snapshot(self) -> Snapshot:
-        """The files of the working folder, the variables and the environment, to begin others with.
+        """The files of the working folder, the variables and the environment, to begin others with; no processes and
+        no memory. `skipped` of it names the variables that can't be taken.
 
         All that it started stands still meanwhile, and other calls wait. Raises InvalidStateError while code runs.
         """
         return self._call(snapshots.take())
 
     def fork(self, *, timeout: float = 60.0) -> Self:
-        """Another sandbox like this one, which begins with its snapshot."""
+        """Another sandbox like this one, which begins with its snapshot: `skipped` tells what it lacks of it."""
         session = self._caller.session
         taken = self.snapshot()
         return self._create(session.connection, opening.attributes_like(session), None, taken, timeout)
@@ -241,13 +245,17 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         pty: tuple[int, int] | None = None,
+        followed: bool = False,
     ) -> RunningCommand:
         """Start a command and don't wait. `stdin` is all that it reads; without it, what is written to it later.
 
-        `pty`: rows and columns of a terminal that it runs in. Of what it prints the last 2 MiB are kept for who comes
-        later; while somebody reads, it waits for him instead. Raises InvalidArgumentError when it can't be started.
+        `pty`: rows and columns of a terminal that it runs in. Of what it prints the last 2 MiB of each stream are kept
+        for who comes later, who is told how many bytes before them are gone; while somebody reads, it waits for him
+        instead, as with a pipe. `followed`: somebody is going to read, so it waits from its first byte on. A reader who
+        has not asked for 30 seconds has gone. Raises InvalidArgumentError when it can't be started.
         """
-        return RunningCommand(self._caller, self._call(command_steps.start(command, stdin, timeout, env, cwd, pty)))
+        steps = command_steps.start(command, stdin, timeout, env, cwd, pty, followed=followed)
+        return RunningCommand(self._caller, self._call(steps))
 
     def commands(self) -> list[CommandInfo]:
         """The commands that run, whoever started them."""

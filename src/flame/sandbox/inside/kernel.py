@@ -172,7 +172,10 @@ class Kernel:
     def _save(self, path: str) -> dict[str, Any]:
         from flame.sandbox.inside import variables
 
-        return {"done": True, "skipped": variables.save(self.module, path, leave_out=(self._display,))}
+        try:
+            return {"done": True, "skipped": variables.save(self.module, path, leave_out=(self._display,))}
+        except Exception as error:  # the disk is full, for one
+            return {"done": True, "error": _described(error)}
 
     def _load(self, path: str) -> dict[str, Any]:
         from flame.sandbox.inside import variables

@@ -163,7 +163,13 @@ class SandboxService(FlameService):
         if self.runs.busy:
             raise InvalidStateError("code runs in the sandbox", remedy="wait for it, or interrupt it, and try again")
         variables = _temporary()
-        answer = await self.runs.ask({"do": "save", "path": str(variables)})
+        try:
+            answer = await self.runs.ask({"do": "save", "path": str(variables)})
+            if answer.error is not None:
+                raise InvalidStateError(f"the variables can't be saved: {answer.error.name}: {answer.error.message}")
+        except BaseException:
+            variables.unlink()
+            raise
         return variables, answer.skipped
 
     async def _read_snapshot(self, call: wire.ReadSnapshot) -> wire.Part:
