@@ -339,13 +339,15 @@ class NodeLog(logging.Handler):
             await self.until(f"process {pid} waits for a session")
 
 
-async def a_node_apart(node: Node) -> asyncio.subprocess.Process:
-    """An executor manager in a process of its own instead of the node's; returns when it is connected."""
+async def a_node_apart(node: Node, **environ: str) -> asyncio.subprocess.Process:
+    """An executor manager in a process of its own instead of the node's, with this in its environment; returns when it
+    is connected."""
     await node.executors.stop()
     program = node.folder / "alone.py"
     program.write_text(NODE_ALONE)
+    environ["PYTHONPATH"] = str(SOURCE)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(program), str(node.manager.address), str(node.folder), env={"PYTHONPATH": str(SOURCE)}
+        sys.executable, str(program), str(node.manager.address), str(node.folder), env=environ
     )
     await node.manager.until(lambda: len(node.manager.hellos) == 2, "the other node")
     return process

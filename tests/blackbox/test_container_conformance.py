@@ -9,6 +9,7 @@ import pytest
 
 from flame.proto import types_pb2
 from flame.shims.container import ContainerShim
+from flame.shims.container_limits import ImageLimits
 from flame.shims.host import HostShim
 from flame.shims.shim import Shim
 from flame.shims.warm import WarmLimits
@@ -41,7 +42,7 @@ class OfContainer(ShimConformance):
     def make(self, bench: Bench) -> Shim:
         warm = WarmLimits(budget=0, idle=1, start_timeout=1, terminate_grace=1)
         host = HostShim(bench.workshop, bench.reception, warm)
-        shim = ContainerShim.find(host, bench.workshop, bench.reception, self.unpacked)
+        shim = ContainerShim.find(host, bench.workshop, bench.reception, self.unpacked, ImageLimits())
         assert not shim.missing
         return shim
 

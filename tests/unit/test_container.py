@@ -9,7 +9,9 @@ import pytest
 
 from flame.proto import types_pb2
 from flame.shims.container import inside
-from flame.shims.container_images import MAX_AGE_S, Image, reason, too_many
+from flame.shims.container_images import Image, Kept, reason, too_many, unfit
+from flame.shims.container_limits import ImageLimits
+from flame.shims.container_tree import locate, make_folder
 from flame.shims.isolation_sandbox import Room, layout
 from flame.shims.shim import BindError
 
@@ -42,8 +44,8 @@ def test_arguments_of_the_application_follow_those_of_the_image(image: Image) ->
 
 
 def test_what_the_application_says_counts(image: Image) -> None:
-    found = inside(application(command="other", arguments=["x"], working_directory="/srv", env={"COLOR": "red"}), image)
-    assert (found.command, list(found.arguments), found.working_directory) == ("/usr/bin/other", ["x"], "/srv")
+    found = inside(application(command="other", arguments=["x"], working_directory="/usr", env={"COLOR": "red"}), image)
+    assert (found.command, list(found.arguments), found.working_directory) == ("/usr/bin/other", ["x"], "/usr")
     assert environment(found)["COLOR"] == "red"
 
 
@@ -98,18 +100,83 @@ def test_the_network_of_the_node_brings_its_addresses(image: Image) -> None:
     assert ("show", "/etc/hosts", "/etc/hosts") in together
 
 
-# --- which are kept --------------------------------------------------------------------------------------------------
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
-def test_those_that_were_used_last_are_kept() -> None:
-    ages = {Path(name): used for name, used in (("a", 1.0), ("b", 3.0), ("c", 2.0))}
-    assert too_many(ages, 2, 4.0) == [Path("a")]
-    assert too_many(ages, 9, 4.0) == []
-    assert too_many(ages, -1, 4.0) == list(ages)
+def test_links_are_followed_within_an_image(image: Image) -> None:
+    root = image.root
+    for name, target in (("sbin", "/usr/bin"), ("usr/out", "../../../../etc"), ("usr/loop", "loop"), ("etc", "/app")):
+        (root / name).symlink_to(target)
+    assert locate(root, "/sbin/other") == root / "usr/bin/other"
+    assert locate(root, "/usr/out/run") == root / "app/run"
+    assert locate(root, "/usr/out/passwd") is None
+    assert locate(root, "/usr/loop") is None
+    assert locate(root, "/../..") == root
 
 
-def test_those_that_were_not_used_for_long_go() -> None:
-    assert too_many({Path("old"): 0.0, Path("new"): 9.0}, 9, MAX_AGE_S + 1) == [Path("old")]
+def test_a_command_behind_a_link_to_an_absolute_path(image: Image) -> None:
+    (image.root / "sbin").symlink_to("/usr/bin")
+    (image.root / "bin/sh").symlink_to("/bin/absent")
+    assert inside(application(command="/sbin/other"), image).command == "/sbin/other"
+    for only_here in ("/sbin/env", "sh"):
+        with pytest.raises(BindError, match="was not found in image"):
+            inside(application(command=only_here), image)
+
+
+def test_folders_are_made_in_an_image_and_not_behind_its_links(image: Image, tmp_path: Path) -> None:
+    root = image.root
+    (root / "link").symlink_to("/nowhere")
+    (root / "app/there").symlink_to("/usr")
+    assert make_folder(root, "/new/one") == root / "new/one"
+    assert make_folder(root, "/app/there/deep") == root / "usr/deep"
+    assert make_folder(root, "/link/x") is None
+    assert make_folder(root, "/app/run/x") is None
+    assert not Path("/nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("/absent", "working_directory '/absent' is no folder of image 'app:1'"), ("app", "is not an absolute path")],
+)
+def test_a_working_directory_that_is_not_there(image: Image, folder: str, message: str) -> None:
+    with pytest.raises(BindError, match=message):
+        inside(application(command="/bin/tool", working_directory=folder), image)
+
+
+# --- which can be run, which are kept --------------------------------------------------------------------------------
+
+
+def test_an_image_for_another_machine_is_not_run() -> None:
+    assert unfit("app:1", {"Os": "linux", "Architecture": "s390x", "Size": 1}, 10).startswith(
+        "image 'app:1' is made for linux/s390x, and this node is linux/"
+    )
+    assert "is made for windows/" in unfit("app:1", {"Os": "windows"}, 10)
+    assert unfit("app:1", {"Os": "", "Architecture": "", "Size": 10}, 10) == ""
+
+
+def test_an_image_that_is_too_large_is_not_unpacked() -> None:
+    assert "it is larger than 10 bytes, which is what this node allows" in unfit("app:1", {"Size": 11}, 10)
+
+
+NAMES = ("a", "b", "c")
+IMAGES = {Path(name): Kept(used, 10) for name, used in zip(NAMES, (1.0, 3.0, 2.0), strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("limits", "used", "gone"),
+    [
+        (ImageLimits(), (), []),
+        (ImageLimits(keep_count=2), (), ["a"]),
+        (ImageLimits(keep_count=2), ("a",), ["c"]),
+        (ImageLimits(keep_count=1), NAMES, []),
+        (ImageLimits(keep_bytes=20), (), ["a"]),
+        (ImageLimits(keep_bytes=5), (), ["b", "c", "a"]),
+        (ImageLimits(keep_age=2.0), (), ["c", "a"]),
+        (ImageLimits(keep_age=2.0), ("a",), ["c"]),
+    ],
+)
+def test_those_that_were_used_last_are_kept(limits: ImageLimits, used: tuple[str, ...], gone: list[str]) -> None:
+    assert [path.name for path in too_many(IMAGES, {Path(name) for name in used}, limits, 4.0)] == gone
 
 
 def test_of_what_podman_writes_its_last_error_counts() -> None:

@@ -44,6 +44,17 @@ class PackagesSection(msgspec.Struct, frozen=True):
     keep_size: int = 20 * 1024**3
 
 
+class ImagesSection(msgspec.Struct, frozen=True):
+    """Images: how many bytes and files one may have when it is unpacked, how many seconds it may take to fetch or to
+    unpack one, how many are kept and how many bytes of them."""
+
+    max_size: int = 20 * 1024**3
+    max_files: int = 1_000_000
+    timeout: float = 900.0
+    keep_count: int = 10
+    keep_size: int = 50 * 1024**3
+
+
 class ExecutorsSection(msgspec.Struct, frozen=True):
     """How a node runs instances. `capacity` None = what the machine has.
 
@@ -58,13 +69,14 @@ class ExecutorsSection(msgspec.Struct, frozen=True):
     taints: tuple[str, ...] = ()
     warm: WarmSection = WarmSection()
     packages: PackagesSection = PackagesSection()
+    images: ImagesSection = ImagesSection()
     devices: tuple[str, ...] | None = None
     gpu_fraction: int = 1
 
 
 def read_executors(section: Section) -> ExecutorsSection:
     """Raises InvalidConfigError."""
-    limits, warm, packages = (section.section_or_empty(key) for key in ("limits", "warm", "packages"))
+    limits, warm, packages, images = (section.section_or_empty(key) for key in ("limits", "warm", "packages", "images"))
     found = ExecutorsSection(
         shim=SHIMS[section.choice("shim", tuple(SHIMS), "host")],
         limits=ExecutorLimits(max_executors=limits.integer("max_executors", minimum=1)),
@@ -80,6 +92,13 @@ def read_executors(section: Section) -> ExecutorsSection:
             install_timeout=packages.number("install_timeout", 900.0, positive=True),
             keep_count=packages.integer("keep_count", 50),
             keep_size=packages.size("keep_size", 20 * 1024**3),
+        ),
+        images=ImagesSection(
+            max_size=images.size("max_size", 20 * 1024**3),
+            max_files=images.integer("max_files", 1_000_000, minimum=1),
+            timeout=images.number("timeout", 900.0, positive=True),
+            keep_count=images.integer("keep_count", 10),
+            keep_size=images.size("keep_size", 50 * 1024**3),
         ),
         devices=_devices(section),
         gpu_fraction=section.integer("gpu_fraction", 1, minimum=1, maximum=MAX_SHARES),

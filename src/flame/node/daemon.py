@@ -21,6 +21,7 @@ from flame.model.errors import MEANING, FlameError, InvalidConfigError
 from flame.node.manager import ExecutorManager
 from flame.node.settings import NodeSettings
 from flame.packages.limits import StoreLimits
+from flame.shims.container_limits import ImageLimits
 from flame.telemetry import set_up_logging
 
 
@@ -50,6 +51,13 @@ def settings_of(config: ClusterConfig, work_dir: Path, name: str | None = None) 
             install_timeout=executors.packages.install_timeout,
             keep_count=executors.packages.keep_count,
             keep_bytes=executors.packages.keep_size,
+        ),
+        image_limits=ImageLimits(
+            max_bytes=executors.images.max_size,
+            max_files=executors.images.max_files,
+            timeout=executors.images.timeout,
+            keep_count=executors.images.keep_count,
+            keep_bytes=executors.images.keep_size,
         ),
         endpoint=cluster.endpoint,
         cache_endpoint=cache.endpoint if cache is not None else "",

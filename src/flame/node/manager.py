@@ -141,7 +141,7 @@ class ExecutorManager:
         )
         self._host = HostShim(workshop, self._reception, warm)
         self._shims = await asyncio.to_thread(
-            find_shims, self._host, workshop, self._reception, settings.work_dir / "shims"
+            find_shims, self._host, workshop, self._reception, settings.work_dir / "shims", settings.image_limits
         )
         self._able.update(labels(self._shims))
         self._background(self._stay_connected())

@@ -13,6 +13,7 @@ from flame.link import DEFAULT_MAX_PAYLOAD, Address
 from flame.model.resources import Resources
 from flame.model.states import Shim
 from flame.packages.limits import StoreLimits
+from flame.shims.container_limits import ImageLimits
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +52,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     cache_ca_file: str = ""  # what object caches (grpcs) are checked with when packages are fetched from them
     packages: Path | None = None
     package_limits: StoreLimits = StoreLimits()
+    image_limits: ImageLimits = ImageLimits()
     log_bytes: int = 4 * 1024 * 1024  # of each stream of each executor
     log_keep: float = 3600.0  # after an executor's end
     start_timeout: float = 60.0  # from process start to session entered, unless the application says otherwise

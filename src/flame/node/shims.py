@@ -9,6 +9,7 @@ from flame.model.isolation import NO, SHIM_LABEL, YES
 from flame.model.states import BindCode
 from flame.model.states import Shim as Kind
 from flame.shims.container import ContainerShim
+from flame.shims.container_limits import ImageLimits
 from flame.shims.host import HostShim
 from flame.shims.reception import Reception
 from flame.shims.rest import RestShim
@@ -18,14 +19,16 @@ from flame.shims.wasm import WasmShim
 from flame.shims.workplace import Workshop
 
 
-def find_shims(host: HostShim, workshop: Workshop, reception: Reception, folder: Path) -> dict[Kind, Shim]:
+def find_shims(
+    host: HostShim, workshop: Workshop, reception: Reception, folder: Path, images: ImageLimits
+) -> dict[Kind, Shim]:
     """All shims. Those that need something of their own have a folder in `folder`, made when they need it. Blocks a
     moment; raises OSError."""
     return {
         Kind.HOST: host,
         Kind.STDIO: StdioShim(workshop),
         Kind.REST: RestShim(workshop, reception),
-        Kind.CONTAINER: ContainerShim.find(host, workshop, reception, folder / "container"),
+        Kind.CONTAINER: ContainerShim.find(host, workshop, reception, folder / "container", images),
         Kind.WASM: WasmShim.find(host, workshop, folder / "wasm"),
     }
 

@@ -21,10 +21,13 @@ from flame.model.network import is_list
 from flame.model.states import BindCode
 from flame.proto import types_pb2
 from flame.shims import image_python
+from flame.shims.container_commands import Commands
 from flame.shims.container_images import Image, Images
+from flame.shims.container_limits import ImageLimits
 from flame.shims.environment import expand
 from flame.shims.furnished import Furnished
 from flame.shims.host import HostShim
+from flame.shims.isolation_sandbox import TMP
 from flame.shims.reception import Reception
 from flame.shims.rest import RestShim
 from flame.shims.shim import BindError, Instance, Launch, Owner
@@ -55,12 +58,13 @@ class ContainerShim:
         workshop: Workshop,
         reception: Reception,
         folder: Path,
+        limits: ImageLimits,
         environ: Mapping[str, str] = os.environ,
     ) -> ContainerShim:
         """Look whether this node can fetch and run images. It unpacks them in `folder`. Raises OSError."""
         podman = shutil.which("podman", path=environ.get("PATH"))
         sandboxes = workshop.confinement.levels.get("process")
-        images = Images(podman or "", folder)
+        images = Images(podman or "", folder, Commands(workshop.keeper, workshop.folder, environ, limits), limits)
         if podman is None:
             return cls(
                 host, workshop, reception, images, "podman is not installed: put it into the executor manager's PATH"
@@ -125,12 +129,17 @@ def inside(application: types_pb2.ApplicationSpec, image: Image) -> types_pb2.Ap
         found.environments.add(name=name, value=value)
     if not found.working_directory:
         found.working_directory = image.cwd
+    cwd = found.working_directory
+    if not cwd.startswith("/"):
+        raise BindError(BindCode.START, f"working_directory {cwd!r} is not an absolute path")
+    if cwd != TMP and not image.has_folder(cwd):
+        raise BindError(BindCode.START, f"working_directory {cwd!r} is no folder of image {application.image!r}")
     if not application.command:
         if not image.command:
             raise BindError(BindCode.START, f"image {application.image!r} has no command: name one in the application")
         found.command = image.command[0]
         found.arguments[:] = [*image.command[1:], *application.arguments]
-    placed = msgspec.structs.replace(image, cwd=found.working_directory)
+    placed = msgspec.structs.replace(image, cwd=cwd)
     command = expand(found.command, env)
     path = placed.find(command, env["PATH"])
     if path is None:

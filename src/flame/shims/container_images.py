@@ -6,10 +6,12 @@ import asyncio
 import json
 import logging
 import os
-import signal
+import re
+import subprocess
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -18,19 +20,25 @@ import msgspec
 
 from flame.model.errors import NotFoundError
 from flame.model.states import BindCode
+from flame.shims.container_commands import Commands, TooMuchError, larger
+from flame.shims.container_limits import ImageLimits
+from flame.shims.container_tree import locate, prepare
 from flame.shims.removal import remove_tree
 from flame.shims.shim import BindError
 
 logger = logging.getLogger("flame.node")
 
-MAX_KEPT = 10
-MAX_AGE_S = 7 * 24 * 3600.0
 _LAST_CHARACTERS = 1000
 _PART = ".part"  # of what is being unpacked
-# What is mounted over in a sandbox has to be there.
-_MOUNTED_OVER = ("etc/resolv.conf", "etc/hosts")
+_NOTE = ".note"  # of what is known of one that is unpacked
+_TRANSPORTS = ("docker-archive", "oci-archive", "oci", "dir", "docker-daemon")
+_IDENTITY = re.compile(r"[0-9a-f]{64}")
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+_END_S = 30.0
+_HOPELESS_S = 60.0
 _NOT_UNPACKED = ("dev/*", "proc/*", "sys/*")
 _TAR_OPTIONS = (
+    "--verbose",
     "--no-same-owner",
     "--no-same-permissions",
     "--delay-directory-restore",
@@ -51,43 +59,99 @@ class Image(msgspec.Struct, frozen=True):
     def find(self, command: str, path: str) -> str | None:
         """The command's absolute path inside, None when it has none. `path` are the folders, as in PATH."""
         if "/" in command:
-            inside = os.path.normpath(os.path.join(self.cwd, command))  # noqa: PTH118 - not one of the node's
-            return inside if os.path.lexists(f"{self.root}{inside}") else None
-        places = (f"{folder}/{command}" for folder in path.split(":") if folder.startswith("/"))
-        return next((place for place in places if os.path.lexists(f"{self.root}{place}")), None)
+            places = [os.path.normpath(os.path.join(self.cwd, command))]  # noqa: PTH118 - not one of the node's
+        else:
+            places = [f"{folder}/{command}" for folder in path.split(":") if folder.startswith("/")]
+        for place in places:
+            file = locate(self.root, place)
+            if file is not None and file.is_file():
+                return place
+        return None
+
+    def has_folder(self, path: str) -> bool:
+        """Whether it has a folder with this absolute path."""
+        folder = locate(self.root, path)
+        return folder is not None and folder.is_dir()
+
+
+class Note(msgspec.Struct, frozen=True):
+    """What is known of an unpacked image: its size in bytes, and the name by which podman was told to fetch it, empty
+    when podman had it already."""
+
+    size: int
+    fetched: str
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """An unpacked image: when it was used last, and its size in bytes."""
+
+    used: float
+    size: int
 
 
 class Images:
     """The unpacked images, each in a folder of its own in `folder`, named by its digest."""
 
-    def __init__(self, podman: str, folder: Path, max_kept: int = MAX_KEPT) -> None:
+    def __init__(self, podman: str, folder: Path, commands: Commands, limits: ImageLimits) -> None:
         self._podman = podman
         self._folder = folder
-        self._max_kept = max_kept
+        self._commands = commands
+        self._limits = limits
         self._holds: dict[str, int] = {}
+        self._hopeless: dict[str, tuple[float, BindError]] = {}  # by name: until when, why
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def open(self) -> None:
         """Make the folder; remove what was not finished. Raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in self._folder.glob(f"*{_PART}"):
-            remove_tree(left)
+        left = list(self._folder.glob(f"*{_PART}"))
+        if not left:
+            return
+        containers = [self._container(path.stem) for path in left]
+        with suppress(OSError, subprocess.SubprocessError):  # else they are replaced when they are in the way
+            command = [self._podman, "rm", "--force", "--ignore", *containers]
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_END_S, check=False)
+        for path in left:
+            remove_tree(path)
 
     async def provide(self, name: str) -> Image:
         """The image of that name, as podman understands it, fetched and unpacked now if need be. Raises BindError with
         code 10."""
+        until, error = self._hopeless.get(name, (0.0, None))
+        if error is not None and until > time.monotonic():
+            raise error
+        try:
+            return await self._provide(name)
+        except TooMuchError as much:
+            logger.warning("image %s can't be had: %s", name, much)
+            refused = BindError(BindCode.INSTALL, f"image {name!r} can't be had: {much}")
+            # Who asks again at once would only have the same work done again.
+            self._hopeless[name] = (time.monotonic() + _HOPELESS_S, refused)
+            raise refused from None
+        except OSError as error:
+            raise BindError(BindCode.INSTALL, f"image {name!r} can't be had: {error}") from error
+
+    async def _provide(self, name: str) -> Image:
         async with self._turn(name):  # two of the same name would do the same work twice
-            found = await self._inspect(name)
+            found, fetched = await self._look_up(name)
         identity = str(found["Id"]).removeprefix("sha256:")
+        config: dict[str, Any] = found.get("Config") or {}
+        cwd = config.get("WorkingDir") or "/"
         root = self._folder / identity
         async with self._turn(identity):
             if not root.is_dir():
-                await self._unpack(identity, root)
+                try:
+                    why = unfit(name, found, self._limits.max_bytes)
+                    if why:
+                        raise BindError(BindCode.INSTALL, why)
+                    await self._unpack(identity, root, cwd, fetched)
+                except BaseException:
+                    await self._forget(fetched)
+                    raise
             os.utime(root)
-        await asyncio.to_thread(self._tidy, identity)
-        config: dict[str, Any] = found.get("Config") or {}
+        await self._tidy(identity)
         command = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
-        return Image(identity, root, command, config.get("Env") or (), config.get("WorkingDir") or "/")
+        return Image(identity, root, command, config.get("Env") or (), cwd)
 
     def hold(self, image: Image) -> None:
         """Keep it until `release`. Raises NotFoundError when it is gone."""
@@ -102,77 +166,130 @@ class Images:
     def _turn(self, name: str) -> asyncio.Lock:
         return self._turns.setdefault(name, asyncio.Lock())
 
-    async def _inspect(self, name: str) -> dict[str, Any]:
-        """What podman knows of an image, which it fetches if it does not have it."""
-        wanted = name
-        if name.partition(":")[0] in _TRANSPORTS:  # a file, which may have changed
-            wanted = (await self._fetch(name)).split()[-1]
-        status, text, words = await run([self._podman, "image", "inspect", "--", wanted])
-        if status:
-            await self._fetch(name)
-            status, text, words = await run([self._podman, "image", "inspect", "--", wanted])
-        if status:
-            raise BindError(BindCode.INSTALL, f"podman does not know image {name!r}: {reason(words)}")
-        return json.loads(text)[0]
+    def _container(self, identity: str) -> str:
+        """The name of the container that an image is unpacked from."""
+        return f"flame-{zlib.crc32(bytes(self._folder)):x}-{identity[:16]}"
+
+    # --- podman ------------------------------------------------------------------------------------------------------
+
+    async def _look_up(self, name: str) -> tuple[dict[str, Any], str]:
+        """What podman knows of an image, which it fetches if it does not have it, and then what it is to be asked to
+        forget."""
+        wanted, is_file = name, name.partition(":")[0] in _TRANSPORTS  # a file may have changed
+        done = None if is_file else await self._commands.run(self._podman, "image", "inspect", "--", wanted)
+        known: set[str] | None = None
+        if done is None or done.status:
+            had = await self._commands.run(self._podman, "images", "--all", "--quiet", "--no-trunc")
+            known = set(_IDENTITY.findall(had.text))
+            fetched = await self._fetch(name)
+            wanted = fetched if is_file else name
+            done = await self._commands.run(self._podman, "image", "inspect", "--", wanted)
+        if done.status:
+            raise BindError(BindCode.INSTALL, f"podman does not know image {name!r}: {reason(done.words)}")
+        try:
+            found: dict[str, Any] = json.loads(done.text)[0]
+            (identity,) = _IDENTITY.findall(str(found["Id"]))
+        except (ValueError, LookupError, TypeError):
+            raise BindError(
+                BindCode.INSTALL, f"what podman says of image {name!r} makes no sense: {done.text[:200]!r}"
+            ) from None
+        return found, "" if known is None or identity in known else wanted
 
     async def _fetch(self, name: str) -> str:
+        """The digest of what came."""
         logger.info("podman fetches image %s", name)
         begun = time.monotonic()
-        status, text, words = await run([self._podman, "pull", "--", name])
-        if status:
-            logger.warning("podman can't fetch image %s: %s", name, words)
-            raise BindError(BindCode.INSTALL, f"podman can't fetch image {name!r}: {reason(words)}")
+        done = await self._commands.run(self._podman, "pull", "--", name)
+        if "file too large" in done.words:
+            raise TooMuchError(larger(self._limits.max_bytes))
+        if done.status or not done.text:
+            logger.warning("podman can't fetch image %s: %s", name, done.words)
+            raise BindError(BindCode.INSTALL, f"podman can't fetch image {name!r}: {reason(done.words)}")
         logger.info("image %s was fetched in %.1f s", name, time.monotonic() - begun)
-        return text
+        return done.text.split()[-1]
 
-    async def _unpack(self, identity: str, root: Path) -> None:
+    async def _forget(self, name: str) -> None:
+        """Let podman remove what it was told to fetch, unless it has another name, too, or is in use."""
+        if name:
+            with suppress(OSError, TooMuchError):
+                await self._commands.run(self._podman, "rmi", "--", name)
+
+    # --- what is unpacked --------------------------------------------------------------------------------------------
+
+    async def _unpack(self, identity: str, root: Path, cwd: str, fetched: str) -> None:
         part, archive = root.with_suffix(_PART), root.with_suffix(_PART) / "archive"
         tree = part / "root"
         await asyncio.to_thread(remove_tree, part)
         tree.mkdir(parents=True)
-        # Who starts the executor manager owns all of it, and it can be removed again: rights are those of files.
-        tar = ["tar", "--extract", f"--directory={tree}", f"--file={archive}", *_TAR_OPTIONS]
-        made = ""
+        container = self._container(identity)
         try:
             # The command is never run; podman wants one of images that have none.
-            name = f"--name=flame-{zlib.crc32(bytes(self._folder)):x}-{identity[:16]}"
-            made = (await self._do([self._podman, "create", "--replace", name, identity, "/bin/true"])).split()[-1]
-            await self._do([self._podman, "export", f"--output={archive}", made])
-            await self._do(tar)
-            await asyncio.to_thread(_prepare, tree)
+            await self._do(self._podman, "create", "--replace", f"--name={container}", identity, "/bin/true")
+            try:
+                await self._do(self._podman, "export", f"--output={archive}", container)
+            except BindError:
+                if archive.exists() and archive.stat().st_size >= self._limits.max_bytes:
+                    raise TooMuchError(larger(self._limits.max_bytes)) from None
+                raise
+            size = archive.stat().st_size
+            # Who starts the executor manager owns all of it, and it can be removed again: rights are those of files.
+            tar = ["tar", "--extract", f"--directory={tree}", f"--file={archive}", *_TAR_OPTIONS]
+            await self._do(*tar, listing=True)
+            archive.unlink()
+            await asyncio.to_thread(prepare, tree, cwd)
+            root.with_suffix(_NOTE).write_bytes(msgspec.json.encode(Note(size, fetched)))
             tree.rename(root)
-        except OSError as error:
-            raise BindError(BindCode.INSTALL, f"can't unpack the image: {error}") from error
         finally:
-            if made:
-                await run([self._podman, "rm", "--force", made])
+            with suppress(OSError, TooMuchError):
+                await self._commands.run(self._podman, "rm", "--force", "--ignore", container)
             await asyncio.to_thread(remove_tree, part)
 
-    async def _do(self, command: Sequence[str]) -> str:
-        status, text, words = await run(command)
-        if status:
+    async def _do(self, *command: str, listing: bool = False) -> None:
+        done = await self._commands.run(*command, listing=listing)
+        if done.status:
             what = Path(command[0]).name
-            raise BindError(BindCode.INSTALL, f"can't unpack the image: {what}: {reason(words) or status}")
-        return text
+            raise BindError(BindCode.INSTALL, f"can't unpack the image: {what}: {reason(done.words) or done.status}")
 
-    def _tidy(self, current: str) -> None:
-        """Remove those that nobody used lately, and the oldest when there are too many."""
-        there = [path for path in self._folder.iterdir() if path.suffix != _PART]
-        free = [path for path in there if path.name != current and not self._holds.get(path.name)]
-        used = len(there) - len(free)
-        for path in too_many({path: path.stat().st_mtime for path in free}, self._max_kept - used, time.time()):
-            remove_tree(path)
+    async def _tidy(self, current: str) -> None:
+        """Remove those that nobody used lately, and the oldest when there are too many, here and from podman."""
+        for path in await asyncio.to_thread(self._surplus, current):
+            note = _note_of(path)
+            await asyncio.to_thread(remove_tree, path)
+            path.with_suffix(_NOTE).unlink(missing_ok=True)
+            await self._forget(note.fetched)
+            logger.info("removed image %s", path.name)
 
-
-def too_many(ages: Mapping[Path, float], room: int, now: float) -> list[Path]:
-    """Which of these, with the time when each was used last, are to go: all that are old, and the oldest above
-    `room`."""
-    lately = sorted(ages, key=lambda path: ages[path], reverse=True)
-    kept = {path for path in lately[: max(room, 0)] if now - ages[path] < MAX_AGE_S}
-    return [path for path in ages if path not in kept]
+    def _surplus(self, current: str) -> list[Path]:
+        there = {path: path.stat().st_mtime for path in self._folder.iterdir() if not path.suffix}
+        kept = {path: Kept(used, _note_of(path).size) for path, used in there.items()}
+        used = {path for path in kept if path.name == current or self._holds.get(path.name)}
+        return too_many(kept, used, self._limits, time.time())
 
 
-_TRANSPORTS = ("docker-archive", "oci-archive", "oci", "dir", "docker-daemon")
+def too_many(kept: Mapping[Path, Kept], used: set[Path], limits: ImageLimits, now: float) -> list[Path]:
+    """Which of these are to go: all that are old, and the oldest above the limits, but none that is in use."""
+    count, size = len(used), sum(kept[path].size for path in used)
+    gone: list[Path] = []
+    for path in sorted(kept.keys() - used, key=lambda path: kept[path].used, reverse=True):
+        count, size = count + 1, size + kept[path].size
+        old = now - kept[path].used >= limits.keep_age
+        if old or count > limits.keep_count or size > limits.keep_bytes:
+            gone.append(path)
+            count, size = count - 1, size - kept[path].size
+    return gone
+
+
+def unfit(name: str, found: Mapping[str, Any], max_bytes: int) -> str:
+    """Why an image that podman has can't be run here, empty = it can. `found` is what podman says of it."""
+    system, architecture = found.get("Os") or "linux", found.get("Architecture")
+    machine = os.uname().machine
+    own = _ARCHITECTURES.get(machine, machine)
+    if system != "linux" or (architecture and architecture != own):
+        return (
+            f"image {name!r} is made for {system}/{architecture or own}, and this node is linux/{own}: name one for it"
+        )
+    size = found.get("Size")
+    return f"image {name!r} can't be had: {larger(max_bytes)}" if isinstance(size, int) and size > max_bytes else ""
 
 
 def reason(words: str) -> str:
@@ -181,32 +298,8 @@ def reason(words: str) -> str:
     return last.strip()[:_LAST_CHARACTERS] if found else words[-_LAST_CHARACTERS:]
 
 
-async def run(command: Sequence[str]) -> tuple[int, str, str]:
-    """Its exit status, stdout and stderr. It ends when this is cancelled."""
+def _note_of(root: Path) -> Note:
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        return 127, "", str(error)
-    try:
-        out, words = await process.communicate()
-    except BaseException:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-        raise
-    return process.returncode or 0, out.decode(errors="replace"), words.decode(errors="replace").strip()
-
-
-def _prepare(tree: Path) -> None:
-    """What a sandbox needs to be there. Raises OSError."""
-    tree.chmod(0o755)
-    etc = tree / "etc"
-    if not etc.exists() and not etc.is_symlink():
-        etc.mkdir()
-    for name in _MOUNTED_OVER:
-        file = tree / name
-        if file.parent.resolve().is_relative_to(tree) and not file.is_symlink() and not file.exists():
-            file.touch()
+        return msgspec.json.decode(root.with_suffix(_NOTE).read_bytes(), type=Note)
+    except (OSError, msgspec.DecodeError):
+        return Note(0, "")

@@ -1,0 +1,217 @@
+"""Images that can't be had, or shall not be: with the real podman, which is left as it was found."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tarfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import flame
+from cluster import Cluster
+from flame.proto import types_pb2
+from flame.shims.container_commands import Commands
+from flame.shims.container_images import Images
+from flame.shims.container_limits import ImageLimits
+from flame.shims.processes import Keeper
+from flame.shims.shim import BindError
+from images import add_busybox, imported, layer, oci_layout, podman
+from scripted_manager import PATIENCE, a_node_apart, a_node_here, gone
+from untrusted import named
+
+MIB = 1024**2
+SMALL = ImageLimits(max_bytes=20 * MIB, max_files=100, timeout=PATIENCE)
+
+
+def known() -> set[str]:
+    """The images that podman has."""
+    return set(podman("images", "--all", "--quiet", "--no-trunc").split())
+
+
+@pytest.fixture
+def before() -> Iterator[set[str]]:
+    """The images that podman had before the test; it has no others afterwards."""
+    found = known()
+    yield found
+    for identity in known() - found:
+        podman("rmi", "--force", identity)
+
+
+@asynccontextmanager
+async def a_store(folder: Path, limits: ImageLimits = SMALL, program: str = "podman") -> AsyncIterator[Images]:
+    """A node's images in `folder`/images; what it runs is in `folder`/running meanwhile."""
+    (folder / "running").mkdir(parents=True)
+    keeper = Keeper()
+    images = Images(program, folder / "images", Commands(keeper, folder / "running", os.environ, limits), limits)
+    images.open()
+    try:
+        yield images
+    finally:
+        await keeper.close()
+        assert not list((folder / "running").iterdir())
+
+
+async def refusal(images: Images, name: str) -> str:
+    with pytest.raises(BindError) as caught:
+        await images.provide(name)
+    assert caught.value.code == 10
+    return caught.value.message
+
+
+# --- bombs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"zeros": 200 * MIB}, f"it is larger than {20 * MIB} bytes"),
+        ({f"zeros-{number}": 15 * MIB for number in range(20)}, f"it is larger than {20 * MIB} bytes"),
+        ({f"zeros-{number}": 15 * MIB for number in range(2)}, f"it is larger than {20 * MIB} bytes"),
+        ({f"f/{number}": 0 for number in range(5000)}, "it has more than 100 files"),
+    ],
+    ids=["one file", "many large files", "some large files", "many files"],
+)
+async def test_a_bomb_is_refused_and_leaves_nothing(
+    tmp_path: Path, before: set[str], files: dict[str, int], why: str
+) -> None:
+    name = oci_layout(tmp_path / "layout", [layer(files)])
+    async with a_store(tmp_path) as images:
+        message = await refusal(images, name)
+        assert message.startswith(f"image '{name}' can't be had: {why}, which is what this node allows")
+        assert not list((tmp_path / "images").iterdir())
+        assert known() == before
+        assert podman("ps", "--all", "--quiet", "--filter", "name=flame-") == ""
+
+
+def test_the_client_hears_that_an_image_is_too_large(tmp_path: Path, before: set[str]) -> None:
+    name = oci_layout(tmp_path / "layout", [layer({"zeros": 20 * MIB})])
+    settings = {"executors": {"capacity": "cpu=2,mem=4g", "images": {"max_size": "10Mi"}}}
+    with Cluster(tmp_path, settings=settings) as cluster, flame.connect(cluster.endpoint) as connection:
+        connection.register_application("bomb", {"shim": flame.Shim.CONTAINER, "image": name, "command": "sh"})
+        with connection.create_session("bomb") as session, pytest.raises(flame.FlameError) as caught:
+            session.invoke(b"x")
+    assert "it is larger than 10485760 bytes" in str(caught.value)
+    assert "executors.images.max_size" in str(caught.value)
+
+
+# --- which images ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_image_for_another_machine(tmp_path: Path, before: set[str]) -> None:
+    name = oci_layout(tmp_path / "layout", [layer({"bin/sh": 1})], architecture="s390x")
+    async with a_store(tmp_path) as images:
+        assert "is made for linux/s390x, and this node is linux/" in await refusal(images, name)
+    assert known() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Upper:case", "repository name must be lowercase"),
+        ("localhost:1/nobody/there:1", "connection refused"),
+        ("oci:/nowhere", "no such file or directory"),
+    ],
+)
+async def test_a_reference_that_leads_nowhere_says_why(tmp_path: Path, name: str, why: str) -> None:
+    async with a_store(tmp_path) as images:
+        message = await refusal(images, name)
+        assert message.startswith(f"podman can't fetch image '{name}': ")
+        assert why in message
+
+
+async def test_a_working_directory_that_the_image_lacks_is_made(tmp_path: Path, before: set[str]) -> None:
+    name = oci_layout(tmp_path / "layout", [layer({"bin/tool": 1})], WorkingDir="/srv/app", Cmd=["tool"])
+    async with a_store(tmp_path) as images:
+        image = await images.provide(name)
+        assert image.has_folder("/srv/app")
+        assert (image.cwd, list(image.command)) == ("/srv/app", ["tool"])
+
+
+async def test_several_nodes_fetch_one_image_at_once(tmp_path: Path, before: set[str]) -> None:
+    name = oci_layout(tmp_path / "layout", [layer({f"f/{number}": 1000 for number in range(50)})])
+    async with a_store(tmp_path / "one") as one, a_store(tmp_path / "other") as other:
+        found = await asyncio.gather(one.provide(name), other.provide(name), one.provide(name), other.provide(name))
+        assert len({image.identity for image in found}) == 1
+        assert {image.root.parent.parent.name for image in found} == {"one", "other"}
+        assert all(len(list((image.root / "f").iterdir())) == 50 for image in found)
+
+
+async def test_images_that_are_not_used_go_from_podman_too_if_they_came_for_us(
+    tmp_path: Path, before: set[str]
+) -> None:
+    names = [oci_layout(tmp_path / text, [layer({text: 1})]) for text in ("first", "second", "third")]
+    had = podman("pull", "--quiet", names[0]).strip()
+    async with a_store(tmp_path, msgspec.structs.replace(SMALL, keep_count=1)) as images:
+        first, second = await images.provide(names[0]), await images.provide(names[1])
+        assert not first.root.exists()  # nobody held it
+        assert known() == {*before, f"sha256:{had}", f"sha256:{second.identity}"}
+        images.hold(second)
+        await images.provide(names[2])
+        assert second.root.exists()
+        images.release(second)
+        await images.provide(names[0])
+        assert not second.root.exists()
+        assert known() == {*before, f"sha256:{had}"}
+
+
+# --- podman ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("exec sleep $TIME", "podman did not end within 0.5 s (executors.images.timeout)"),
+        ("sleep $TIME & exit 3", "podman can't fetch image 'app:1': "),
+        ("echo '{}'", "what podman says of image 'app:1' makes no sense: '{}"),
+        ("echo 'Error: no storage' >&2; exit 125", "podman can't fetch image 'app:1': no storage"),
+    ],
+)
+async def test_a_podman_that_does_not_work_says_so(tmp_path: Path, script: str, why: str) -> None:
+    program = tmp_path / "podman"
+    seconds = f"36{os.getpid()}"  # by which its processes are found
+    program.write_text(f"#!/bin/sh\nTIME={seconds}\n{script}\n")
+    program.chmod(0o755)
+    limits = msgspec.structs.replace(SMALL, timeout=0.5 if "exec" in script else PATIENCE)
+    async with a_store(tmp_path, limits, str(program)) as images:
+        assert why in await refusal(images, "app:1")
+        assert named(seconds) == []
+
+
+async def test_a_podman_that_is_gone_says_so(tmp_path: Path) -> None:
+    async with a_store(tmp_path, program="/nowhere/podman") as images:
+        assert await refusal(images, "app:1") == "image 'app:1' can't be had: No such file or directory"
+
+
+async def test_nothing_is_left_of_a_node_that_is_killed_while_it_unpacks(tmp_path: Path) -> None:
+    """Its tar waits for a line that never comes, so that it is killed there."""
+    bin_dir, told = tmp_path / "bin", tmp_path / "told"
+    bin_dir.mkdir()
+    os.mkfifo(told)
+    (bin_dir / "tar").write_text(f"#!/bin/sh\necho $$ > {told}\nexec sleep 3600\n")
+    (bin_dir / "tar").chmod(0o755)
+    archive = tmp_path / "image.tar"
+    with tarfile.open(archive, "w") as tar:
+        add_busybox(tar, ("sh",))
+    with imported(archive) as name:
+        async with a_node_here() as node:
+            process = await a_node_apart(node, PATH=f"{bin_dir}:{os.environ['PATH']}")
+            node.manager.start(1, "sh", shim=types_pb2.Container, image=name)
+            tar_pid = int(await asyncio.to_thread(told.read_text))
+            folder = node.folder / "alone/shims/container"
+            (part,) = folder.iterdir()
+            assert podman("ps", "--all", "--quiet", "--filter", f"ancestor={name}") != ""
+            process.kill()
+            await process.wait()
+            await gone(tar_pid)
+            keeper = Keeper()
+            images = Images("podman", folder, Commands(keeper, tmp_path, os.environ, SMALL), SMALL)
+            images.open()
+            assert not part.exists()
+            assert podman("ps", "--all", "--quiet", "--filter", f"ancestor={name}") == ""
+            assert (await images.provide(name)).has_folder("/bin")
+            await keeper.close()
