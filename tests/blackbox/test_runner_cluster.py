@@ -225,6 +225,28 @@ def test_objects_go_when_nobody_can_ask_for_them_any_more(cached: WithCache, run
     assert cached.keys(runner) == []
 
 
+def test_results_stay_after_the_block_of_an_executor(
+    cached: WithCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLAME_CACHE_ENDPOINT", cached.cache.endpoint)
+    path = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    executor = flame.Executor(name="after-the-block", connection=cached.connection, environments=path)
+    with executor:
+        futures = [executor.submit(array_of, count) for count in (10, 1 << 20)]
+        lost = executor.submit(give_bytes, 2 << 20)
+    assert [len(future.result(SECONDS)) for future in futures] == [10, 1 << 20]
+
+    def keys() -> list[str]:
+        return [info.key for info in cached.objects.list("after-the-block/*")]
+
+    assert len(keys()) == 2
+    futures.clear()
+    until(lambda: len(keys()) == 1, "the object of a future that is gone goes")
+    del lost, executor
+    until(lambda: not keys(), "all of them go")
+
+
 def test_a_durable_state_outlives_its_instance(runner: Runner) -> None:
     service = runner.service(Counter(10), durable=True)
     assert service.add(5).get(SECONDS) == 15

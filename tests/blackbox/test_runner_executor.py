@@ -243,7 +243,7 @@ def script(cluster: Cluster, folder: Path, text: str) -> str:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
 
@@ -278,6 +278,65 @@ def test_a_function_is_called_here_and_there(cluster: Cluster, connection: flame
         "720",
     ]
     assert not [one.name for one in connection.list_applications() if one.name.startswith("functions-")]
+
+
+def test_what_a_program_leaves_open_is_closed_at_its_end(
+    cluster: Cluster, connection: flame.Connection, tmp_path: Path
+) -> None:
+    printed = script(
+        cluster,
+        tmp_path,
+        """
+        import flame, threading
+
+        def hang():
+            threading.Event().wait()
+
+        function = flame.function(hang)
+        executor, runner = flame.Executor(), flame.Runner("left-open")
+        futures = [function.remote(), executor.submit(hang), runner.service(hang)()]
+        print(*(future.session_id for future in futures))
+        """,
+    )
+    for session_id in printed.split():
+        with pytest.raises(flame.NotFoundError):  # it went with its application
+            connection.get_session(session_id)
+
+
+def test_what_nobody_can_use_any_more_is_closed_after_its_calls(
+    cluster: Cluster, connection: flame.Connection, tmp_path: Path
+) -> None:
+    printed = script(
+        cluster,
+        tmp_path,
+        f"""
+        import flame
+        from pathlib import Path
+
+        def wait_for(path):
+            while Path(path).exists():
+                pass
+            return path
+
+        gate = {str(tmp_path / "gate")!r}
+        Path(gate).touch()
+        future = flame.Executor().submit(wait_for, gate)
+        function = flame.function(wait_for)
+        call = function.remote(gate)
+        function = flame.function(len)
+        with flame.connect() as connection:
+            sessions = [connection.open_session(one.session_id) for one in (future, call)]
+            print([session.state.name for session in sessions])
+            Path(gate).unlink()
+            print(future.result(30) == call.result(30) == gate)
+            for session in sessions:
+                try:
+                    print([update.state.name for update in session.watch()][-1])
+                except flame.NotFoundError:
+                    print("CLOSED")
+        """,
+    )
+    assert printed.splitlines() == ["['OPEN', 'OPEN']", "True", "CLOSED", "CLOSED"]
 
 
 def test_a_traceback_names_files_and_shows_lines(cluster: Cluster, tmp_path: Path) -> None:

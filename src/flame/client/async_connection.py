@@ -91,6 +91,12 @@ class AsyncConnection:
         return self.uplink.endpoint.text
 
     @property
+    def connected(self) -> bool:
+        """Whether the cluster can be reached, as far as is known now. Calls wait until it can."""
+        link = self.uplink.link
+        return link is not None and not link.closed
+
+    @property
     def max_payload(self) -> int:
         """Bytes that inputs, outputs and common data may have, each. What is larger needs an object cache."""
         return self.uplink.max_payload

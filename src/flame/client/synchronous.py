@@ -94,6 +94,11 @@ class Connection:
         return self.asynchronous.addr
 
     @property
+    def connected(self) -> bool:
+        """Whether the cluster can be reached, as far as is known now. Calls wait until it can."""
+        return self.asynchronous.connected
+
+    @property
     def max_payload(self) -> int:
         """Bytes that inputs, outputs and common data may have, each. What is larger needs an object cache."""
         return self.asynchronous.max_payload

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -14,6 +15,7 @@ from flame.client.values import ResourceRequirement, SessionAttributes, short_na
 from flame.model.errors import FlameError
 from flame.runner.application import RunnerApplication
 from flame.runner.chunks import call_each, call_pickled, chunked
+from flame.runner.endings import Ending
 from flame.runner.futures import ObjectFuture
 from flame.runner.lane import Lane
 from flame.runner.owners import labels
@@ -89,7 +91,8 @@ class Executor(concurrent.futures.Executor):
         self._lane = Lane(opened, storage, target=_call_here)
         self._lock = threading.Lock()
         self._shut_down = False
-        self._closed = False
+        self._ending = Ending(connected, partial(_close, self._lane, self._application), self._lane.wait)
+        weakref.finalize(self, self._ending.dropped).atexit = False
 
     @property
     def session_id(self) -> str:
@@ -143,15 +146,14 @@ class Executor(concurrent.futures.Executor):
         if cancel_futures:
             self._lane.cancel_pending()
         if wait:
-            self._lane.wait()
-            self._close()
+            self._ending.finish()
         elif first:
-            threading.Thread(target=self._finish, name="flame-shutdown").start()
+            threading.Thread(target=self._ending.finish, name="flame-shutdown").start()
 
     def abort(self) -> None:
         """End now: all calls that have not ended are cancelled."""
         self._shut_down = True
-        self._close()
+        self._ending.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -163,20 +165,13 @@ class Executor(concurrent.futures.Executor):
         else:
             self.abort()
 
-    def _finish(self) -> None:
-        self._lane.wait()
-        self._close()
 
-    def _close(self) -> None:
-        with self._lock:
-            closed, self._closed = self._closed, True
-        if closed:
-            return
-        try:
-            self._lane.close()
-        except FlameError:
-            pass  # its calls have said why
-        self._application.close()
+def _close(lane: Lane, application: RunnerApplication) -> None:
+    try:
+        lane.close(keep_results=True)
+    except FlameError:
+        pass  # its calls have said why
+    application.close()
 
 
 def _call_here(method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

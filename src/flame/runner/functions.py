@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack, overload
@@ -12,6 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, Unpack, overload
 from flame.client.snapshot import TaskArguments
 from flame.client.values import ResourceRequirement, short_name
 from flame.runner.application import RunnerApplication
+from flame.runner.endings import Ending
 from flame.runner.futures import ObjectFuture
 from flame.runner.service import RunnerService
 
@@ -74,6 +75,7 @@ class _Shared:
         self._settings = settings
         self._lock = threading.Lock()
         self._service: RunnerService | None = None
+        self._ending: Ending | None = None
         self._process = 0
 
     @property
@@ -95,16 +97,17 @@ class _Shared:
                     **self._settings,
                 )
                 self._process = os.getpid()
-                _opened.append(self)
+                self._ending = Ending(application.connection, self._service.close, self._service.wait)
+                # Its calls go on when the function is defined anew, as in a notebook, or forgotten.
+                weakref.finalize(self, self._ending.dropped).atexit = False
             return self._service
 
     def close(self) -> None:
         """End it."""
         with self._lock:
             service, self._service = self._service, None
-            if service is not None and self._process == os.getpid():
-                _opened.remove(self)
-                service.close()
+            if service is not None and self._ending is not None:
+                self._ending.close()
 
 
 @overload
@@ -150,7 +153,6 @@ def function(
 _lock = threading.Lock()
 _made: RunnerApplication | None = None
 _process = 0
-_opened: list[_Shared] = []
 
 
 def _application() -> RunnerApplication:
@@ -159,20 +161,6 @@ def _application() -> RunnerApplication:
     with _lock:
         if _made is None or _process != os.getpid():
             _made, _process = RunnerApplication(short_name("functions")), os.getpid()
-            # Not before there is a connection: what ends the local cluster at exit must come after this.
-            atexit.unregister(close_functions)
-            atexit.register(close_functions)
-            _opened.clear()
+            Ending(_made.connection, _made.close)
             _made.open()
         return _made
-
-
-def close_functions() -> None:
-    """End the sessions of all functions of this process, and forget their application."""
-    global _made
-    if _made is None or _process != os.getpid():
-        return
-    while _opened:
-        _opened[-1].close()
-    _made.close()
-    _made = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,7 @@ class ObjectFuture(TaskFuture):
 
     def __del__(self) -> None:
         value = self._value
-        if type(value) is bytes and value[:1] != PICKLE and is_stored(value):
+        if type(value) is bytes and value[:1] != PICKLE and is_stored(value) and not sys.is_finalizing():
             self._lane.free(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from flame.runner.payloads import (
     encode_call,
     is_stored,
 )
-from flame.runner.storage import Storage, StoredArgument
+from flame.runner.storage import Storage, StoredArgument, background
 
 if TYPE_CHECKING:
     from flame.client.stream import TaskStream
@@ -240,13 +241,17 @@ class Lane:
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Close the session, what has not ended is cancelled, and delete its objects."""
+    def close(self, *, keep_results: bool = False) -> None:
+        """Close the session, what has not ended is cancelled, and delete its objects; or keep them until the last
+        future is gone."""
         try:
             self.session.close(force=True)
             close_children(self.session.connection, self.session.id)
         finally:
-            self._storage.clear()
+            if keep_results:
+                weakref.finalize(self, background.do, self._storage.clear).atexit = False
+            else:
+                self._storage.clear()
 
 
 def _nested_patience() -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from flame.client.values import ResourceRequirement
 from flame.runner.application import RunnerApplication
+from flame.runner.endings import Ending
 from flame.runner.futures import ObjectFuture, ObjectFutureIterator
 from flame.runner.service import RunnerService
 
@@ -55,7 +56,7 @@ class Runner:
         )
         self._application.open(fail_if_exists=fail_if_exists)
         self._services: list[RunnerService] = []
-        self._closed = False
+        self._ending = Ending(self._application.connection, self._close)
 
     def service(
         self,
@@ -122,9 +123,9 @@ class Runner:
 
     def close(self) -> None:
         """Close all services and forget the application. What can't be cleaned up is logged; harmless when repeated."""
-        if self._closed:
-            return
-        self._closed = True
+        self._ending.close()
+
+    def _close(self) -> None:
         for service in self._services:
             try:
                 service.close()

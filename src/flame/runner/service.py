@@ -182,6 +182,11 @@ class RunnerService:
         """The sessions that serve it, one per instance with a state of its own."""
         return [lane.session.id for lane in self._lanes]
 
+    def wait(self) -> None:
+        """Wait until all calls have ended."""
+        for lane in self._lanes:
+            lane.wait()
+
     def close(self) -> None:
         """Close it: calls that have not ended are cancelled, its objects are deleted."""
         for lane in self._lanes:

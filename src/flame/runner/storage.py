@@ -53,7 +53,7 @@ class Storage:
             self.threshold = max_payload or sys.maxsize
         self._client: ObjectClient | None = None
         self._cleared = False
-        self._freed: deque[ObjectRef] = deque()
+        self._freed: deque[bytes] = deque()
 
     def _cache(self, ref: ObjectRef | None = None) -> ObjectClient:
         """The client of the configured cache; where none is, that of the cache which a reference names."""
@@ -148,12 +148,12 @@ class Storage:
     def free(self, stored: bytes) -> None:
         """Delete what stands for something in the cache, soon and in the background."""
         if not self._cleared and is_stored(stored):
-            self._freed.append(_ref_of(stored))
+            self._freed.append(stored)
             background.do(self._delete_freed)
 
     def _delete_freed(self) -> None:
         """All that came meanwhile, in one request."""
-        refs = [self._freed.popleft() for _ in range(len(self._freed))]
+        refs = [_ref_of(self._freed.popleft()) for _ in range(len(self._freed))]
         if refs and not self._cleared:
             with contextlib.suppress(FlameError):  # as below
                 self._cache(refs[0]).delete_many(refs)
