@@ -10,13 +10,25 @@ from types import FrameType
 import click
 
 from flame._version import __version__
+from flame.cli.bounds import whole
+from flame.cli.options import settings_of, where_options
 from flame.cli.program import run
-from flame.model.isolation import LEVELS
-from flame.model.network import FORM as NETWORK
+from flame.cli.session_options import (
+    cwd_option,
+    env_option,
+    isolation_option,
+    limit_option,
+    limit_texts,
+    memory_option,
+    network_option,
+    patience_option,
+    priority_option,
+    resreq_option,
+    time_limit_option,
+)
 
 APPLICATION = "flmexec"
 _MAX_TASKS = 100_000
-_MOST = 2**32 - 1
 
 
 @click.command()
@@ -24,21 +36,20 @@ _MOST = 2**32 - 1
 @click.option("-f", "--file", metavar="FILE", help="A file with the script, - for standard input.")
 @click.option("-l", "--language", default="shell", metavar="NAME", help="shell (default), python, or a configured one.")
 @click.option("-r", "--runtime", metavar="NAME", help="The shell (bash), or the version of Python.")
-@click.option("-t", "--task-num", type=click.IntRange(1, _MAX_TASKS), default=1, help="How many times (1).")
+@click.option("-t", "--task-num", type=whole(1, _MAX_TASKS), metavar="N", default=1, help="How many times (1).")
 @click.option("-i", "--input", "text", metavar="TEXT", help="Its standard input; - passes ours on (none).")
-@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Of the script.")
-@click.option("-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable; may be repeated.")
-@click.option("--cwd", metavar="FOLDER", help="The folder on the node to run in (default: a new one).")
-@click.option("--isolation", type=click.Choice(LEVELS), help="How far it is kept from its node (the application's).")
-@click.option("--network", metavar=NETWORK, help="What it may reach, when it is isolated (none).")
-@click.option("--memory", metavar="SIZE", help="What it may use, such as 256Mi.")
+@time_limit_option
+@env_option
+@cwd_option("a new one")
+@isolation_option("as its application says")
+@network_option("as its application says")
+@limit_option
+@memory_option
 @click.option("-a", "--app", "application", default=APPLICATION, metavar="NAME", help="The application (flmexec).")
-@click.option("-P", "--priority", type=click.IntRange(0, _MOST), default=0, help="Of the session (0).")
-@click.option("--resreq", metavar="TEXT", help="What one executor needs, such as cpu=1,mem=1g.")
-@click.option("--endpoint", metavar="URL", help="The cluster's address: http://HOST:PORT or unix:PATH.")
-@click.option("--context", metavar="NAME", help="The context of the settings file to use.")
-@click.option("--config", type=click.Path(), metavar="FILE", help="Settings (default ~/.flame/flame.yaml).")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after that.")
+@priority_option("-P")
+@resreq_option()
+@patience_option
+@where_options
 @click.argument("arguments", nargs=-1)
 @click.version_option(__version__, prog_name="flmexec", message="%(prog)s %(version)s")
 @click.pass_context
@@ -55,13 +66,11 @@ def flmexec(
     cwd: str | None,
     isolation: str | None,
     network: str | None,
+    limits: tuple[str, ...],
     memory: str | None,
     application: str,
     priority: int,
     resreq: str | None,
-    endpoint: str | None,
-    context: str | None,
-    config: str | None,
     timeout: float | None,
     arguments: tuple[str, ...],
 ) -> int:
@@ -76,7 +85,6 @@ def flmexec(
         raise click.UsageError("give the script with one of --code and --file", ctx)
     if file == "-" and text == "-":
         raise click.UsageError("standard input can be the script or its input, not both", ctx)
-    from flame.cli.options import Settings
     from flame.cli.sandboxes import variables
     from flame.cli.scripts import Job, Script, run_many, run_one
     from flame.model.isolation import parse_limits
@@ -98,11 +106,10 @@ def flmexec(
         resreq=resreq,
         isolation=isolation or "",
         network=network or "",
-        limits=parse_limits([f"memory={memory}"]) if memory else None,
+        limits=parse_limits(limit_texts(limits, memory)) if limits or memory else None,
         patience=timeout,
     )
-    settings = Settings(config=Path(config) if config else None, context=context, endpoint=endpoint)
-    return (run_one if task_num == 1 else run_many)(script, job, settings)
+    return (run_one if task_num == 1 else run_many)(script, job, settings_of(ctx))
 
 
 def _read(file: str, ctx: click.Context) -> str:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from flame._version import __version__
+from flame.cli.bounds import whole
+from flame.cli.options import settings_of, where_options
 from flame.cli.program import run
+from flame.cli.session_options import common_data_option, patience_option, priority_option, resreq_option
 from flame.model.errors import FlameError, TimedOutError
 from flame.model.resources import Resources, parse_resources, parse_size
 
@@ -48,19 +51,19 @@ class Outcome:
 
 
 @click.command()
-@click.option("-t", "--task-num", type=click.IntRange(0, _MAX_TASKS), default=10, help="How many tasks (10).")
-@click.option("-c", "--common-data", metavar="TEXT", help="Data that the session's instances get.")
-@click.option("-d", "--duration", type=click.IntRange(0, _MAX_MILLISECONDS), metavar="MS", help="Each task sleeps.")
+@click.option("-t", "--task-num", type=whole(0, _MAX_TASKS), metavar="N", default=10, help="How many tasks (10).")
+@common_data_option("-c")
+@click.option("-d", "--duration", type=whole(0, _MAX_MILLISECONDS), metavar="MS", help="Each task sleeps.")
 @click.option("-m", "--memory", metavar="SIZE", help="Each task takes so much memory, such as 10m.")
 @click.option("-p", "--perf", is_flag=True, help="Print only the measured rate and latency.")
-@click.option("-P", "--priority", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the session (0).")
-@click.option("-r", "--resreq", metavar="TEXT", help="What one executor needs, such as cpu=1,mem=1g.")
-@click.option("--endpoint", metavar="URL", help="The cluster's address: http://HOST:PORT or unix:PATH.")
-@click.option("--context", metavar="NAME", help="The context of the settings file to use.")
-@click.option("--config", type=click.Path(), metavar="FILE", help="Settings (default ~/.flame/flame.yaml).")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after that.")
+@priority_option("-P")
+@resreq_option("-r")
+@patience_option
+@where_options
 @click.version_option(__version__, prog_name="flmping", message="%(prog)s %(version)s")
+@click.pass_context
 def flmping(
+    ctx: click.Context,
     task_num: int,
     common_data: str | None,
     duration: int | None,
@@ -68,9 +71,6 @@ def flmping(
     perf: bool,
     priority: int,
     resreq: str | None,
-    endpoint: str | None,
-    context: str | None,
-    config: str | None,
     timeout: float | None,
 ) -> int:
     """Run tasks in a session of the application flmping: a first test and a benchmark.
@@ -87,12 +87,7 @@ def flmping(
         resreq=parse_resources(resreq) if resreq is not None else None,
         timeout=timeout,
     )
-    from pathlib import Path
-
-    from flame.cli.options import Settings
-
-    settings = Settings(config=Path(config) if config else None, context=context, endpoint=endpoint)
-    return ping(job, settings, perf=perf)
+    return ping(job, settings_of(ctx), perf=perf)
 
 
 def ping(job: Job, settings: Settings, *, perf: bool) -> int:

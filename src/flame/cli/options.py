@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from flame.cli import completing
+from flame.cli.bounds import SECONDS
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
 DEFAULT_TIMEOUT = 30.0
@@ -46,8 +47,9 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
 
 def cluster_options(function: F) -> F:
     """Add --config, --context, --endpoint and --timeout."""
-    timeout = click.FloatRange(min=0, min_open=True)
-    return where_options(_option("--timeout", type=timeout, metavar="SECONDS", help="Of one call (30).")(function))
+    return where_options(
+        _option("--timeout", type=SECONDS, metavar="SECONDS", help="How long one call may take (30).")(function)
+    )
 
 
 def where_options(function: F) -> F:
@@ -55,9 +57,7 @@ def where_options(function: F) -> F:
     for option in (
         _option("--endpoint", metavar="URL", help="The cluster's address: http://HOST:PORT or unix:PATH."),
         _option("--context", metavar="NAME", help="The context of the settings file to use."),
-        _option(
-            "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings (default ~/.flame/flame.yaml)."
-        ),
+        _option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings (~/.flame/flame.yaml)."),
     ):
         function = option(function)
     return function

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flame.cli.options import Settings
+from flame.cli.options import Settings, output_option, settings_of
 from flame.model.errors import FlameError
 
 if TYPE_CHECKING:
@@ -38,14 +38,16 @@ class Status:
 
 @click.command()
 @click.option("--name", metavar="NAME", help="Only this one.")
-@click.option("-o", "--output", type=click.Choice(("table", "wide", "json", "yaml", "name")), default="table")
-def status(name: str | None, output: str) -> int:
+@output_option
+@click.pass_context
+def status(ctx: click.Context, name: str | None) -> int:
     """Show the local clusters that run. The exit code is 4 when there is none."""
     from flame.cli.output import Column, Kind, show_list
     from flame.cli.times import span
     from flame.local.launch import running_cluster
     from flame.local.registry import running
 
+    output = settings_of(ctx).output
     records = [running_cluster(name)] if name is not None else running()
     if not records and output in ("table", "wide"):
         print("No local cluster is running; start one with flmadm up --detach.")

@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 
 from flame.cli.admin.options import cluster_name, name_option
+from flame.cli.bounds import whole
 from flame.model.errors import InternalError
 
 
 @click.command()
 @name_option
 @click.option("-d", "--detach", is_flag=True, help="Return as soon as it runs; stop it with flmadm down.")
-@click.option("--executors", type=click.IntRange(1), metavar="N", help="Executors of one core at once (the cores).")
+@click.option("--executors", type=whole(1), metavar="N", help="Executors of one core at once (the cores).")
 @click.option("--storage", metavar="URL", help="none, sqlite://FILE or fs://FOLDER (SQLite in the state folder).")
 @click.option("--temporary", is_flag=True, help="Remove its data when it ends.")
 @click.option("--listen", metavar="HOST:PORT", help="Also serve gRPC here, the link at PORT+2, metrics at PORT+3.")

@@ -13,7 +13,9 @@ SHELLS = ("bash", "zsh", "fish")
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script for a shell.
 
-    For bash: flmctl completion bash > ~/.local/share/bash-completion/completions/flmctl
+    \b
+    For bash, of the program PROGRAM:
+    PROGRAM completion bash > ~/.local/share/bash-completion/completions/PROGRAM
     """
     from click.shell_completion import BashComplete, get_completion_class
 

@@ -10,9 +10,20 @@ import click
 import msgspec
 
 from flame.cli import completing
+from flame.cli.bounds import whole
 from flame.cli.options import all_options, settings_of
-from flame.model.isolation import LEVELS
-from flame.model.network import FORM as NETWORK
+from flame.cli.session_options import (
+    common_data_option,
+    isolation_option,
+    label_option,
+    limit_option,
+    limit_texts,
+    memory_option,
+    network_option,
+    priority_option,
+    resreq_option,
+    tenant_option,
+)
 
 _LETTERS = string.ascii_letters + string.digits
 
@@ -27,14 +38,12 @@ _LETTERS = string.ascii_letters + string.digits
     help="The application of the session.",
     shell_complete=completing.applications,
 )
-@click.option(
-    "--tenant", metavar="NAME", default="", help="Whose share it uses (default).", shell_complete=completing.tenants
-)
-@click.option("-p", "--priority", type=click.IntRange(0, 2**32 - 1), default=0, help="Larger goes first (0).")
-@click.option("-r", "--resreq", metavar="TEXT", help="What one executor needs, such as cpu=1,mem=2g,gpu=1.")
-@click.option("--id", "session_id", metavar="ID", help="The id (default: the application's name and six letters).")
-@click.option("--min-instances", type=click.IntRange(0, 2**32 - 1), default=0, help="Executors to keep (0).")
-@click.option("--max-instances", type=click.IntRange(1, 2**32 - 1), help="Executors at most (no limit).")
+@tenant_option
+@priority_option("-p")
+@resreq_option("-r")
+@click.option("--id", "session_id", metavar="ID", help="The id (the application's name and six letters).")
+@click.option("--min-instances", type=whole(), metavar="N", default=0, help="Executors to keep (0).")
+@click.option("--max-instances", type=whole(1), metavar="N", help="Executors at most (no limit).")
 @click.option("--gang", is_flag=True, help="--min-instances executors at once or none.")
 @click.option("--topology", metavar="WISH", default="", help="Of a gang: same-node, spread or same:LABEL.")
 @click.option(
@@ -52,26 +61,17 @@ _LETTERS = string.ascii_letters + string.digits
     help="A node that holds its data.",
     shell_complete=completing.nodes,
 )
-@click.option(
-    "--max-running-per-key", type=click.IntRange(1, 2**32 - 1), metavar="N", help="Tasks of one key at a time (1)."
-)
-@click.option("--isolation", type=click.Choice(LEVELS), help="Its application's, or a stricter one.")
-@click.option("--network", metavar=NETWORK, help="What its instances may reach.")
-@click.option(
-    "--limit",
-    "limits",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="What an instance may use: memory=256Mi, pids=64, cpu=0.5, disk=64Mi, wall=600, output=10Mi.",
-)
-@click.option("--common-data", metavar="TEXT", help="Data that every instance gets when it enters the session.")
+@click.option("--max-running-per-key", type=whole(1), metavar="N", help="Tasks of one key at a time (1).")
+@isolation_option("as its application says, or stricter")
+@network_option("as its application says")
+@limit_option
+@memory_option
+@common_data_option()
 @click.option(
     "--common-data-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The same from a file."
 )
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of the session.")
-@click.option(
-    "--retention", type=click.IntRange(0, 2**32 - 1), metavar="SECONDS", help="Readable so long after it is closed."
-)
+@label_option
+@click.option("--retention", type=whole(), metavar="SECONDS", help="Readable so long after it is closed.")
 @all_options
 @click.pass_context
 def create(
@@ -93,6 +93,7 @@ def create(
     isolation: str | None,
     network: str | None,
     limits: tuple[str, ...],
+    memory: str | None,
     common_data: str | None,
     common_data_file: Path | None,
     labels: tuple[str, ...],
@@ -110,6 +111,7 @@ def create(
     from flame.model.resources import parse_resources
     from flame.proto import types_pb2 as ty
 
+    asked = limit_texts(limits, memory)
     data = common_data.encode() if common_data is not None else None
     if common_data_file is not None:
         data = _read(common_data_file)
@@ -131,7 +133,7 @@ def create(
         max_running_per_key=max_running_per_key or 0,
         isolation=isolation or "",
         network=network or "",
-        limits=ty.Limits(**msgspec.structs.asdict(parse_limits(limits))) if limits else None,
+        limits=ty.Limits(**msgspec.structs.asdict(parse_limits(asked))) if asked else None,
         retention_s=retention,
         resreq=requirement(parse_resources(resreq)) if resreq is not None else None,
     )

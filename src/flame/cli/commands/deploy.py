@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flame.cli import completing
+from flame.cli.bounds import whole
 from flame.cli.options import Settings, all_options, settings_of
+from flame.cli.session_options import env_option
 
 if TYPE_CHECKING:
     from flame.cli.deploying import Deployment
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from flame.packages.detection import Detected
     from flame.packages.storage import PackageStorage
 
-_MOST = 2**32 - 1
 _TITLES = {
     "created": "Application <{}> deployed.",
     "updated": "Application <{}> deployed.",
@@ -31,23 +32,23 @@ _TITLES = {
 )
 @click.option("--application", "path", metavar="PATH", help="A folder, an archive, a wheel or a program.")
 @click.option("--rollback", is_flag=True, help="Go back to the package before the current one.")
-@click.option("--keep", type=click.IntRange(1), metavar="N", help="Then remove all packages of it but the N youngest.")
+@click.option("--keep", type=whole(1), metavar="N", help="Then remove all packages of it but the N youngest.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--storage", metavar="URL", help="Where packages are kept: file://, http(s)://, grpc(s):// or s3://.")
 @click.option("--exclude", "excludes", multiple=True, metavar="PATTERN", help="What of a folder is left out.")
 @click.option("--installer", metavar="NAME", help="python or binary (default: what the files tell).")
 @click.option("--command", metavar="TEXT", help="What starts the service (default: what the files tell).")
 @click.option("--argument", "arguments", multiple=True, metavar="TEXT", help="An argument of it; --argument=-m.")
-@click.option("--env", "environments", multiple=True, metavar="NAME=VALUE", help="A variable of its instances.")
+@env_option
 @click.option("--python", "python", metavar="VERSION", help="The version of Python, such as 3.12.")
 @click.option("--shim", metavar="NAME", default="host", help="How instances run (host).")
 @click.option("--image", metavar="TEXT", help="For shims that run images.")
 @click.option("--description", metavar="TEXT", help="What it is for.")
 @click.option("--label", "labels", multiple=True, metavar="TEXT", help="A label; may be repeated.")
 @click.option("--working-directory", metavar="PATH", help="Where instances run (default: a folder for each).")
-@click.option("--max-instances", type=click.IntRange(1, _MOST), help="Instances of one session at most.")
-@click.option("--delay-release", type=click.IntRange(0), metavar="SECONDS", help="Idle instances wait so long (60).")
-@click.option("--warm-instances", type=click.IntRange(0, _MOST), default=0, help="Started ahead on each node (0).")
+@click.option("--max-instances", type=whole(1), metavar="N", help="Instances of one session at most.")
+@click.option("--delay-release", type=whole(), metavar="SECONDS", help="Idle instances wait so long (60).")
+@click.option("--warm-instances", type=whole(), metavar="N", default=0, help="Started ahead on each node (0).")
 @click.option("--schema-input", metavar="JSON", help="The JSON Schema of a task's input.")
 @click.option("--schema-output", metavar="JSON", help="The JSON Schema of a task's output.")
 @click.option("--schema-common-data", metavar="JSON", help="The JSON Schema of a session's common data.")
@@ -152,7 +153,7 @@ def _spec(ctx: click.Context, found: Detected, chosen: Mapping[str, Any]) -> App
         raise click.UsageError(f"unable to detect the command: {found.why}; give it with --command", ctx)
     if chosen["shim"].lower() not in SHIMS:
         raise click.UsageError(f"unknown shim {chosen['shim']!r}; there are {', '.join(SHIMS)}", ctx)
-    environments = dict(_variable(ctx, entry) for entry in chosen["environments"])
+    environments = dict(_variable(ctx, entry) for entry in chosen["env"])
     if chosen["python"]:
         environments[PYTHON_VERSION] = chosen["python"]
     python_version(environments)

@@ -8,7 +8,9 @@ from itertools import islice
 import click
 
 from flame.cli import completing
+from flame.cli.bounds import whole
 from flame.cli.options import all_options, settings_of
+from flame.cli.session_options import only_label_option
 
 DEFAULT_LIMIT = 1000
 
@@ -42,7 +44,7 @@ DEFAULT_LIMIT = 1000
     help="Only sessions of this tenant.",
     shell_complete=completing.tenants,
 )
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only sessions with this label.")
+@only_label_option("sessions")
 @click.option(
     "--of-session",
     metavar="ID",
@@ -53,7 +55,9 @@ DEFAULT_LIMIT = 1000
 @click.option(
     "--on-node", metavar="NAME", default="", help="Only executors on this node.", shell_complete=completing.nodes
 )
-@click.option("--limit", type=click.IntRange(0), default=DEFAULT_LIMIT, help="At most so many tasks (1000); 0 = all.")
+@click.option(
+    "--limit", type=whole(), metavar="N", default=DEFAULT_LIMIT, help="At most so many tasks (1000); 0 = all."
+)
 @all_options
 @click.pass_context
 def list_objects(

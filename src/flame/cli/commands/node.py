@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flame.cli import completing
+from flame.cli.bounds import SECONDS, Bounded
 from flame.cli.options import all_options, output_option, settings_of, where_options
 from flame.cli.program import Lazy, LazyGroup
 
@@ -85,14 +86,14 @@ def uncordon(ctx: click.Context, name: str) -> None:
 @click.argument("name", shell_complete=completing.nodes)
 @click.option(
     "--grace",
-    type=click.FloatRange(0, MOST_GRACE),
+    type=Bounded(click.FloatRange(0, MOST_GRACE)),
     metavar="SECONDS",
     help="Running tasks may go on so long, then they run again elsewhere (the cluster's grace time).",
 )
 @click.option("--wait/--no-wait", default=True, help="Until no executor is left (the default), or return at once.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     metavar="SECONDS",
     help="Wait no longer than this; the node goes on draining (no limit).",
 )

@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flame.cli import completing
+from flame.cli.bounds import whole
 from flame.cli.options import Settings, all_options, output_option, settings_of, where_options
 from flame.cli.program import Lazy, LazyGroup
-from flame.model.isolation import LEVELS
-from flame.model.network import FORM as NETWORK
+from flame.cli.session_options import (
+    env_option,
+    isolation_option,
+    label_option,
+    limit_option,
+    limit_texts,
+    memory_option,
+    network_option,
+    only_label_option,
+    resreq_option,
+    start_timeout_option,
+    tenant_option,
+)
 
 if TYPE_CHECKING:
     from flame.sandbox import Sandbox
@@ -53,28 +65,21 @@ def sandbox_argument(function: F) -> F:
 
 
 @click.command()
-@click.option("--isolation", type=click.Choice(LEVELS), default="process", help="How far it is kept from its node.")
-@click.option("--network", metavar=NETWORK, help="What it may reach (none; host at isolation none).")
-@click.option(
-    "--limit",
-    "limits",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="What it may use: memory=256Mi, pids=64, cpu=0.5, disk=64Mi, wall=600, output=10Mi.",
-)
-@click.option("-r", "--resreq", metavar="TEXT", help="What it gets of a node, such as cpu=1,mem=2g,gpu=1.")
-@click.option("-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable of all that runs in it.")
+@isolation_option("process", "process")
+@network_option("none; host at isolation none")
+@limit_option
+@memory_option
+@resreq_option("-r")
+@env_option
 @click.option(
     "--idle-timeout",
-    type=click.IntRange(0, 2**32 - 1),
+    type=whole(),
     default=600,
     metavar="SECONDS",
     help="It is closed when nothing was asked of it for so long (600); 0 = never.",
 )
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of it, for list --label.")
-@click.option(
-    "--tenant", metavar="NAME", default="", help="Whose share it uses (default).", shell_complete=completing.tenants
-)
+@label_option
+@tenant_option
 @click.option(
     "--snapshot",
     "snapshot_file",
@@ -82,13 +87,7 @@ def sandbox_argument(function: F) -> F:
     metavar="FILE",
     help="Begin with the files and variables of this snapshot.",
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    metavar="SECONDS",
-    help="Give up when it has not started after that (60).",
-)
+@start_timeout_option
 @where_options
 @output_option
 @click.pass_context
@@ -97,6 +96,7 @@ def create(
     isolation: str,
     network: str | None,
     limits: tuple[str, ...],
+    memory: str | None,
     resreq: str | None,
     env: tuple[str, ...],
     idle_timeout: int,
@@ -113,7 +113,7 @@ def create(
 
     known = variables(env, ctx)
     begin_with = load_snapshot(snapshot_file) if snapshot_file else None
-    asked = parse_limits(limits) if limits else None
+    asked = parse_limits(limit_texts(limits, memory)) if limits or memory else None
     settings = settings_of(ctx)
     with connected(settings) as connection, waiting("the sandbox starts"):
         made = Sandbox.create(
@@ -134,7 +134,7 @@ def create(
 
 @click.command("list")
 @click.option("--all", "closed_too", is_flag=True, help="Also those that were closed and are still remembered.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only those with this label.")
+@only_label_option("those")
 @all_options
 @click.pass_context
 def list_sandboxes(ctx: click.Context, closed_too: bool, labels: tuple[str, ...]) -> None:
@@ -215,13 +215,7 @@ def snapshot(ctx: click.Context, sandbox_id: str, file: Path) -> None:
 
 @click.command()
 @sandbox_argument
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    metavar="SECONDS",
-    help="Give up when it has not started after that (60).",
-)
+@start_timeout_option
 @where_options
 @output_option
 @click.pass_context

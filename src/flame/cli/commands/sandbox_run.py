@@ -14,6 +14,7 @@ import click
 
 from flame.cli.commands.sandbox import sandbox_argument
 from flame.cli.options import all_options, cluster_options, settings_of
+from flame.cli.session_options import cwd_option, env_option, time_limit_option
 
 if TYPE_CHECKING:
     from flame.sandbox import Execution, Result
@@ -30,18 +31,13 @@ _SUFFIXES = {
     "application/pdf": "pdf",
 }
 
-_time_limit = click.option(
-    "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="After that it is ended."
-)
-_env = click.option("-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable; may be repeated.")
-
 
 @click.command("run")
 @sandbox_argument
 @click.option("-c", "--code", metavar="TEXT", help="The code.")
 @click.option("-f", "--file", metavar="FILE", help="A file with the code, - for standard input.")
-@_time_limit
-@_env
+@time_limit_option
+@env_option
 @click.option(
     "--save",
     type=click.Path(path_type=Path, file_okay=False),
@@ -93,9 +89,9 @@ def run_code(
 
 @click.command("exec", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
 @click.option("-i", "--stdin", "pass_stdin", is_flag=True, help="Pass our standard input on to it.")
-@_time_limit
-@_env
-@click.option("--cwd", metavar="FOLDER", help="The folder to run in (the working folder).")
+@time_limit_option
+@env_option
+@cwd_option("its working folder")
 @cluster_options
 @sandbox_argument
 @click.argument("command", nargs=-1, required=True)
@@ -131,8 +127,8 @@ def execute(
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@_env
-@click.option("--cwd", metavar="FOLDER", help="The folder to start in (the working folder).")
+@env_option
+@cwd_option("its working folder")
 @cluster_options
 @sandbox_argument
 @click.argument("command", nargs=-1)

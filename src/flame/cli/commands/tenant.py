@@ -39,7 +39,7 @@ def tenant(ctx: click.Context) -> None:
 
 def _spec_options(function: F) -> F:
     for option in (
-        click.option("--description", metavar="TEXT", help="What it is, for people."),
+        click.option("--description", metavar="TEXT", help="What it is for."),
         click.option(
             "--quota",
             multiple=True,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flame.cli.bounds import Bounded, whole
 from flame.cli.options import all_options, settings_of
 
 if TYPE_CHECKING:
@@ -22,8 +23,15 @@ _LEFT_OUT = ("ARCH", "OS", "HOSTNAME", "TAINTS", "LABELS")  # of the columns of 
 
 
 @click.command()
-@click.option("-i", "--interval", type=click.FloatRange(min=0.1), default=2.0, help="Seconds between pictures (2).")
-@click.option("--count", type=click.IntRange(min=1), help="End after so many pictures.")
+@click.option(
+    "-i",
+    "--interval",
+    type=Bounded(click.FloatRange(min=0.1)),
+    metavar="SECONDS",
+    default=2.0,
+    help="Between pictures (2).",
+)
+@click.option("--count", type=whole(1), metavar="N", help="End after so many pictures.")
 @click.option("--once", is_flag=True, help="Print one picture and end.")
 @all_options
 @click.pass_context
