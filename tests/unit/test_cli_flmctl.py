@@ -414,6 +414,20 @@ def test_top_measures_between_two_pictures(script: Script, capsys: pytest.Captur
     assert script.closed
 
 
+def test_top_for_programs_is_a_line_per_picture(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["ListNodes"] = ty.NodeList()
+    script.answers["ListExecutor"] = ty.ExecutorList()
+    counts = iter((100, 400))
+    script.answers["ListSession"] = lambda _: ty.SessionList(
+        sessions=[session(succeed=next(counts)), session("closed", state=ty.SessionState.Closed)]
+    )
+    assert flame("top", "--count", "2", "-i", "0.1", "-o", "json") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["tasks_per_second"], first["nodes"]) == (None, [])
+    assert [entry["id"] for entry in second["sessions"]] == ["pi-1"]
+    assert second["sessions"][0]["tasks_per_second"] == second["tasks_per_second"] > 0
+
+
 # --- errors and the program ------------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -15,6 +15,7 @@ from flame.cli.options import all_options, settings_of
 
 if TYPE_CHECKING:
     from flame.cli.api import Api
+    from flame.proto import frontend_pb2 as fe
     from flame.proto import types_pb2 as ty
 
 _CLEAR = "\x1b[H\x1b[2J"
@@ -41,22 +42,32 @@ def top(ctx: click.Context, interval: float, count: int | None, once: bool) -> N
 
     most = 1 if once else count
     meter = Meter()
-    with open_api(settings_of(ctx)) as api:
+    settings = settings_of(ctx)
+    with open_api(settings) as api:
         shown = 0
         while True:
-            lines = picture(api, meter)
-            if sys.stdout.isatty():
-                # A line that goes on in the next one would make the table unreadable.
-                width = shutil.get_terminal_size().columns
-                print(_CLEAR + "\n".join(line[:width] for line in lines), flush=True)
-            else:
-                print("\n".join(lines), flush=True)
+            _show(look(api, meter), settings.output, first=shown == 0)
             shown += 1
             if most is not None and shown >= most:
                 return
             api.sleep(interval)
-            if not sys.stdout.isatty():
-                print()
+
+
+def _show(scene: Scene, output: str, *, first: bool) -> None:
+    from flame.cli.output import write_json_line, write_yaml
+
+    if output == "json":
+        write_json_line(document(scene))
+    elif output == "yaml":
+        print("---")
+        write_yaml(document(scene))
+        sys.stdout.flush()
+    elif sys.stdout.isatty():
+        # A line that goes on in the next one would make the table unreadable.
+        width = shutil.get_terminal_size().columns
+        print(_CLEAR + "\n".join(line[:width] for line in picture(scene)), flush=True)
+    else:
+        print("\n".join(picture(scene) if first else ["", *picture(scene)]), flush=True)
 
 
 class Meter:
@@ -80,26 +91,78 @@ class Meter:
         return rates
 
 
-def picture(api: Api, meter: Meter) -> list[str]:
+class Scene(NamedTuple):
+    """What one picture shows. `rates`: tasks per second by session, empty at the first; `sessions`: all of them."""
+
+    info: fe.ClusterInfo
+    nodes: Sequence[ty.Node]
+    executors: Sequence[ty.Executor]
+    sessions: Sequence[ty.Session]
+    tenants: Sequence[ty.Tenant]
+    rates: Mapping[str, float]
+
+    def busiest(self) -> list[ty.Session]:
+        """The open sessions, those with the most work first."""
+        from flame.proto import types_pb2 as ty
+
+        found = [entry for entry in self.sessions if entry.status.state == ty.SessionState.Open]
+        return sorted(found, key=lambda entry: (-self.rates.get(entry.metadata.id, 0), -entry.status.pending))
+
+
+def look(api: Api, meter: Meter) -> Scene:
+    """What is to be seen now."""
+    sessions = list(api.sessions())
+    return Scene(
+        info=api.cluster(),
+        nodes=sorted(api.nodes(), key=lambda entry: entry.metadata.name),
+        executors=api.executors(),
+        sessions=sessions,
+        tenants=api.tenants(),
+        rates=meter.rates(sessions, time.monotonic()),
+    )
+
+
+def document(scene: Scene) -> dict[str, object]:
+    """The picture for programs, with every open session in it."""
+    from flame.cli.objects.executors import EXECUTORS
+    from flame.cli.objects.nodes import NODES
+    from flame.cli.objects.sessions import session_kind
+    from flame.cli.objects.tenants import tenant_kind, tree
+
+    info, rates = scene.info, scene.rates
+    sessions = session_kind(info.unit)
+    ordered, depths = tree(scene.tenants)
+    tenants = tenant_kind(depths)
+    return {
+        "cluster": info.name or None,
+        "version": info.version,
+        "storage": info.storage,
+        "read_only": info.read_only_reason or None,
+        "tasks_per_second": sum(rates.values()) if rates else None,
+        "nodes": [NODES.document(entry) for entry in scene.nodes],
+        "executors": [EXECUTORS.document(entry) for entry in scene.executors],
+        "tenants": [tenants.document(entry) for entry in ordered],
+        "sessions": [
+            {**sessions.document(entry), "tasks_per_second": rates.get(entry.metadata.id)} for entry in scene.busiest()
+        ],
+    }
+
+
+def picture(scene: Scene) -> list[str]:
     """The lines of one picture."""
     from flame.cli.objects.nodes import NODES
     from flame.cli.objects.states import executor_state, node_state, session_state
     from flame.cli.output import table
     from flame.cli.times import span
-    from flame.proto import types_pb2 as ty
 
-    info = api.cluster()
-    nodes = sorted(api.nodes(), key=lambda entry: entry.metadata.name)
-    executors = api.executors()
-    sessions = list(api.sessions())
-    rates = meter.rates(sessions, time.monotonic())
-    open_sessions = [entry for entry in sessions if entry.status.state == ty.SessionState.Open]
+    info, nodes, executors, sessions, rates = scene.info, scene.nodes, scene.executors, scene.sessions, scene.rates
+    busiest = scene.busiest()
     ready = sum(node_state(entry) == "Ready" for entry in nodes)
     bound = sum(executor_state(entry) == "Bound" for entry in executors)
     up = span(time.time() - info.start_time / 1000) if info.start_time else "-"
     rate = f"{sum(rates.values()):,.0f} tasks/s" if rates else "measuring"
     executors_text = f"executors {bound}/{len(executors)} bound"
-    sessions_text = f"sessions {len(open_sessions)} open of {len(sessions)}"
+    sessions_text = f"sessions {len(busiest)} open of {len(sessions)}"
     lines = [
         f"cluster {info.name or '-'}  Flame {info.version}  up {up}  storage {info.storage}",
         f"nodes {ready}/{len(nodes)} ready  {executors_text}  {sessions_text}  {rate}",
@@ -108,8 +171,7 @@ def picture(api: Api, meter: Meter) -> list[str]:
         lines.append(f"READ ONLY: {info.read_only_reason}")
     columns = [column for column in NODES.columns if column.title not in _LEFT_OUT]
     lines += ["", *table([c.title for c in columns], [[str(c.value(entry)) for c in columns] for entry in nodes])]
-    lines += _tenants(api.tenants())
-    busiest = sorted(open_sessions, key=lambda entry: (-rates.get(entry.metadata.id, 0), -entry.status.pending))
+    lines += _tenants(scene.tenants)
     rows = [
         [
             entry.metadata.id,
