@@ -164,6 +164,15 @@ async def nested_await(count: int) -> list[int]:
         return [await future for future in futures] + [other]
 
 
+def nested_gpu(patience: str) -> str:
+    """Wants what no node has."""
+    import flame
+
+    os.environ["FLAME_NESTED_PATIENCE"] = patience
+    with flame.Executor(resreq="cpu=1,gpu=1") as executor:
+        return str(executor.submit(add, 1).exception())
+
+
 def nested_exit(folder: str, count: int) -> str:
     """Waits without a thread for a call that ends its program, which nobody but this process has room for."""
     import concurrent.futures

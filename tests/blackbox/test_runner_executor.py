@@ -28,6 +28,7 @@ from runner_samples import (
     nested_await,
     nested_class,
     nested_exit,
+    nested_gpu,
     nested_map,
     nested_object,
     nested_wait,
@@ -176,6 +177,10 @@ def test_however_they_wait(executor: flame.Executor, function: Any) -> None:
 def test_a_nested_call_that_ends_its_program_is_no_end_of_who_waits(executor: flame.Executor, tmp_path: Path) -> None:
     for future in [executor.submit(nested_exit, str(tmp_path), 3) for _ in range(3)]:
         assert "SystemExit: that is all" in future.result(2 * SECONDS)
+
+
+def test_what_asks_for_a_gpu_is_not_run_by_who_waits(executor: flame.Executor) -> None:
+    assert "no room for the instance" in executor.submit(nested_gpu, "0.5").result(SECONDS)
 
 
 def test_calls_that_wait_several_levels_deep(executor: flame.Executor) -> None:

@@ -17,6 +17,7 @@ from flame.runner.application import RunnerApplication
 from flame.runner.chunks import call_each, call_pickled, chunked
 from flame.runner.endings import Ending
 from flame.runner.futures import ObjectFuture
+from flame.runner.in_process import fits_here
 from flame.runner.lane import Lane
 from flame.runner.owners import labels
 from flame.runner.payloads import dumps, served
@@ -88,7 +89,7 @@ class Executor(concurrent.futures.Executor):
         except BaseException:
             self._application.close()
             raise
-        self._lane = Lane(opened, storage, target=_call_here)
+        self._lane = Lane(opened, storage, target=_call_here if fits_here(attributes) else None)
         self._lock = threading.Lock()
         self._shut_down = False
         self._ending = Ending(connected, partial(_close, self._lane, self._application), self._lane.wait)

@@ -7,6 +7,16 @@ from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from flame.client.values import ResourceRequirement, SessionAttributes
+
+
+def fits_here(attributes: SessionAttributes) -> bool:
+    """Whether a session asks for nothing that this process might lack: a GPU, certain nodes, a sandbox."""
+    asked = attributes.resreq
+    needs = ResourceRequirement.from_string(asked) if isinstance(asked, str) else asked
+    placed = attributes.selector or attributes.isolation or attributes.limits or attributes.network
+    return not placed and not (needs and needs.gpu)
+
 
 class InProcess:
     """A function, or instances of a class: as many as there are calls at once, each made when a call finds none."""

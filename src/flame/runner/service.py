@@ -13,7 +13,7 @@ from flame.client.snapshot import TaskArguments
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError
 from flame.runner.futures import ObjectFuture
-from flame.runner.in_process import InProcess
+from flame.runner.in_process import InProcess, fits_here
 from flame.runner.lane import Lane
 from flame.runner.owners import labels
 from flame.runner.payloads import served
@@ -114,8 +114,9 @@ class RunnerService:
                     **session,
                 )
                 opened = _open(connection, attributes, shared=chosen is not None)
+                here = target if fits_here(attributes) else None
                 self._lanes.append(
-                    Lane(opened, storage, stateful=self._stateful and not durable, ordered=durable, target=target)
+                    Lane(opened, storage, stateful=self._stateful and not durable, ordered=durable, target=here)
                 )
         except BaseException:
             self.close()
