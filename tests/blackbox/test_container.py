@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
-import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +16,7 @@ import pytest
 import flame
 from cluster import Cluster
 from flame.proto import link_pb2, types_pb2
+from images import add_busybox, imported, podman
 from scripted_manager import Node, NodeLog, a_node_apart, a_node_here, gone, parent_of
 from untrusted import MIB, named
 
@@ -51,10 +52,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     podman("import", "--quiet", *changes, str(archive), NAME)
     yield NAME
     podman("rmi", "--force", NAME)
-
-
-def podman(*arguments: str) -> str:
-    return subprocess.run(["podman", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
@@ -107,6 +104,23 @@ async def test_an_image_is_not_written_to(node: Node, image: str, level: str) ->
     script(node, 2, image, "ls /app; ls /tmp", isolation=level)
     await node.manager.bound(2)
     assert await output(node, 2) == "lines\n"
+
+
+@pytest.mark.parametrize("user", ["", "app", "4321:99"])
+async def test_the_user_of_an_image(node: Node, image: str, user: str) -> None:
+    """Its number; all files are that user's."""
+    archive = node.folder / "users.tar"
+    with tarfile.open(archive, "w") as tar:
+        add_busybox(tar, PROGRAMS)
+        text = b"app:x:123:45::/:/bin/sh\n"
+        member = tarfile.TarInfo("etc/passwd")
+        member.size, member.uid, member.mode = len(text), 77, 0o600
+        tar.addfile(member, io.BytesIO(text))
+    with imported(archive, *([f"USER {user}"] if user else [])) as name:
+        script(node, 1, name, "id -u; id -g; cat /etc/passwd", isolation="process")
+        await node.manager.bound(1)
+        numbers = {"": "1000\n1000", "app": "123\n45", "4321:99": "4321\n99"}[user]
+        assert await output(node, 1) == f"{numbers}\n{text.decode()}"
 
 
 async def test_common_data_and_variables(node: Node, image: str) -> None:

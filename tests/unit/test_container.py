@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from flame.proto import types_pb2
-from flame.shims.container import inside
+from flame.shims.container import inside, trouble_of
 from flame.shims.container_images import Image, Kept, reason, too_many, unfit
 from flame.shims.container_limits import ImageLimits
-from flame.shims.container_tree import locate, make_folder
+from flame.shims.container_tree import locate, make_folder, user_of
 from flame.shims.isolation_sandbox import Room, layout
 from flame.shims.shim import BindError
 
@@ -141,6 +141,45 @@ def test_folders_are_made_in_an_image_and_not_behind_its_links(image: Image, tmp
 def test_a_working_directory_that_is_not_there(image: Image, folder: str, message: str) -> None:
     with pytest.raises(BindError, match=message):
         inside(application(command="/bin/tool", working_directory=folder), image)
+
+
+# --- users -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "user"),
+    [
+        ("", None),
+        ("root", None),
+        ("0:7", None),
+        ("app", (101, 102)),
+        ("101", (101, 102)),
+        ("app:web", (101, 33)),
+        ("app:7", (101, 7)),
+        ("5000", (5000, 0)),
+        ("5000:web", (5000, 33)),
+    ],
+)
+def test_the_user_that_an_image_names(tmp_path: Path, text: str, user: tuple[int, int] | None) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n\napp:x:101:102::/:/bin/sh\n")
+    (tmp_path / "etc/group").write_text("root:x:0:\nweb:x:33:\n")
+    assert user_of(tmp_path, text) == user
+
+
+@pytest.mark.parametrize("text", ["app", "1:app", "-1", "4294967296", "1:\u0663"])
+def test_a_user_that_an_image_does_not_have(tmp_path: Path, text: str) -> None:
+    with pytest.raises(LookupError, match="is not in its /etc/passwd or /etc/group"):
+        user_of(tmp_path, text)
+
+
+def test_a_podman_that_does_not_work_for_its_user(tmp_path: Path) -> None:
+    program = tmp_path / "podman"
+    program.write_text("#!/bin/sh\necho 'level=warning\nError: newuidmap is missing' >&2; exit 125\n")
+    program.chmod(0o755)
+    assert trouble_of(str(program)) == "newuidmap is missing"
+    assert "No such file" in trouble_of(str(tmp_path / "nothing"))
+    assert trouble_of("podman") == ""
 
 
 # --- which can be run, which are kept --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from flame.model.states import BindCode
 from flame.proto import types_pb2
 from flame.shims import image_python
 from flame.shims.container_commands import Commands
-from flame.shims.container_images import Image, Images
+from flame.shims.container_images import Image, Images, reason
 from flame.shims.container_limits import ImageLimits
 from flame.shims.environment import expand
 from flame.shims.furnished import Furnished
@@ -36,6 +37,7 @@ from flame.shims.workplace import Workshop
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LEVELS = ("", "none", "process", "gvisor")
+_PROBE_S = 20.0
 
 
 class ContainerShim:
@@ -63,6 +65,7 @@ class ContainerShim:
     ) -> ContainerShim:
         """Look whether this node can fetch and run images. It unpacks them in `folder`. Raises OSError."""
         podman = shutil.which("podman", path=environ.get("PATH"))
+        broken = trouble_of(podman, environ) if podman is not None and os.geteuid() else ""
         sandboxes = workshop.confinement.levels.get("process")
         images = Images(podman or "", folder, Commands(workshop.keeper, workshop.folder, environ, limits), limits)
         if podman is None:
@@ -72,6 +75,8 @@ class ContainerShim:
         if sandboxes is None or sandboxes.missing:
             why = sandboxes.missing if sandboxes is not None else "this node has no level process"
             return cls(host, workshop, reception, images, f"containers run in sandboxes: {why}")
+        if broken:
+            return cls(host, workshop, reception, images, f"podman does not work for this user: {broken}")
         images.open()
         return cls(host, workshop, reception, images)
 
@@ -96,6 +101,7 @@ class ContainerShim:
                 launch.package, image.identity, partial(self._images.hold, image), partial(self._images.release, image)
             ),
             root=image.root,
+            user=image.user,
         )
 
     async def start(self, launch: Launch, owner: Owner) -> Instance:
@@ -104,6 +110,19 @@ class ContainerShim:
         if labels.get("container") == "rest":
             return await self._rest.start(launch, owner)
         return await (self._stdio if "stdio" in labels else self._host).start(launch, owner)
+
+
+def trouble_of(podman: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Why podman does not work, empty = it does. For users other than root it often lacks something. Blocks a
+    moment."""
+    try:
+        done = subprocess.run(
+            [podman, "info", "--format", "{{.Store.GraphRoot}}"], env=environ, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, errors="replace", timeout=_PROBE_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (reason(done.stderr.strip()) or f"it exits with status {done.returncode}") if done.returncode else ""
 
 
 def _look_for_bridge(application: types_pb2.ApplicationSpec) -> None:

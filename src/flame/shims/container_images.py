@@ -22,7 +22,7 @@ from flame.model.errors import NotFoundError
 from flame.model.states import BindCode
 from flame.shims.container_commands import Commands, TooMuchError, larger
 from flame.shims.container_limits import ImageLimits
-from flame.shims.container_tree import locate, prepare
+from flame.shims.container_tree import locate, prepare, user_of
 from flame.shims.removal import remove_tree
 from flame.shims.shim import BindError
 
@@ -48,13 +48,15 @@ _TAR_OPTIONS = (
 
 
 class Image(msgspec.Struct, frozen=True):
-    """An unpacked image. `root` is its folder, `command` what it runs, `env` its NAME=VALUE."""
+    """An unpacked image. `root` is its folder, `command` what it runs, `env` its NAME=VALUE, `user` the numbers of the
+    user and the group that it names, None = nobody, or root."""
 
     identity: str
     root: Path
     command: Sequence[str]
     env: Sequence[str]
     cwd: str
+    user: tuple[int, int] | None = None
 
     def find(self, command: str, path: str) -> str | None:
         """The command's absolute path inside, None when it has none. `path` are the folders, as in PATH."""
@@ -151,7 +153,11 @@ class Images:
             os.utime(root)
         await self._tidy(identity)
         command = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
-        return Image(identity, root, command, config.get("Env") or (), cwd)
+        try:
+            user = await asyncio.to_thread(user_of, root, config.get("User") or "")
+        except LookupError as error:
+            raise BindError(BindCode.INSTALL, f"image {name!r} can't be run: {error}") from None
+        return Image(identity, root, command, config.get("Env") or (), cwd, user)
 
     def hold(self, image: Image) -> None:
         """Keep it until `release`. Raises NotFoundError when it is gone."""

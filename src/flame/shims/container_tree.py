@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+_NOBODY = 2**31  # users and groups have smaller numbers
 _LINKS = 40  # as many as the kernel follows
 # What is mounted over in a sandbox has to be there.
 _MOUNTED_OVER = ("etc/resolv.conf", "etc/hosts")
@@ -39,6 +40,27 @@ def locate(root: Path, path: str) -> Path | None:
             found.clear()
         pending += target.split("/")[::-1]
     return root.joinpath(*found)
+
+
+def user_of(root: Path, text: str) -> tuple[int, int] | None:
+    """The numbers of the user and the group that an image names as NAME, NUMBER, or with a group behind a colon; None
+    when that is nobody, or root. Raises LookupError with the reason when it has no such user."""
+    name, _, group = text.partition(":")
+    users, groups = _entries(root, "/etc/passwd"), _entries(root, "/etc/group")
+    known = next((entry for entry in users if len(entry) > 3 and name in (entry[0], entry[2])), None)
+    numbers = [known[2] if known else name, known[3] if known else "0"] if name else ["0", "0"]
+    if group:
+        numbers[1] = next((entry[2] for entry in groups if len(entry) > 2 and entry[0] == group), group)
+    if not all(number.isdecimal() and number.isascii() and int(number) < _NOBODY for number in numbers):
+        raise LookupError(f"its user {text!r} is not in its /etc/passwd or /etc/group")
+    return (int(numbers[0]), int(numbers[1])) if int(numbers[0]) else None
+
+
+def _entries(root: Path, path: str) -> list[list[str]]:
+    file = locate(root, path)
+    if file is None or not file.is_file():
+        return []
+    return [line.split(":") for line in file.read_text(errors="replace").splitlines()]
 
 
 def prepare(root: Path, cwd: str) -> None:

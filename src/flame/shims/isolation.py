@@ -30,7 +30,7 @@ from flame.shims import image_python
 from flame.shims.egress import bridged, bridged_in_image
 from flame.shims.environment import Surroundings
 from flame.shims.isolation_devices import device_files, names_inside
-from flame.shims.isolation_sandbox import DEFAULT_DISK, TMP, Room, folders_of_interpreter, forbidden, readable
+from flame.shims.isolation_sandbox import DEFAULT_DISK, TMP, USER, Room, folders_of_interpreter, forbidden, readable
 from flame.shims.levels import Labelled, Level, find_levels, holds_lists
 from flame.shims.limits import Group, Groups
 from flame.shims.processes import Program, describe_status, signal_of
@@ -223,6 +223,7 @@ class Confinement:
             network=self.shares_network(launch),
             cwd=launch.application.working_directory or "/",
             root=root,
+            user=launch.user or USER,
         )
 
 

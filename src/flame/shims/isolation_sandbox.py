@@ -23,6 +23,7 @@ from flame.shims.processes import Program
 from flame.shims.shim import Launch
 
 TMP = "/tmp"
+USER = (1000, 1000)  # the number of the one user inside, and of that user's group
 DEFAULT_DISK = 256 * 1024**2
 SHARED_MEMORY = 64 * 1024**2
 _ALIASES = ("bin", "sbin", "lib", "lib32", "lib64")  # links into /usr, folders on older systems
@@ -56,7 +57,8 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     seen even where a folder above it is readable. `sockets` are those it may connect to, and folders where it may make
     some, `devices` files in /dev beside the usual ones; `disk` is the size of /tmp in bytes. `proxy` is the socket of a
     proxy that a `Carrier` (levels.py) carries connections to. With `root`, an unpacked image, that stands in the place
-    of the system's and our own folders, and `added` are files of the node that it has too, by the path inside."""
+    of the system's and our own folders, and `added` are files of the node that it has too, by the path inside. `user`
+    is whom its program runs as at level process."""
 
     readable: Sequence[Path] = ()
     sockets: Sequence[Path] = ()
@@ -68,6 +70,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str = TMP
     root: Path | None = None
     added: Mapping[str, Path] = {}
+    user: tuple[int, int] = USER
 
 
 class Sandboxes:
@@ -133,7 +136,8 @@ def arguments(room: Room, folder: Path, descriptor: int) -> list[str]:
     """The options of bwrap; the filter of system calls is open as `descriptor`."""
     found = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     found += [] if room.network else ["--unshare-net"]
-    found += ["--die-with-parent", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "flame"]
+    user, group = map(str, room.user)
+    found += ["--die-with-parent", "--cap-drop", "ALL", "--uid", user, "--gid", group, "--hostname", "flame"]
     found += ["--seccomp", str(descriptor)]
     # Read-only too: who owns /proc/sys outside could write to it, without any capability.
     found += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]

@@ -93,6 +93,7 @@ class Launch(msgspec.Struct, frozen=True):
     package: Package | None = None
     resreq: types_pb2.ResourceRequirement | None = None  # what its executor was given
     root: Path | None = None  # the unpacked image in which it runs
+    user: tuple[int, int] | None = None  # as whom and in which group it runs there, None = don't care
 
 
 class Owner(Protocol):

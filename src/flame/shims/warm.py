@@ -56,9 +56,7 @@ def recipe(launch: Launch) -> bytes | None:
 def ahead(launch: Launch, identity: str, token: str) -> Launch:
     """The launch of an instance like this one, without anything of its session."""
     context = shim_pb2.SessionContext(application=launch.context.application)
-    return Launch(
-        identity, token, launch.application, context, launch.devices, launch.package, launch.resreq, launch.root
-    )
+    return msgspec.structs.replace(launch, executor_id=identity, token=token, context=context)
 
 
 def allot(wishes: Iterable[int], budget: int) -> list[int]:
