@@ -23,7 +23,7 @@ from microvms import cached
 from untrusted import named, require_level, require_sandboxes
 
 SERVICE = """
-import http.client, json, os, socket, subprocess, sys, urllib.error, urllib.request
+import http.client, json, os, socket, subprocess, sys, threading, urllib.error, urllib.request
 import flame
 
 class Untrusted(flame.FlameService):
@@ -183,6 +183,45 @@ def test_what_passes_is_counted_for_tasks_and_sessions_and_held_to_limits(
         assert json.loads(_view(cluster, session.id, "-o", "json"))["used"]["received"] == received
     assert f"{sent} bytes out, {received} bytes in" in log_of(cluster, executor)
     assert f"; {sent} bytes went out and {received} came in" in _flmctl(cluster, "explain", "session", session.id)
+
+
+FLOOD = """
+import resource
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+host, _, port = os.environ['HTTP_PROXY'][7:].partition(':')
+numbers = iter(range(COUNT))
+held = []
+def connect():
+    for number in numbers:
+        held.append(socket.create_connection((host, int(port))))
+threads = [threading.Thread(target=connect) for _ in range(48)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+answer = len(held)
+"""
+
+
+@pytest.mark.parametrize(("level", "count"), [("process", 2_000), ("microvm", 500)])
+def test_a_flood_of_connections_hurts_who_makes_it_only(
+    connection: flame.Connection, web: Web, level: str, count: int
+) -> None:
+    require_level(connection, level)
+    fetch = f"""
+try: answer = get('http://{web.where}/')
+except OSError as error: answer = type(error).__name__
+"""
+    with (
+        connection.create_session("untrusted", isolation=level, network=listed(web)) as session,
+        connection.create_session("untrusted", network=listed(web)) as other,
+    ):
+        executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
+        assert ask(session, FLOOD.replace("COUNT", str(count))) == count
+        assert ask(other, fetch) == f"/ of {web.where}"
+        # When what is held is let go, the way out is there again.
+        ask(session, "import gc; gc.collect()")
+        until(lambda: ask(session, fetch) == f"/ of {web.where}", "room for another connection")
+        assert len(_proxies_of(executor)) == 1
 
 
 def test_without_its_bridge_or_its_proxy_an_instance_reaches_nothing(connection: flame.Connection, web: Web) -> None:

@@ -22,6 +22,7 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _OWN = "localhost,127.0.0.1,::1"
 KEPT = "FLAME_KEPT_"  # before the name of a variable that is not meant for the bridge
 _BACKLOG = 128
+_CONNECTIONS = 128  # the proxy takes no more
 _CHUNK = 64 * 1024
 
 
@@ -76,6 +77,7 @@ def serve(path: str, listening: socket.socket) -> None:
     """Carry bytes between whoever comes and the socket, for ever."""
     import asyncio
 
+    carried = 0
     folder, name = os.path.split(path)
     os.chdir(folder)  # a socket's path may have 107 bytes only
 
@@ -89,6 +91,17 @@ def serve(path: str, listening: socket.socket) -> None:
             sink.transport.abort()
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal carried
+        if carried >= _CONNECTIONS:
+            writer.close()
+            return
+        carried += 1
+        try:
+            await carry_one(reader, writer)
+        finally:
+            carried -= 1
+
+    async def carry_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there, to_there = await asyncio.open_unix_connection(name, limit=_CHUNK)
         except OSError:
