@@ -11,14 +11,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flame.proto import link_pb2, shim_pb2, types_pb2
 from flame.service.api import FlameService, SessionContext, TaskContext
 from flame.service.incoming import Queued, begin_session, is_coroutine, named_by, queued, take_out
 from flame.service.outcome import CODE, FULL, Outcomes, describe, log_traceback
 from flame.service.wire import Frame, LinkClosedError, Wire
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 
 class Concurrent(asyncio.Protocol):
@@ -105,6 +107,8 @@ class Concurrent(asyncio.Protocol):
         self._service = context.service or self._service
         self._concurrency = context.concurrency or self._concurrency
         if not is_coroutine(self._service.on_task_invoke):
+            from concurrent.futures import ThreadPoolExecutor
+
             self._pool = ThreadPoolExecutor(self._concurrency, "flame-task")
 
     def _cancel(self, cancel: link_pb2.Cancel) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import termios
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
 from flame.sandbox.inside import processes
@@ -114,7 +113,7 @@ class Running:
 
     def _on_exit(self) -> None:
         if self._timed_out:
-            processes.signal_all(processes.below(self.pid), signal.SIGKILL)  # while its number is still its own
+            processes.kill_family(self.pid)  # while its number is still its own
         self._status = self._process.wait()
         if self._timer is not None:
             self._timer.cancel()
@@ -147,8 +146,9 @@ class Running:
         """Send a signal to all its processes."""
         if self._status is None:
             if number == signal.SIGKILL:
-                processes.signal_all(processes.below(self.pid), number)
-            processes.kill_group(self.pid, number)
+                processes.kill_family(self.pid)
+            else:
+                processes.kill_group(self.pid, number)
 
     # --- what it prints ---------------------------------------------------------------------------------------------
 
@@ -277,8 +277,8 @@ class Commands:
         running = Running(request, self._clock)
         if not running.words or not all(running.words) or any("\0" in word for word in running.words):
             raise InvalidArgumentError("a command is words, the first one a program, without NUL characters")
-        cwd = str(Path(self.folder, request.cwd))
-        if not os.path.isdir(cwd):  # noqa: ASYNC240, PTH112 - it takes no time
+        cwd = os.path.join(self.folder, request.cwd) if request.cwd else self.folder
+        if not os.path.isdir(cwd):  # noqa: ASYNC240 - it takes no time
             raise InvalidArgumentError(f"cwd {request.cwd!r} is no folder of the sandbox")
         env = {**self.env, **request.env}
         stdin = self._stdin(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 
 from flame.service.api import FlameService, SessionContext, TaskContext
@@ -21,9 +22,13 @@ class ExecService(FlameService):
         self._kernel = kernel
 
     def on_prepare(self) -> None:
-        if self._kernel is not None:
-            import_module("flame.sandbox.inside.service")  # while there is time
-            import_module("flame.service.concurrent")
+        if self._kernel is None:
+            return
+        import_module("flame.sandbox.inside.service")  # while there is time
+        import_module("flame.service.concurrent")
+        if "FLAME_SESSION_ID" not in os.environ:  # nobody waits for it
+            for name in ("files", "tunnels", "watches", "spools", "snapshots"):
+                import_module(f"flame.sandbox.inside.{name}")
 
     def play(self) -> Play:
         """What is rehearsed where this process is saved, and again in its copies: a sandbox, with its kernel."""

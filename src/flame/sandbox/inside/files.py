@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import time
 from bisect import bisect_right
@@ -157,6 +156,8 @@ class Folder:
             if not stat.S_ISDIR(found.lstat().st_mode):
                 found.unlink()
             elif recursive:
+                import shutil
+
                 shutil.rmtree(found)
             else:
                 found.rmdir()
@@ -181,7 +182,7 @@ def described(path: Path) -> File:
         (stat.S_ISREG, "file"), (stat.S_ISDIR, "folder"), (stat.S_ISLNK, "link")
     ]  # fmt: skip
     kind = next((name for test, name in kinds if test(about.st_mode)), "other")
-    target = os.readlink(path) if kind == "link" else ""  # noqa: PTH115 - as it is written
+    target = os.readlink(path) if kind == "link" else ""
     mode = stat.S_IMODE(about.st_mode)
     return File(_text(path.name), _text(str(path)), kind, about.st_size, mode, about.st_mtime, _text(target))
 

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 from typing import cast
 
 from flame.sandbox.inside.processes import as_victim, kill_group
@@ -147,10 +146,10 @@ def _become_kernel(ends: _Ends, env: Mapping[str, str], cwd: str) -> None:
     sources = [_above(_SOCKET, each) for each in (nothing, *ends.writing, ends.theirs.fileno())]
     for target, source in enumerate(sources):
         os.dup2(source, target)
-    for file in Path("/proc/self/fd").iterdir():
-        if int(file.name) > _SOCKET:
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > _SOCKET:
             try:
-                os.close(int(file.name))
+                os.close(int(name))
             except OSError:
                 pass  # that of the list itself
     os.environ.clear()

@@ -16,13 +16,13 @@ _SECRET = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_LINK", "FLAME_INSTANCE_ENDPOI
 @cache
 def working_folder() -> str:
     """The folder where this process's sandbox has its files: made when somebody asks first. Raises OSError."""
-    folder = os.path.join(os.getcwd(), "work")  # noqa: PTH118, PTH109 - a new sandbox has no time to load pathlib
+    folder = os.path.join(os.getcwd(), "work")
     try:
-        os.mkdir(folder)  # noqa: PTH102
+        os.mkdir(folder)
     except FileExistsError:  # something of the node that a sandbox is shown lies there
         import tempfile
 
-        return tempfile.mkdtemp(prefix="work-", dir=os.getcwd())  # noqa: PTH109
+        return tempfile.mkdtemp(prefix="work-", dir=os.getcwd())
     return folder
 
 

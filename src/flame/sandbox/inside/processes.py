@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -75,7 +74,8 @@ def kill_group(pid: int, number: int) -> bool:
 def as_victim(pid: int) -> None:
     """Where memory runs out, this one ends before the service does, if the sandbox may say so."""
     try:
-        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
+        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+            file.write("500")
     except OSError:
         pass
 
@@ -101,21 +101,32 @@ def reap(known: set[int]) -> None:
 def running(*, ended: bool = False) -> dict[int, Family]:
     """All processes that can be seen here and have not ended, or those that have."""
     found: dict[int, Family] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
+    for name in os.listdir("/proc"):
+        if name.isdigit():
             try:
-                text = (folder / "stat").read_text(errors="replace")
+                with open(f"/proc/{name}/stat", errors="replace") as file:
+                    text = file.read()
             except OSError:
                 continue  # it has ended
             state, parent, group, session = text[text.rindex(")") + 2 :].split(maxsplit=4)[:4]
             if (state in "ZX") is ended:
-                found[int(folder.name)] = Family(int(parent), int(group), int(session))
+                found[int(name)] = Family(int(parent), int(group), int(session))
     return found
 
 
 def below(root: int) -> set[int]:
     """A process, all that it started in turn, and those of its group or session, as far as they can be told."""
     return _with_descendants(running(), {root}) - {os.getpid()}
+
+
+def kill_family(root: int) -> None:
+    """End a process and all that `below` finds. None goes on because another has ended: a shell would begin with its
+    next command."""
+    found: set[int] = set()
+    while more := below(root) - found:  # those that were started meanwhile; what is stopped starts none
+        signal_all(more, signal.SIGSTOP)
+        found |= more
+    signal_all(found, signal.SIGKILL)
 
 
 def everybody(known: set[int], *, alone: bool) -> set[int]:
@@ -157,7 +168,8 @@ def _with_descendants(processes: Mapping[int, Family], roots: set[int]) -> set[i
 
 def _marked(pid: int, mark: bytes) -> bool:
     try:
-        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return mark in file.read().split(b"\0")
     except OSError:
         return False
 

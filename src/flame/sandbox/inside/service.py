@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import signal
-import tempfile
+import sys
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from flame.model.errors import FlameError, FlameErrorCode, InvalidArgumentError, InvalidStateError, NotFoundError
 from flame.sandbox import wire
 from flame.sandbox.inside import processes
 from flame.sandbox.inside.commands import Commands
-from flame.sandbox.inside.files import Folder
 from flame.sandbox.inside.kernel_start import Started
 from flame.sandbox.inside.places import environment, working_folder
 from flame.sandbox.inside.runs import Runs
 from flame.sandbox.inside.spools import Spools
 from flame.sandbox.inside.stopping import Stopping
-from flame.sandbox.inside.tunnels import Tunnels
 from flame.sandbox.inside.waiting import Bell, Clock
-from flame.sandbox.inside.watches import Watches
 from flame.service.api import FlameService, TaskContext
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flame.sandbox.inside.files import Folder
     from flame.sandbox.inside.snapshots import Taking
+    from flame.sandbox.inside.tunnels import Tunnels
+    from flame.sandbox.inside.watches import Watches
 
 _PATIENCE_S = wire.POLL_S + 40  # after which a client that fetches a snapshot and does not come back has gone
 _REAP_S = 0.2  # many may have ended by then
 _DONE = wire.Done()
+_PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
 class SandboxService(FlameService):
@@ -46,13 +48,11 @@ class SandboxService(FlameService):
         self._spools = Spools()
         folder = working_folder()
         env = environment(os.environ, folder)
-        self.files = Folder(folder)
+        self._folder = folder
         self.runs = Runs(self._clock)
         self.commands = Commands(self._clock, self._spools)
         self.runs.cwd = self.commands.folder = folder
         self.runs.env = self.commands.env = env
-        self.watches = Watches()
-        self.tunnels = Tunnels()
         self._env: Mapping[str, str] = {}  # what its user wants all programs to know
         self._stopping = Stopping(self._clock, lambda: self.commands.pids() | self.runs.pids())
         self._paused = False
@@ -60,6 +60,26 @@ class SandboxService(FlameService):
         self._reaping: asyncio.TimerHandle | None = None
         self._free = Bell()  # rings when a snapshot is over
         self._patience: asyncio.TimerHandle | None = None
+
+    # Loaded when they are used: a new sandbox shall be there quickly.
+
+    @cached_property
+    def files(self) -> Folder:
+        from flame.sandbox.inside.files import Folder
+
+        return Folder(self._folder)
+
+    @cached_property
+    def watches(self) -> Watches:
+        from flame.sandbox.inside.watches import Watches
+
+        return Watches()
+
+    @cached_property
+    def tunnels(self) -> Tunnels:
+        from flame.sandbox.inside.tunnels import Tunnels
+
+        return Tunnels()
 
     async def on_task_invoke(self, context: TaskContext) -> bytes:
         try:
@@ -81,9 +101,8 @@ class SandboxService(FlameService):
     async def on_session_leave(self) -> None:
         self.commands.close()
         self.runs.close()
-        self.files.close()
-        self.watches.close()
-        self.tunnels.close()
+        for used in {"files", "watches", "tunnels"} & vars(self).keys():
+            getattr(self, used).close()
         for name in list(self._taking):
             self._end_snapshot(name)
 
@@ -98,7 +117,7 @@ class SandboxService(FlameService):
         started, self._started = self._started, None
         if started is not None:
             self.runs.adopt(started)
-        return wire.Begun(self.files.folder, platform.python_version())
+        return wire.Begun(self._folder, _PYTHON)
 
     def _reap_soon(self) -> None:
         if self._reaping is None:
@@ -151,8 +170,8 @@ class SandboxService(FlameService):
 
         variables, skipped = await self._saved()
         self._stopping.stop()
-        about = {"python": platform.python_version(), "env": dict(self._env)}
-        self._taking[call.id] = Taking(self.files.folder, variables, about, skipped)
+        about = {"python": _PYTHON, "env": dict(self._env)}
+        self._taking[call.id] = Taking(self._folder, variables, about, skipped)
         self._expect(call.id)
         return _DONE
 
@@ -204,7 +223,7 @@ class SandboxService(FlameService):
 
         variables = _temporary()
         file = self._spools.take(call.id)
-        about = await asyncio.to_thread(unpack, file, self.files.folder, variables)
+        about = await asyncio.to_thread(unpack, file, self._folder, variables)
         try:
             env = {str(name): str(value) for name, value in dict(about.get("env") or {}).items()}
             if env.items() - self._env.items():
@@ -217,9 +236,8 @@ class SandboxService(FlameService):
         return _DONE
 
     async def _load(self, variables: Path, python: str) -> None:
-        here = platform.python_version()
-        if python.split(".")[:2] != here.split(".")[:2]:
-            raise InvalidArgumentError(f"the snapshot's variables are of Python {python}, this sandbox has {here}")
+        if python.split(".")[:2] != _PYTHON.split(".")[:2]:
+            raise InvalidArgumentError(f"the snapshot's variables are of Python {python}, this sandbox has {_PYTHON}")
         answer = await self.runs.ask({"do": "load", "path": str(variables)})
         if answer.error is not None:
             why = f"{answer.error.name}: {answer.error.message}"
@@ -232,6 +250,9 @@ def _ignore(number: int, frame: object) -> None:
 
 def _temporary() -> Path:
     """A new file, empty."""
+    import tempfile
+    from pathlib import Path
+
     file, path = tempfile.mkstemp(prefix="flame-")
     os.close(file)
     return Path(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
 from flame.model.errors import NotFoundError
 
@@ -22,6 +21,8 @@ class Spools:
         if file is None:
             while len(self._files) >= _MOST:
                 os.close(self._files.pop(next(iter(self._files))))
+            import tempfile
+
             with tempfile.TemporaryFile() as made:
                 file = self._files[name] = os.dup(made.fileno())
         view = memoryview(data)
