@@ -224,6 +224,44 @@ except OSError as error: answer = type(error).__name__
         assert len(_proxies_of(executor)) == 1
 
 
+PREPARED = """
+import http.client, json, os, sys, time, urllib.request
+import flame
+
+class Prepared(flame.FlameService):
+    def on_prepare(self):
+        url = f"http://{sys.argv[1]}/prepared"
+        self.page = urllib.request.urlopen(url).read().decode()
+        self.tunnel = http.client.HTTPConnection(os.environ["https_proxy"].removeprefix("http://"))
+        self.tunnel.set_tunnel(sys.argv[1])
+        self.tunnel.connect()
+        self.at = time.monotonic()
+
+    def on_task_invoke(self, context):
+        self.tunnel.sock.settimeout(60)
+        left = self.tunnel.sock.recv(1).decode()
+        return json.dumps([self.at, self.page, left, urllib.request.urlopen(context.input.decode()).status]).encode()
+
+flame.run(Prepared())
+"""
+
+
+def test_copies_of_a_machine_have_what_was_fetched_and_none_of_its_connections(
+    cluster: Cluster, connection: flame.Connection, web: Web
+) -> None:
+    require_level(connection, "microvm")
+    service = cluster.folder / "prepared.py"
+    service.write_text(PREPARED)
+    spec = {"command": sys.executable, "arguments": [str(service), web.where], "isolation": "microvm"}
+    connection.register_application("prepared", {**spec, "network": listed(web)})
+    answers: list[Any] = []
+    for _ in range(2):
+        with connection.create_session("prepared") as session:
+            answers.append(ask(session, f"http://{web.where}/"))
+    assert answers[0] == answers[1]
+    assert answers[0][1:] == [f"/prepared of {web.where}", "", 200]
+
+
 def test_without_its_bridge_or_its_proxy_an_instance_reaches_nothing(connection: flame.Connection, web: Web) -> None:
     fetch = f"""
 try: answer = get('http://{web.where}/')
