@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import flame
 from cluster import Cluster
 from flame.proto import types_pb2
-from flame.shims.container_commands import Commands
+from flame.shims.container_commands import Commands, TooMuchError
 from flame.shims.container_images import Images
 from flame.shims.container_limits import ImageLimits
 from flame.shims.processes import Keeper
@@ -25,7 +26,8 @@ from scripted_manager import PATIENCE, a_node_apart, a_node_here, gone
 from untrusted import named
 
 MIB = 1024**2
-SMALL = ImageLimits(max_bytes=20 * MIB, max_files=100, timeout=PATIENCE)
+LARGE = ImageLimits(timeout=PATIENCE)
+SMALL = ImageLimits(max_bytes=2 * MIB, max_files=100, timeout=PATIENCE)
 
 
 def known() -> set[str]:
@@ -43,7 +45,7 @@ def before() -> Iterator[set[str]]:
 
 
 @asynccontextmanager
-async def a_store(folder: Path, limits: ImageLimits = SMALL, program: str = "podman") -> AsyncIterator[Images]:
+async def a_store(folder: Path, limits: ImageLimits = SMALL, program: str = "podman") -> AsyncGenerator[Images]:
     """A node's images in `folder`/images; what it runs is in `folder`/running meanwhile."""
     (folder / "running").mkdir(parents=True)
     keeper = Keeper()
@@ -69,10 +71,10 @@ async def refusal(images: Images, name: str) -> str:
 @pytest.mark.parametrize(
     ("files", "why"),
     [
-        ({"zeros": 200 * MIB}, f"it is larger than {20 * MIB} bytes"),
-        ({f"zeros-{number}": 15 * MIB for number in range(20)}, f"it is larger than {20 * MIB} bytes"),
-        ({f"zeros-{number}": 15 * MIB for number in range(2)}, f"it is larger than {20 * MIB} bytes"),
-        ({f"f/{number}": 0 for number in range(5000)}, "it has more than 100 files"),
+        ({"zeros": 20 * MIB}, f"it is larger than {2 * MIB} bytes"),
+        ({f"zeros-{number}": MIB for number in range(30)}, f"it is larger than {2 * MIB} bytes"),
+        ({f"zeros-{number}": MIB for number in range(3)}, f"it is larger than {2 * MIB} bytes"),
+        ({f"f/{number}": 0 for number in range(1000)}, "it has more than 100 files"),
     ],
     ids=["one file", "many large files", "some large files", "many files"],
 )
@@ -88,14 +90,25 @@ async def test_a_bomb_is_refused_and_leaves_nothing(
         assert podman("ps", "--all", "--quiet", "--filter", "name=flame-") == ""
 
 
+async def test_what_writes_without_end_is_ended(tmp_path: Path) -> None:
+    keeper = Keeper()
+    seconds = f"37{os.getpid()}"  # by which it is found
+    with pytest.raises(TooMuchError, match="it is larger than 2097152 bytes"):
+        await Commands(keeper, tmp_path, os.environ, SMALL).run(
+            "sh", "-c", f"sleep {seconds} & sh -c 'exec cat /dev/zero >/dev/null'"
+        )
+    assert named(seconds) == []
+    await keeper.close()
+
+
 def test_the_client_hears_that_an_image_is_too_large(tmp_path: Path, before: set[str]) -> None:
-    name = oci_layout(tmp_path / "layout", [layer({"zeros": 20 * MIB})])
-    settings = {"executors": {"capacity": "cpu=2,mem=4g", "images": {"max_size": "10Mi"}}}
+    name = oci_layout(tmp_path / "layout", [layer({"zeros": 2 * MIB})])
+    settings = {"executors": {"capacity": "cpu=2,mem=4g", "images": {"max_size": "1Mi"}}}
     with Cluster(tmp_path, settings=settings) as cluster, flame.connect(cluster.endpoint) as connection:
         connection.register_application("bomb", {"shim": flame.Shim.CONTAINER, "image": name, "command": "sh"})
         with connection.create_session("bomb") as session, pytest.raises(flame.FlameError) as caught:
             session.invoke(b"x")
-    assert "it is larger than 10485760 bytes" in str(caught.value)
+    assert "it is larger than 1048576 bytes" in str(caught.value)
     assert "executors.images.max_size" in str(caught.value)
 
 
@@ -130,6 +143,18 @@ async def test_a_working_directory_that_the_image_lacks_is_made(tmp_path: Path, 
         image = await images.provide(name)
         assert image.has_folder("/srv/app")
         assert (image.cwd, list(image.command)) == ("/srv/app", ["tool"])
+
+
+async def test_devices_of_an_image_are_left_out(tmp_path: Path, before: set[str]) -> None:
+    stream = io.BytesIO(layer({"app/file": 1}))
+    with tarfile.open(fileobj=stream, mode="a") as tar:
+        for kind, name in ((tarfile.BLKTYPE, "app/disk"), (tarfile.CHRTYPE, "app/memory")):
+            member = tarfile.TarInfo(name)
+            member.type, member.devmajor, member.devminor = kind, 1, 1
+            tar.addfile(member)
+    async with a_store(tmp_path) as images:
+        image = await images.provide(oci_layout(tmp_path / "layout", [stream.getvalue()]))
+        assert [file.name for file in (image.root / "app").iterdir()] == ["file"]
 
 
 async def test_several_nodes_fetch_one_image_at_once(tmp_path: Path, before: set[str]) -> None:
@@ -209,7 +234,7 @@ async def test_nothing_is_left_of_a_node_that_is_killed_while_it_unpacks(tmp_pat
             await process.wait()
             await gone(tar_pid)
             keeper = Keeper()
-            images = Images("podman", folder, Commands(keeper, tmp_path, os.environ, SMALL), SMALL)
+            images = Images("podman", folder, Commands(keeper, tmp_path, os.environ, LARGE), LARGE)
             images.open()
             assert not part.exists()
             assert podman("ps", "--all", "--quiet", "--filter", f"ancestor={name}") == ""

@@ -20,7 +20,7 @@ from flame.shims.shim import BindError
 def image(tmp_path: Path) -> Image:
     for name in ("bin/tool", "usr/bin/other", "app/run"):
         (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).touch(mode=0o755)
     return Image("digest", tmp_path, ["./run", "--fast"], ["PATH=/usr/bin:/bin", "COLOR=blue"], "/app")
 
 
@@ -61,6 +61,12 @@ def test_commands_are_looked_for_in_the_image(image: Image, command: str, path: 
 def test_a_command_that_only_the_node_has_is_not_found(image: Image, command: str) -> None:
     with pytest.raises(BindError, match="was not found in image 'app:1'"):
         inside(application(command=command), image)
+
+
+def test_a_command_that_is_not_executable(image: Image) -> None:
+    (image.root / "app/run").chmod(0o644)
+    with pytest.raises(BindError, match="command '/app/run' of image 'app:1' is not executable"):
+        inside(application(), image)
 
 
 def test_an_image_without_a_command(image: Image, tmp_path: Path) -> None:

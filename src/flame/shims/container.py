@@ -163,5 +163,7 @@ def inside(application: types_pb2.ApplicationSpec, image: Image) -> types_pb2.Ap
     path = placed.find(command, env["PATH"])
     if path is None:
         raise BindError(BindCode.START, f"command {command!r} was not found in image {application.image!r}")
+    if not placed.can_run(path):
+        raise BindError(BindCode.START, f"command {path!r} of image {application.image!r} is not executable")
     found.command = path
     return found

@@ -70,6 +70,11 @@ class Image(msgspec.Struct, frozen=True):
                 return place
         return None
 
+    def can_run(self, path: str) -> bool:
+        """Whether the file with this absolute path may be started by anybody."""
+        file = locate(self.root, path)
+        return file is not None and bool(file.stat().st_mode & 0o111)
+
     def has_folder(self, path: str) -> bool:
         """Whether it has a folder with this absolute path."""
         folder = locate(self.root, path)
