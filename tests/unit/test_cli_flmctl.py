@@ -20,13 +20,13 @@ from flame.cli.commands.sandbox_files import files
 from flame.cli.commands.tenant import COMMANDS as TENANT
 from flame.cli.commands.tenant import tenant
 from flame.cli.flmctl import COMMANDS, flmctl
-from flame.cli.objects.applications import application_message
 from flame.cli.program import Lazy
 from flame.config.application import parse_applications
 from flame.model.errors import FlameError, NotFoundError, UnavailableError
 from flame.model.specs import ApplicationSpec
 from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
+from flame.proto.values import application_spec_message
 from scripted_cluster import GIB, START, Script, flame, scripted_cluster, session, task
 
 
@@ -214,7 +214,7 @@ def test_an_application_can_be_viewed_and_registered_again(
 
 
 def test_an_application_is_sent_with_its_warm_instances() -> None:
-    assert application_message(ApplicationSpec(warm_instances=2)).warm_instances == 2
+    assert application_spec_message(ApplicationSpec(warm_instances=2)).warm_instances == 2
 
 
 def test_what_keeps_an_application_apart_comes_back_as_it_was(
@@ -225,7 +225,7 @@ def test_what_keeps_an_application_apart_comes_back_as_it_was(
     script.answers["GetApplication"] = ty.Application(metadata=ty.Metadata(id="pi", name="pi"), spec=spec)
     assert flame("view", "-a", "pi", "-o", "yaml") == 0
     [document] = parse_applications(tmp_path, capsys.readouterr().out)
-    sent = application_message(document.spec)
+    sent = application_spec_message(document.spec)
     assert (sent.isolation, sent.network, sent.limits) == ("process", "none", limits)
     assert flame("view", "-a", "pi") == 0
     page = capsys.readouterr().out

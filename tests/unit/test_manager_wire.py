@@ -19,7 +19,7 @@ from flame.model.resources import Resources
 from flame.model.specs import NO_OPTIONS, ApplicationSchema, ApplicationSpec, Gang, SessionSpec, TaskOptions
 from flame.model.states import ExecutorState, SessionState, Shim, TaskState
 from flame.model.tenants import Quota, TenantSpec
-from flame.proto import link_pb2, types_pb2
+from flame.proto import link_pb2, types_pb2, values
 
 texts = st.none() | st.text(max_size=5)
 uint32 = st.integers(0, 2**32 - 1)
@@ -125,25 +125,25 @@ def test_a_weight_that_is_left_out_is_one() -> None:
 
 @given(specs)
 def test_applications_come_back_as_they_were(spec: ApplicationSpec) -> None:
-    body = wire.application_spec_message(spec).SerializeToString()
-    assert wire.application_spec_of(types_pb2.ApplicationSpec.FromString(body)) == spec
+    body = values.application_spec_message(spec).SerializeToString()
+    assert values.application_spec_of(types_pb2.ApplicationSpec.FromString(body)) == spec
 
 
 @given(options)
 def test_options_come_back_as_they_were(value: TaskOptions) -> None:
-    body = wire.options_message(value).SerializeToString()
-    assert wire.options_of(types_pb2.TaskOptions.FromString(body)) == value
+    body = values.options_message(value).SerializeToString()
+    assert values.options_of(types_pb2.TaskOptions.FromString(body)) == value
 
 
 def test_no_options_are_one_object() -> None:
-    assert wire.options_of(types_pb2.TaskOptions()) is NO_OPTIONS
+    assert values.options_of(types_pb2.TaskOptions()) is NO_OPTIONS
 
 
 def test_an_unknown_shim_is_refused() -> None:
     message = types_pb2.ApplicationSpec()
     message.shim = 99  # type: ignore[assignment]
     with pytest.raises(InvalidArgumentError, match="unknown shim 99"):
-        wire.application_spec_of(message)
+        values.application_spec_of(message)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +214,8 @@ def test_what_a_node_holds() -> None:
     (item,) = joined.held
     assert (item.channel, item.state, item.task_ids, item.attempts) == (4, ExecutorState.BOUND, [1, 2], [1, 3])
     assert (item.gpus, item.gang, item.concurrency) == ((0, 3), Gang(1, 2, ("a:1", "[::1]:65535")), 1)
-    assert cluster_wire.gang_message(item.gang) == held.gang
-    assert cluster_wire.gang_message(None) is None
+    assert values.gang_message(item.gang) == held.gang
+    assert values.gang_message(None) is None
     held.attempts.append(9)
     with pytest.raises(ProtocolError, match="2 tasks and 3 attempts"):
         cluster_wire.node_joined("n", link_pb2.NodeHello(executors=[held]))

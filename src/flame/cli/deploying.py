@@ -14,13 +14,13 @@ from pathlib import Path
 import msgspec
 
 from flame.cli.api import Api
-from flame.cli.objects.applications import application_message
 from flame.model.errors import InvalidStateError, NotFoundError
 from flame.model.specs import ApplicationSpec
 from flame.packages.building import Built
 from flame.packages.storage import PackageStorage, Progress, store
 from flame.packages.url import parse_package_url
 from flame.proto import types_pb2 as ty
+from flame.proto.values import application_spec_message
 
 CREATED, UPDATED, UNCHANGED = "created", "updated", "unchanged"
 
@@ -153,7 +153,7 @@ class Deployer:
     def _action(self, current: ty.ApplicationSpec | None, spec: ApplicationSpec) -> str:
         if current is None:
             return CREATED
-        return UNCHANGED if current == application_message(spec) else UPDATED
+        return UNCHANGED if current == application_spec_message(spec) else UPDATED
 
     def _check_unused(self, current: ty.ApplicationSpec | None) -> None:
         """Before anything is sent: the cluster changes no application that is in use."""
@@ -168,7 +168,7 @@ class Deployer:
 
     def _change(self, current: ty.ApplicationSpec | None, spec: ApplicationSpec) -> str:
         call: Callable[[str, ty.ApplicationSpec], None] = self._api.register if current is None else self._api.update
-        call(self._application, application_message(spec))
+        call(self._application, application_spec_message(spec))
         return CREATED if current is None else UPDATED
 
     # --- manifests ---------------------------------------------------------------------------------------------------

@@ -13,29 +13,10 @@ from flame.client.values import LogChunk
 from flame.model.errors import NotFoundError, UnavailableError
 from flame.model.states import SessionState
 from flame.proto import frontend_pb2 as fe
+from flame.proto.seen_logs import SeenLogs
 
 RESUME_TIME = 30.0  # seconds
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-
-
-class Seen:
-    """How far each stream of each executor was read, in bytes from its beginning."""
-
-    def __init__(self) -> None:
-        self._ends: dict[tuple[str, str], int] = {}
-
-    def rest(self, chunk: LogChunk) -> LogChunk | None:
-        """What is new of the chunk, None when nothing is."""
-        key = (chunk.executor_id, chunk.stream)
-        end = self._ends.get(key, -1)
-        self._ends[key] = max(end, chunk.offset + len(chunk.data))
-        known = end - chunk.offset
-        if end < 0 or known < 0:
-            return chunk
-        if known >= len(chunk.data):
-            return None
-        # Without a gap before it: nothing between what was seen and this is missing.
-        return LogChunk(chunk.executor_id, chunk.stream, end, chunk.data[known:], truncated=False)
 
 
 async def read_logs(uplink: Uplink, request: fe.GetLogsRequest) -> AsyncGenerator[LogChunk]:
@@ -43,7 +24,7 @@ async def read_logs(uplink: Uplink, request: fe.GetLogsRequest) -> AsyncGenerato
 
     Raises NotFoundError, UnavailableError.
     """
-    seen = Seen()
+    seen = SeenLogs()
     broke = False
     until = 0.0  # after an interruption: how long the nodes may take to come back
     pause = _SHORTEST_PAUSE
@@ -53,9 +34,9 @@ async def read_logs(uplink: Uplink, request: fe.GetLogsRequest) -> AsyncGenerato
             async with aclosing(uplink.stream("GetLogs", request, fe.LogChunk, again=broke)) as messages:
                 async for message in messages:
                     found = True
-                    chunk = seen.rest(wire.log_from(message))
-                    if chunk is not None:
-                        yield chunk
+                    rest = seen.rest(message)
+                    if rest is not None:
+                        yield wire.log_from(rest)
         except UnavailableError as error:
             if not request.follow or not uplink.broken(error):
                 raise

@@ -9,7 +9,6 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from google.protobuf.message import Message
-from msgspec.structs import asdict
 
 from flame.client.values import (
     Application,
@@ -33,11 +32,12 @@ from flame.client.values import (
 from flame.model.errors import InvalidArgumentError
 from flame.model.isolation import Limits
 from flame.model.network import joined
-from flame.model.specs import Gang, TaskOptions
+from flame.model.specs import TaskOptions
 from flame.model.states import ApplicationState, ExecutorState, NodeState, SessionState, Shim, TaskState
 from flame.model.task_options import check_options, check_per_key
 from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
+from flame.proto import values
 
 
 def time_of(milliseconds: int) -> datetime:
@@ -79,28 +79,14 @@ def resources_from(message: ty.ResourceRequirement) -> ResourceRequirement:
 
 def limits_to(limits: Limits | None) -> ty.Limits | None:
     """Raises TypeError and ValueError."""
-    return None if limits is None else ty.Limits(**asdict(limits))
-
-
-def limits_from(message: ty.Limits) -> Limits:
-    return Limits(**{name: getattr(message, name) for name in Limits.__struct_fields__})
+    return values.limits_message(limits) if limits is not None else None
 
 
 def options_to(options: TaskOptions) -> ty.TaskOptions:
     """Raises InvalidArgumentError."""
     try:
         check_options(options)
-        return ty.TaskOptions(
-            timeout_ms=options.timeout_ms,
-            max_retries=options.max_retries,
-            priority=options.priority,
-            idempotency_key=options.idempotency_key,
-            labels=options.labels,
-            deadline_ms=options.deadline_ms,
-            retry_delay_ms=options.retry_delay_ms,
-            retry_max_delay_ms=options.retry_max_delay_ms,
-            key=options.key,
-        )
+        return values.options_message(options)
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"invalid task options: {error}") from error
 
@@ -175,7 +161,7 @@ def application_from(message: ty.Application) -> Application:
         start_timeout=spec.start_timeout_ms / 1000 if spec.start_timeout_ms else None,
         warm_instances=spec.warm_instances,
         isolation=spec.isolation,
-        limits=limits_from(spec.limits) if spec.HasField("limits") else None,
+        limits=values.limits_of(spec.limits) if spec.HasField("limits") else None,
         network=spec.network,
     )
 
@@ -314,13 +300,9 @@ def executor_from(message: ty.Executor) -> Executor:
         outstanding=status.outstanding,
         pid=status.pid,
         gpus=list(status.gpus),
-        gang=gang_from(status.gang) if status.HasField("gang") else None,
+        gang=values.gang_of(status.gang) if status.HasField("gang") else None,
         message=message,
     )
-
-
-def gang_from(message: ty.Gang) -> Gang:
-    return Gang(message.rank, message.world_size, tuple(message.addresses))
 
 
 def tenant_to(

@@ -17,7 +17,7 @@ from flame.manager.payloads import Bodies, Payloads
 from flame.manager.turns import Turns
 from flame.model.errors import FlameError, InternalError, ProtocolError, TooLargeError, UnavailableError
 from flame.model.specs import NO_OPTIONS
-from flame.proto import link_pb2, types_pb2
+from flame.proto import link_pb2, types_pb2, values
 from flame.security import Identity, authorize
 
 _log = logging.getLogger("flame.manager")
@@ -154,7 +154,7 @@ class Clients:
             except TooLargeError as error:
                 self._accepted(client, frame.channel, Accepted(0, submit.first_seq, count, 0, error))
                 return
-        options = wire.options_of(submit.options) if submit.HasField("options") else NO_OPTIONS
+        options = values.options_of(submit.options) if submit.HasField("options") else NO_OPTIONS
         ticket = self._turns.ticket(partial(self._accepted, client, frame.channel))
         self._turns.post(Submitted(ticket, session_id, client.key, submit.first_seq, count, frame.body, options))
 

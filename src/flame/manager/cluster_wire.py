@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from flame.engine import cluster_views
 from flame.engine.events import Held, NodeJoined
-from flame.manager.wire import number, resources_message, resources_of
 from flame.model.errors import ProtocolError
 from flame.model.resources import Resources
 from flame.model.specs import Gang
 from flame.model.states import ExecutorState
 from flame.model.tenants import NO_QUOTA, Quota, TenantSpec
 from flame.proto import link_pb2, types_pb2
+from flame.proto.values import gang_message, gang_of, number, resources_message, resources_of
 
 MAX_AMOUNT = 2**63 - 1
 MAX_GPUS = 4096  # of one node
@@ -143,19 +143,12 @@ def _gang(item: link_pb2.HeldExecutor) -> Gang:
             f"executor {item.executor_id!r} can't be member {gang.rank} of {gang.world_size} "
             f"at the addresses {', '.join(addresses[:4])!r}"
         )
-    return Gang(gang.rank, gang.world_size, addresses)
+    return gang_of(gang)
 
 
 def _port_of(address: str) -> str:
     port = address.rpartition(":")[2]
     return port if port.isascii() and len(port) <= 5 else ""
-
-
-def gang_message(gang: Gang | None) -> types_pb2.Gang | None:
-    """None for an executor that is no member of one."""
-    if gang is None:
-        return None
-    return types_pb2.Gang(rank=gang.rank, world_size=gang.world_size, addresses=gang.addresses)
 
 
 def executor_state_of(code: int) -> ExecutorState:

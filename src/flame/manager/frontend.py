@@ -26,7 +26,7 @@ from flame.model.errors import FlameError, InvalidArgumentError, NotFoundError
 from flame.model.specs import NO_OPTIONS
 from flame.model.states import SessionState, TaskState
 from flame.proto import frontend_pb2 as pb
-from flame.proto import link_pb2, types_pb2
+from flame.proto import link_pb2, types_pb2, values
 from flame.security import Identity, authorize
 
 M = TypeVar("M", bound=Message)
@@ -307,7 +307,7 @@ class Frontend:
         options = NO_OPTIONS
         if spec.HasField("options"):
             submit.options.CopyFrom(spec.options)
-            options = wire.options_of(spec.options)
+            options = values.options_of(spec.options)
         body = submit.SerializeToString()
         now = self._turns.now()
         first = await self._turns.submit(ev.Submitted(0, spec.session_id, "", 0, 1, body, options))
@@ -363,7 +363,7 @@ def _application_spec(request: pb.RegisterApplicationRequest | pb.UpdateApplicat
     """The spec in a request. Raises InvalidArgumentError for faults of its form."""
     if not request.HasField("application"):
         raise InvalidArgumentError("application spec is missed")
-    spec = wire.application_spec_of(request.application)
+    spec = values.application_spec_of(request.application)
     if spec.schema is not None:
         texts = (
             ("input", spec.schema.input),

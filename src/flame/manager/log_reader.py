@@ -16,6 +16,7 @@ from flame.manager.watches import Watches
 from flame.model.errors import FlameError, InvalidArgumentError, NotFoundError
 from flame.model.states import ExecutorState, SessionState
 from flame.proto import frontend_pb2
+from flame.proto.seen_logs import SeenLogs
 
 _QUEUE_LENGTH = 16
 
@@ -85,7 +86,7 @@ class LogReader:
 
 
 class _Reading:
-    """One GetLogs under way. `_ends`: how far each stream was told, since a node that is asked again begins anew."""
+    """One GetLogs under way. `_told`: a node that is asked again begins anew."""
 
     def __init__(self, nodes: Nodes, request: frontend_pb2.GetLogsRequest) -> None:
         self._nodes = nodes
@@ -93,7 +94,7 @@ class _Reading:
         self._queue: asyncio.Queue[frontend_pb2.LogChunk | None] = asyncio.Queue(_QUEUE_LENGTH)
         self._pumps: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, FlameError] = {}  # by node, of its last answer
-        self._ends: dict[tuple[str, str], int] = {}
+        self._told = SeenLogs()
 
     def ask(self, node: str) -> None:
         """Read what this node has, unless that is under way."""
@@ -112,7 +113,7 @@ class _Reading:
         """Until no node has more to say and `ended()`."""
         while self._pumps or not ended() or not self._queue.empty():
             chunk = await self._queue.get()
-            fresh = self._fresh(chunk) if chunk is not None else None
+            fresh = self._told.rest(chunk) if chunk is not None else None
             if fresh is not None:
                 yield fresh
 
@@ -121,7 +122,7 @@ class _Reading:
         other = [error for error in self._failures.values() if not isinstance(error, NotFoundError)]
         if other:
             raise other[0]
-        if asked and not self._ends and len(self._failures) >= asked:
+        if asked and not self._told and len(self._failures) >= asked:
             raise next(iter(self._failures.values()))
 
     async def close(self) -> None:
@@ -130,20 +131,6 @@ class _Reading:
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
-
-    def _fresh(self, chunk: frontend_pb2.LogChunk) -> frontend_pb2.LogChunk | None:
-        """What of the chunk was not told yet."""
-        key = (chunk.executor_id, chunk.stream)
-        told = self._ends.get(key, 0)
-        end = chunk.offset + len(chunk.data)
-        if key in self._ends and chunk.offset < told:
-            if end <= told:
-                return None
-            chunk.data = chunk.data[told - chunk.offset :]
-            chunk.offset = told
-            chunk.truncated = False
-        self._ends[key] = end
-        return chunk
 
     async def _pump(self, node: str) -> None:
         try:

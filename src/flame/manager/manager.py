@@ -14,7 +14,6 @@ from flame.engine import Engine, EngineSettings
 from flame.engine.events import RegisterApplication
 from flame.journal import Journal, JournalError, JournalWriter, SqliteJournal, open_journal
 from flame.link import FRAME_SLACK, Address, Link, LinkServer, PeerInfo, serve
-from flame.manager import wire
 from flame.manager.built_in import BUILT_IN
 from flame.manager.clients import Clients
 from flame.manager.frontend import Frontend
@@ -30,7 +29,7 @@ from flame.manager.tenants import check_tenants, set_up_tenants
 from flame.manager.turns import Turns, wall_clock
 from flame.manager.watches import Watches
 from flame.model.errors import InvalidConfigError, ProtocolError, ReadOnlyError, UnavailableError
-from flame.proto import frontend_pb2, link_pb2
+from flame.proto import frontend_pb2, link_pb2, values
 from flame.scheduler.policy import Policy
 from flame.security import Tokens, authorize, check_listener, identify, server_ssl
 
@@ -276,7 +275,7 @@ class SessionManager:
             version=__version__,
             generation=self._turns.engine.generation,
             start_time=self._started,
-            unit=wire.resources_message(settings.resreq),
+            unit=values.resources_message(settings.resreq),
             storage=settings.storage,
             read_only=trouble is not None,
             read_only_reason=trouble.message if trouble is not None else "",

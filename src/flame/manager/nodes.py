@@ -27,7 +27,7 @@ from flame.model.errors import FlameError, NotFoundError, ProtocolError, Unavail
 from flame.model.isolation import strictest
 from flame.model.specs import ApplicationSpec
 from flame.model.states import BindCode, ExecutorState
-from flame.proto import frontend_pb2, link_pb2, types_pb2
+from flame.proto import frontend_pb2, link_pb2, types_pb2, values
 from flame.security import Tokens
 
 _log = logging.getLogger("flame.manager")
@@ -216,11 +216,11 @@ class Nodes:
         start = link_pb2.Start(
             executor_id=effect.executor_id,
             context=wire.session_context(effect.session_id, session.spec, spec),
-            application=wire.application_spec_message(spec),
-            resreq=wire.resources_message(session.resreq),
+            application=values.application_spec_message(spec),
+            resreq=values.resources_message(session.resreq),
             gpus=effect.gpus,
             token=self._tokens.issue(effect.executor_id, effect.session_id),
-            gang=cluster_wire.gang_message(effect.gang),
+            gang=values.gang_message(effect.gang),
         )
         node.link.send(Kind.START, effect.channel, start.SerializeToString())
 

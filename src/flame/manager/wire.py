@@ -4,153 +4,28 @@ decides or waits."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from enum import IntEnum
-from typing import Any
-
-import msgspec
 
 from flame.engine import views
 from flame.engine.events import Failed
 from flame.engine.records import Finish
-from flame.model.errors import InvalidArgumentError, ProtocolError
-from flame.model.isolation import NO_LIMITS, Limits
-from flame.model.resources import Resources
-from flame.model.specs import (
-    DEFAULT_DELAY_RELEASE,
-    DEFAULT_MAX_INSTANCES,
-    NO_OPTIONS,
-    ApplicationSchema,
-    ApplicationSpec,
-    RecordedEvent,
-    SessionSpec,
-    TaskOptions,
-)
-from flame.model.states import EventCode, Shim, TaskState
+from flame.model.errors import ProtocolError
+from flame.model.specs import NO_OPTIONS, ApplicationSpec, RecordedEvent, SessionSpec
+from flame.model.states import EventCode, TaskState
 from flame.model.task_options import after_attempts
 from flame.model.tenants import DEFAULT_TENANT
 from flame.proto import link_pb2, shim_pb2, types_pb2
-
-# --- resources and options -------------------------------------------------------------------------------------------
-
-
-def resources_of(message: types_pb2.ResourceRequirement) -> Resources:
-    return Resources(message.cpu, message.memory, message.gpu)
-
-
-def resources_message(resources: Resources) -> types_pb2.ResourceRequirement:
-    return types_pb2.ResourceRequirement(cpu=resources.cpu, memory=resources.memory, gpu=resources.gpu)
-
-
-def options_of(message: types_pb2.TaskOptions) -> TaskOptions:
-    options = TaskOptions(
-        message.timeout_ms,
-        message.max_retries if message.HasField("max_retries") else None,
-        message.priority,
-        message.idempotency_key,
-        dict(message.labels),
-        message.deadline_ms,
-        message.retry_delay_ms,
-        message.retry_max_delay_ms,
-        message.key,
-    )
-    return options if options != NO_OPTIONS else NO_OPTIONS
-
-
-def options_message(options: TaskOptions) -> types_pb2.TaskOptions:
-    return types_pb2.TaskOptions(
-        timeout_ms=options.timeout_ms,
-        max_retries=options.max_retries,
-        priority=options.priority,
-        idempotency_key=options.idempotency_key,
-        labels=options.labels,
-        deadline_ms=options.deadline_ms,
-        retry_delay_ms=options.retry_delay_ms,
-        retry_max_delay_ms=options.retry_max_delay_ms,
-        key=options.key,
-    )
-
-
-def limits_of(message: types_pb2.Limits) -> Limits:
-    limits = Limits(**{name: getattr(message, name) for name in Limits.__struct_fields__})
-    return limits if limits != NO_LIMITS else NO_LIMITS
-
-
-def limits_message(limits: Limits) -> types_pb2.Limits | None:
-    """None for no limits: they are left out."""
-    return types_pb2.Limits(**msgspec.structs.asdict(limits)) if limits != NO_LIMITS else None
-
-
-def number(value: IntEnum) -> Any:
-    """An enum's number; the generated stubs want classes of their own that do not exist at run time."""
-    return int(value)
-
-
-def shim_of(number: int) -> Shim:
-    """Raises InvalidArgumentError for a number that is no shim."""
-    try:
-        return Shim(number)
-    except ValueError:
-        raise InvalidArgumentError(f"unknown shim {number}") from None
-
+from flame.proto.values import (
+    application_spec_message,
+    limits_message,
+    limits_of,
+    number,
+    options_message,
+    options_of,
+    resources_message,
+    resources_of,
+)
 
 # --- applications ----------------------------------------------------------------------------------------------------
-
-
-def application_spec_of(message: types_pb2.ApplicationSpec) -> ApplicationSpec:
-    """Raises InvalidArgumentError for an unknown shim."""
-    schema = message.schema
-    return ApplicationSpec(
-        shim=shim_of(message.shim),
-        description=message.description if message.HasField("description") else None,
-        labels=tuple(message.labels),
-        image=message.image if message.HasField("image") else None,
-        command=message.command if message.HasField("command") else None,
-        arguments=tuple(message.arguments),
-        environments={item.name: item.value for item in message.environments},
-        working_directory=message.working_directory or None,
-        max_instances=message.max_instances if message.HasField("max_instances") else DEFAULT_MAX_INSTANCES,
-        delay_release=message.delay_release if message.HasField("delay_release") else DEFAULT_DELAY_RELEASE,
-        schema=ApplicationSchema(
-            schema.input if schema.HasField("input") else None,
-            schema.output if schema.HasField("output") else None,
-            schema.common_data if schema.HasField("common_data") else None,
-        )
-        if message.HasField("schema")
-        else None,
-        url=message.url if message.HasField("url") else None,
-        installer=message.installer if message.HasField("installer") else None,
-        start_timeout_ms=message.start_timeout_ms,
-        warm_instances=message.warm_instances,
-        isolation=message.isolation,
-        limits=limits_of(message.limits),
-        network=message.network,
-    )
-
-
-def application_spec_message(spec: ApplicationSpec) -> types_pb2.ApplicationSpec:
-    schema = spec.schema
-    return types_pb2.ApplicationSpec(
-        shim=number(spec.shim),
-        description=spec.description,
-        labels=spec.labels,
-        image=spec.image,
-        command=spec.command,
-        arguments=spec.arguments,
-        environments=[types_pb2.Environment(name=name, value=value) for name, value in spec.environments.items()],
-        working_directory=spec.working_directory,
-        max_instances=spec.max_instances,
-        delay_release=spec.delay_release,
-        schema=types_pb2.ApplicationSchema(input=schema.input, output=schema.output, common_data=schema.common_data)
-        if schema is not None
-        else None,
-        url=spec.url,
-        installer=spec.installer,
-        start_timeout_ms=spec.start_timeout_ms,
-        warm_instances=spec.warm_instances,
-        isolation=spec.isolation,
-        limits=limits_message(spec.limits),
-        network=spec.network,
-    )
 
 
 def application_message(view: views.ApplicationView) -> types_pb2.Application:

@@ -8,10 +8,10 @@ from datetime import timedelta
 
 from flame.client.snapshot import SessionSnapshot
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
-from flame.client.wire import limits_from
 from flame.model.errors import FlameError, InvalidArgumentError, TimedOutError, UnavailableError
 from flame.model.isolation import Limits
 from flame.model.specs import TaskOptions
+from flame.proto.values import limits_of
 from flame.sandbox import wire
 
 RETENTION = 3600  # seconds that a closed sandbox is remembered, so that it can be told why it was closed
@@ -58,7 +58,7 @@ def attributes_like(session: SessionSnapshot) -> SessionAttributes:
         labels=session.labels,
         tenant=session.tenant,
         isolation=spec.isolation,
-        limits=limits_from(spec.limits),
+        limits=limits_of(spec.limits),
         network=spec.network,
         idle_timeout=spec.idle_timeout_s,
     )

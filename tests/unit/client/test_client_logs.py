@@ -10,9 +10,9 @@ import pytest
 
 import flame
 from flame.client import logs, uplink
-from flame.client.logs import Seen
 from flame.model.errors import NotFoundError, TimedOutError, UnavailableError
 from flame.proto import frontend_pb2 as fe
+from flame.proto.seen_logs import SeenLogs
 
 
 def chunk(data: bytes, offset: int = 0, executor_id: str = "e", stream: str = "stdout") -> fe.LogChunk:
@@ -53,10 +53,10 @@ async def text(chunks: AsyncIterator[flame.LogChunk]) -> bytes:
 
 
 def test_what_was_read_is_cut_off() -> None:
-    seen = Seen()
+    seen = SeenLogs()
 
     def rest(offset: int, data: bytes, stream: str = "stdout") -> tuple[int, bytes] | None:
-        found = seen.rest(flame.LogChunk("e", stream, offset, data, truncated=True))
+        found = seen.rest(chunk(data, offset, stream=stream))
         return (found.offset, found.data) if found is not None else None
 
     assert rest(5, b"abc") == (5, b"abc")

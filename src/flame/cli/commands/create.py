@@ -7,7 +7,6 @@ import string
 from pathlib import Path
 
 import click
-import msgspec
 
 from flame.cli import completing
 from flame.cli.bounds import whole
@@ -104,12 +103,12 @@ def create(
         raise click.UsageError("choose one of --common-data and --common-data-file", ctx)
     from flame.cli.api import open_api
     from flame.cli.filters import label_filter, tolerations
-    from flame.cli.objects.resources import requirement
     from flame.cli.objects.sessions import session_kind
     from flame.cli.output import show_one
     from flame.model.isolation import parse_limits
     from flame.model.resources import parse_resources
     from flame.proto import types_pb2 as ty
+    from flame.proto.values import limits_message, resources_message
 
     asked = limit_texts(limits, memory)
     data = common_data.encode() if common_data is not None else None
@@ -133,9 +132,9 @@ def create(
         max_running_per_key=max_running_per_key or 0,
         isolation=isolation or "",
         network=network or "",
-        limits=ty.Limits(**msgspec.structs.asdict(parse_limits(asked))) if asked else None,
+        limits=limits_message(parse_limits(asked)) if asked else None,
         retention_s=retention,
-        resreq=requirement(parse_resources(resreq)) if resreq is not None else None,
+        resreq=resources_message(parse_resources(resreq)) if resreq is not None else None,
     )
     settings = settings_of(ctx)
     with open_api(settings) as api:

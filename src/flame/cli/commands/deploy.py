@@ -209,12 +209,13 @@ def _show_removed(name: str, removed: list[str], output: str, *, dry_run: bool) 
 
 def _show(name: str, kind: str, done: Deployment, removed: list[str], output: str, *, dry_run: bool) -> None:
     """Print what was done in the chosen form; YAML is the document that `flmctl register` reads."""
-    from flame.cli.objects.applications import APPLICATIONS, application_message
+    from flame.cli.objects.applications import APPLICATIONS
     from flame.cli.output import page, write_json, write_yaml
     from flame.proto import types_pb2 as ty
+    from flame.proto.values import application_spec_message
 
     spec = done.spec
-    message = ty.Application(metadata=ty.Metadata(id=name, name=name), spec=application_message(spec))
+    message = ty.Application(metadata=ty.Metadata(id=name, name=name), spec=application_spec_message(spec))
     document = APPLICATIONS.document(message)
     del document["status"]
     if output == "yaml":

@@ -18,11 +18,11 @@ def register(ctx: click.Context, file: str) -> None:
     """
     from flame.cli.api import open_api
     from flame.cli.files import read_applications
-    from flame.cli.objects.applications import application_message
+    from flame.proto.values import application_spec_message
 
     applications = read_applications(file)
     settings = settings_of(ctx)
     with open_api(settings) as api:
         for name, spec in applications:
-            api.register(name, application_message(spec))
+            api.register(name, application_spec_message(spec))
             print(name if settings.output == "name" else f"Application <{name}> was registered.")

@@ -5,44 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from msgspec.structs import asdict
-
 from flame.cli.objects.resources import limits_document, limits_text
 from flame.cli.objects.states import application_state, shim_name
 from flame.cli.output import Column, Document, Kind
 from flame.cli.times import local_time, span, utc_time
-from flame.model.isolation import NO_LIMITS
-from flame.model.specs import DEFAULT_DELAY_RELEASE, DEFAULT_MAX_INSTANCES, ApplicationSpec
+from flame.model.specs import DEFAULT_DELAY_RELEASE, DEFAULT_MAX_INSTANCES
 from flame.proto import types_pb2 as ty
 
 _TEXTS = ("image", "description", "command", "working_directory", "url", "installer")
-
-
-def application_message(spec: ApplicationSpec) -> ty.ApplicationSpec:
-    """The wire form of a specification."""
-    message = ty.ApplicationSpec(
-        shim=cast("ty.Shim", int(spec.shim)),
-        labels=spec.labels,
-        arguments=spec.arguments,
-        environments=[ty.Environment(name=name, value=value) for name, value in spec.environments.items()],
-        max_instances=spec.max_instances,
-        delay_release=spec.delay_release,
-        start_timeout_ms=spec.start_timeout_ms,
-        warm_instances=spec.warm_instances,
-        isolation=spec.isolation,
-        limits=ty.Limits(**asdict(spec.limits)) if spec.limits != NO_LIMITS else None,
-        network=spec.network,
-    )
-    for name in _TEXTS:
-        value: str | None = getattr(spec, name)
-        if value is not None:
-            setattr(message, name, value)
-    if spec.schema is not None:
-        for part in ("input", "output", "common_data"):
-            text: str | None = getattr(spec.schema, part)
-            if text is not None:
-                setattr(message.schema, part, text)
-    return message
 
 
 def _document(application: ty.Application) -> Document:

@@ -6,18 +6,9 @@ from typing import Any
 
 from flame.cli.memory import human_memory
 from flame.cli.output import Document
-from flame.model.resources import Resources, format_size
+from flame.model.resources import format_size
 from flame.proto import types_pb2 as ty
-
-
-def resources_of(message: ty.ResourceRequirement) -> Resources:
-    """The model's value for a message."""
-    return Resources(cpu=message.cpu, memory=message.memory, gpu=message.gpu)
-
-
-def requirement(resources: Resources) -> ty.ResourceRequirement:
-    """The message for a value of the model."""
-    return ty.ResourceRequirement(cpu=resources.cpu, memory=resources.memory, gpu=resources.gpu)
+from flame.proto.values import resources_of
 
 
 def request_text(message: ty.ResourceRequirement) -> str:

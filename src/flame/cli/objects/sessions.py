@@ -13,7 +13,6 @@ from flame.cli.objects.resources import (
     limits_text,
     request_text,
     resources_document,
-    resources_of,
     used_text,
 )
 from flame.cli.objects.states import session_state
@@ -21,6 +20,7 @@ from flame.cli.objects.tasks import TASKS
 from flame.cli.output import Column, Document, Kind, bytes_document
 from flame.cli.times import local_time, span, utc_time
 from flame.proto import types_pb2 as ty
+from flame.proto.values import resources_of
 
 
 def session_kind(unit: ty.ResourceRequirement) -> Kind[ty.Session]:
