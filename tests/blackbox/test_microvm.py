@@ -105,6 +105,18 @@ async def test_it_reaches_nothing(node: Node, begin: Any) -> None:
     assert await ask(node, 1, own) is None
 
 
+async def test_it_reaches_what_its_node_reaches_when_it_is_asked_for(node: Node, begin: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        await begin(network="host")
+        port = server.getsockname()[1]
+        assert await ask(node, 1, f"held = socket.create_connection(('10.0.2.2', {port})); answer = 'there'") == "there"
+        # Nobody outside comes to what it listens at.
+        own = "sys.kept = socket.create_server(('0.0.0.0', 0)); answer = sys.kept.getsockname()[1]"
+        inside = await ask(node, 1, own)
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.1", inside)) != 0
+
+
 # --- what it uses ----------------------------------------------------------------------------------------------------
 
 BOMB = """
