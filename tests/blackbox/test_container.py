@@ -239,6 +239,7 @@ def test_sessions_go_to_nodes_that_run_images(tmp_path: Path, image: str, monkey
         with flame.connect(cluster.endpoint) as connection:
             labels = {node.name: node.labels["flame.shim.container"] for node in connection.list_nodes()}
             assert labels == {"bare": "no", "able": "yes"}
+            assert "no shim container: podman is not installed: put it into" in cluster.nodes["bare"].log
             connection.register_application(
                 "busy", {"shim": flame.Shim.CONTAINER, "image": image, "labels": ["stdio=lines"]}
             )

@@ -30,7 +30,7 @@ from flame.node.folders import Folders
 from flame.node.installing import open_store
 from flame.node.relay import open_relay
 from flame.node.settings import NodeSettings
-from flame.node.shims import choose, find_shims, labels
+from flame.node.shims import choose, find_shims, labels, missing
 from flame.proto import frontend_pb2, link_pb2, types_pb2
 from flame.shims.environment import Surroundings
 from flame.shims.host import HostShim
@@ -144,6 +144,8 @@ class ExecutorManager:
             find_shims, self._host, workshop, self._reception, settings.work_dir / "shims", settings.image_limits
         )
         self._able.update(labels(self._shims))
+        for why in missing(self._shims):
+            logger.info("node %s: %s", settings.name, why)
         self._background(self._stay_connected())
         self._background(self._prune_logs())
 

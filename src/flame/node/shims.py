@@ -38,6 +38,11 @@ def labels(shims: Mapping[Kind, Shim]) -> dict[str, str]:
     return {SHIM_LABEL + kind.name.lower(): NO if shim.missing else YES for kind, shim in shims.items()}
 
 
+def missing(shims: Mapping[Kind, Shim]) -> list[str]:
+    """Why the node can't run those that it can't run."""
+    return [f"no shim {kind.name.lower()}: {shim.missing}" for kind, shim in shims.items() if shim.missing]
+
+
 def choose(shims: Mapping[Kind, Shim], wanted: int) -> Shim:
     """The shim of that number; one that only says why it can't, where this node can't run it."""
     known = {int(kind): shim for kind, shim in shims.items()}
