@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -355,6 +356,19 @@ async def a_node_apart(node: Node, **environ: str) -> asyncio.subprocess.Process
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below this one."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                children.setdefault(parent_of(int(folder.name)), []).append(int(folder.name))
+    found = list(children.get(pid, ()))
+    for each in found:
+        found += children.get(each, ())
+    return found
 
 
 async def gone(pid: int) -> None:

@@ -6,9 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,19 @@ from cluster import Cluster
 from flame.proto import frontend_pb2, link_pb2, types_pb2
 from flame.shims.gvisor import Gvisor
 from package_builder import pack
-from scripted_manager import PATIENCE, Node, NodeLog, a_node_apart, a_node_here, gone, parent_of
+from scripted_manager import PATIENCE, Node, NodeLog, a_node_apart, a_node_here, descendants, gone, parent_of
 from untrusted import MIB, SERVICE, ask, begin, named, throttled
 
 LEVEL = "gvisor"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def gvisor(tmp_path_factory: pytest.TempPathFactory) -> None:
+def gvisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """runsc has to be there: `make test` installs it."""
-    assert Gvisor.find(tmp_path_factory.mktemp("probe"), os.environ).missing == ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLAME_GVISOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        assert Gvisor.find(tmp_path_factory.mktemp("probe"), os.environ).missing == ""
+        yield
 
 
 @pytest.fixture
@@ -447,16 +449,3 @@ def test_a_session_may_not_ask_for_less(tmp_path: Path) -> None:
 
 def of_process(pid: int, file: str) -> bytes:
     return Path(f"/proc/{pid}/{file}").read_bytes()
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes below this one."""
-    done = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
-    children: dict[int, list[int]] = {}
-    for line in done.stdout.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    found = list(children.get(pid, ()))
-    for each in found:
-        found += children.get(each, ())
-    return found

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -10,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from flame.proto import frontend_pb2, types_pb2
 from prepared import ASYNC, FAILS, PREPARED
-from scripted_manager import Node, a_node_here
-from untrusted import ask
+from scripted_manager import PATIENCE, Node, NodeLog, a_node_apart, a_node_here, descendants, gone
+from untrusted import MIB, ask
 
 LEVEL = "gvisor"
 NOT_USED = b"no snapshot is used, the instance is started"
@@ -46,38 +52,290 @@ def start(node: Node, folder: Path, channel: int, source: str, name: str, **opti
     node.manager.start(channel, sys.executable, str(file), **{"isolation": LEVEL, **options})
 
 
-async def test_copies_share_what_was_prepared_and_nothing_else(node: Node, folder: Path) -> None:
-    for channel in (1, 2):
-        start(node, folder, channel, PREPARED, "prepared")
+async def begin(node: Node, folder: Path, channels: range, source: str, name: str, **options: Any) -> None:
+    """Start one after the other. The first one on a node is never a copy, the second saves itself."""
+    for channel in channels:
+        start(node, folder, channel, source, name, **options)
         await node.manager.bound(channel)
-    states = [await ask(node, channel, "answer = state") for channel in (1, 2)]
-    assert states[0] == states[1]  # on_prepare has run once, at that time
-    assert states[0][1] is False  # and knew nobody's identity
+
+
+async def written(node: Node, channel: int) -> bytes:
+    """What an instance wrote to stderr, and what is in front of it."""
+    chunks = await node.manager.read_log(executor_id=node.manager.executor_id(channel))
+    return b"".join(chunk.data for chunk in chunks)
+
+
+async def until_written(node: Node, channel: int, words: bytes) -> None:
+    """Wait until an instance has written these words to stderr."""
+    assert node.manager.link is not None
+    request = frontend_pb2.GetLogsRequest(executor_id=node.manager.executor_id(channel), follow=True)
+    async with asyncio.timeout(PATIENCE):
+        async for chunk in node.manager.link.stream("ReadLog", request.SerializeToString()):
+            if words in frontend_pb2.LogChunk.FromString(chunk).data:
+                return
+    raise AssertionError(f"it ended without {words!r}")
+
+
+def unfinished(cache: Path) -> list[Path]:
+    return list(cache.glob("snapshot-*.making"))
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def images(cache: Path) -> set[Path]:
+    return set(cache.glob("snapshot-*/checkpoint.img"))
+
+
+async def test_copies_share_what_was_prepared_and_nothing_else(node: Node, folder: Path) -> None:
+    await begin(node, folder, range(1, 4), PREPARED, "prepared")
+    states = [await ask(node, channel, "answer = state") for channel in (1, 2, 3)]
+    assert states[0] != states[1] == states[2]  # on_prepare has run once for both of them
+    assert states[1][1] is False  # and knew nobody's identity
     # What one session leaves behind is not another's.
-    assert await ask(node, 1, "state.append('mine'); open('/tmp/mine', 'w').close(); answer = len(state)") == 3
-    assert await ask(node, 2, "answer = [len(state), os.path.exists('/tmp/mine')]") == [2, False]
+    assert await ask(node, 2, "state.append('mine'); open('/tmp/mine', 'w').close(); answer = len(state)") == 3
+    assert await ask(node, 3, "answer = [len(state), os.path.exists('/tmp/mine')]") == [2, False]
     # Who it is, what time it is, and chance.
-    for channel in (1, 2):
+    for channel in (2, 3):
         known = await ask(node, channel, "answer = [os.environ['FLAME_EXECUTOR_ID'], os.environ['FLAME_SESSION_ID']]")
         assert known == [node.manager.executor_id(channel), f"session-{channel}"]
         assert await ask(node, channel, "answer = 'FLAME_SNAPSHOT_FD' in os.environ") is False
         assert abs(await ask(node, channel, "answer = time.time()") - time.time()) < 5
-    tokens = [await ask(node, channel, "answer = os.environ['FLAME_INSTANCE_TOKEN']") for channel in (1, 2)]
-    assert tokens[0] != tokens[1]
-    for source in ("random.random()", "secrets.token_hex()", "str(uuid.uuid4())", "ssl.RAND_bytes(8).hex()"):
-        drawn = [await ask(node, channel, f"answer = {source}") for channel in (1, 2)]
+        moments = [await ask(node, channel, "answer = time.monotonic()") for _ in range(2)]
+        assert states[1][0] < moments[0] < moments[1]
+    differ = ("os.environ['FLAME_INSTANCE_TOKEN']", "random.random()", "secrets.token_hex()", "str(uuid.uuid4())",
+              "ssl.RAND_bytes(8).hex()")  # fmt: skip
+    for source in differ:
+        drawn = [await ask(node, channel, f"answer = {source}") for channel in (2, 3)]
         assert drawn[0] != drawn[1], source
 
 
-async def test_a_service_is_prepared_in_the_loop_that_it_works_in(node: Node, folder: Path) -> None:
+async def test_a_copy_is_held_as_any_other_instance(node: Node, folder: Path) -> None:
+    await begin(node, folder, range(1, 3), PREPARED, "held", limits=types_pb2.Limits(memory=128 * MIB, pids=24))
+    assert await written(node, 2) == b""
+    assert (await ask(node, 2, "answer = state"))[1] is False
+    assert "Starting gVisor" in await ask(node, 2, "answer = subprocess.check_output('dmesg').decode()")
+    assert await ask(node, 2, "answer = [os.path.exists(p) for p in ('/etc/shadow', '/run')]") == [False, False]
+    assert await ask(node, 2, "answer = os.listdir('/dev/shm')") == []
+    assert await ask(node, 2, "answer = open('/.flame/x', 'w')") == {"error": "EROFS"}
+    assert await ask(node, 2, "answer = socket.socket().connect(('169.254.169.254', 80))") == {"error": "EHOSTUNREACH"}
+    node.manager.run(2, b"held = [bytearray(1 << 20) for _ in range(4000)]")
+    released = await node.manager.released(2)
+    assert released.message == f"the instance ran out of memory: it needed more than its limit of {128 * MIB} bytes"
+
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "label": {"labels": ["snapshot=off"]},
+    "network": {"network": "host"},
+    "little memory": {"limits": types_pb2.Limits(memory=64 * MIB)},
+}
+
+
+@pytest.mark.parametrize("options", WITHOUT.values(), ids=WITHOUT)
+async def test_who_does_without(node: Node, folder: Path, options: dict[str, Any]) -> None:
+    await begin(node, folder, range(1, 4), PREPARED, "without", **options)
+    states = [await ask(node, channel, "answer = state") for channel in (1, 2, 3)]
+    assert [known for _, known in states] == [True] * 3
+
+
+async def test_none_is_kept(node: Node, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAME_GVISOR_SNAPSHOTS", "0")
+    async with a_node_here() as other:
+        before = images(cache)
+        await begin(other, folder, range(1, 4), PREPARED, "none")
+        assert images(cache) == before
+
+
+async def test_a_changed_program_is_not_the_saved_one(node: Node, folder: Path) -> None:
+    await begin(node, folder, range(1, 3), PREPARED, "changing")
+    file = folder / "changing.py"
+    file.write_text(file.read_text().replace("state = []", "state = ['changed']"))
+    await begin(node, folder, range(3, 6), PREPARED, "changing")
+    states = [await ask(node, channel, "answer = state") for channel in (2, 3, 4, 5)]
+    assert [len(state) for state in states] == [2, 3, 3, 3]
+    assert states[2] == states[3]
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "gone"])
+async def test_a_snapshot_that_is_damaged_is_made_anew(node: Node, folder: Path, cache: Path, damage: str) -> None:
+    before = images(cache)
+    await begin(node, folder, range(1, 3), PREPARED, f"damaged-{damage}")
+    [image] = images(cache) - before
+    if damage == "cut":
+        os.truncate(image, 1000)
+    elif damage == "garbage":
+        image.write_bytes(os.urandom(100_000))
+    else:
+        image.unlink()
+    await begin(node, folder, range(3, 6), PREPARED, f"damaged-{damage}")
+    states = [await ask(node, channel, "answer = state") for channel in (3, 4, 5)]
+    assert states[1] == states[2]
+    if damage != "gone":
+        assert states[0][1] is True
+        assert NOT_USED in await written(node, 3)
+    assert NOT_USED not in await written(node, 4) + await written(node, 5)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk on which there is no room for a snapshot."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+async def test_a_disk_that_is_full(small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAME_GVISOR_CACHE", str(small))
+    async with a_node_here() as node:
+        await begin(node, folder, range(1, 3), PREPARED, "full")
+        assert (await ask(node, 2, "answer = state"))[1] is True
+        assert NOT_USED in await written(node, 2)
+        assert images(small) == set()
+        await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,size=64m", str(small)], check=True)
+        await begin(node, folder, range(3, 5), PREPARED, "full")
+        assert await ask(node, 3, "answer = state") == await ask(node, 4, "answer = state")
+
+
+async def test_a_program_that_takes_no_part(node: Node, folder: Path) -> None:
+    """One that is of no use in a saved state, such as one of another SDK, is started each time."""
+    source = "os.environ.pop('FLAME_SNAPSHOT_FD', None)\n" + PREPARED
+    await begin(node, folder, range(1, 4), source, "other")
+    assert await ask(node, 3, "answer = state[1]") is True
+    assert b"the program takes no part in snapshots" in await written(node, 2)
+    assert await written(node, 3) == b""  # nobody tries again
+
+
+async def test_one_that_makes_a_socket_takes_no_part(node: Node, folder: Path) -> None:
+    source = "del os.environ['FLAME_INSTANCE_LINK']\n" + PREPARED
+    await begin(node, folder, range(1, 4), source, "served")
+    assert await ask(node, 3, "answer = state[1]") is True
+    assert b"the program takes no part in snapshots" in await written(node, 2)
+
+
+async def test_a_runsc_that_can_not_save(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.which("runsc")
+    (tmp_path / "runsc").write_text(
+        f'#!/bin/sh\ncase "$*" in *" checkpoint "*) echo not here >&2; exit 2;; esac\nexec {real} "$@"\n'
+    )
+    (tmp_path / "runsc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    async with a_node_here() as node:
+        await begin(node, folder, range(1, 4), PREPARED, "old")
+        assert [(await ask(node, channel, "answer = state"))[1] for channel in (1, 2, 3)] == [True] * 3
+        assert NOT_USED + b": runsc can't save the instance: not here" in await written(node, 2)
+        assert await written(node, 3) == b""
+
+
+async def test_several_nodes_make_one_snapshot(node: Node, folder: Path, cache: Path) -> None:
+    before = images(cache)
+    await begin(node, folder, range(1, 2), PREPARED, "several")
+    async with a_node_here() as other:
+        for each in (node, other):
+            for channel in (11, 12):
+                start(each, folder, channel, PREPARED, "several")
+        for each in (node, other):
+            for channel in (11, 12):
+                await each.manager.bound(channel)
+        states = [await ask(each, channel, "answer = state") for each in (node, other) for channel in (11, 12)]
+        assert states == states[:1] * 4
+        assert len(images(cache) - before) == 1
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+async def test_what_one_leaves_that_ends_while_it_is_saved(node: Node, folder: Path, cache: Path, how: str) -> None:
+    """Neither processes nor a half of a snapshot that is used."""
+    before, name = images(cache), f"slow-{how}"
+    slow = PREPARED.replace(
+        "state.append(time.monotonic())", "print('here', file=sys.stderr, flush=True); time.sleep(3600)"
+    )
     for channel in (1, 2):
-        start(node, folder, channel, ASYNC, "async")
-        await node.manager.bound(channel)
+        start(node, folder, channel, slow, name)
+        [runs] = await node.manager.until(lambda channel=channel: node.manager.reports.get(channel))
+        await until_written(node, channel, b"here")
+    assert len(unfinished(cache)) == 1
+    below = descendants(runs.pid)
+    if how == "stopped":
+        node.manager.stop(2, grace_ms=100)
+    else:
+        os.kill(runs.pid, signal.SIGKILL)
+    await node.manager.released(2)
+    for each in below:
+        await gone(each)
+    node.manager.stop(1, grace_ms=100)
+    await node.manager.released(1)
+    file = folder / f"{name}.py"
+    file.write_text(
+        file.read_text().replace(
+            "print('here', file=sys.stderr, flush=True); time.sleep(3600)", "state.append(time.monotonic())"
+        )
+    )
+    await begin(node, folder, range(4, 7), slow, name)
+    assert await ask(node, 5, "answer = state") == await ask(node, 6, "answer = state")
+    assert len(images(cache) - before) == 1
+    assert unfinished(cache) == []
+
+
+async def test_copies_end_with_their_node(node: Node, folder: Path) -> None:
+    process = await a_node_apart(node)
+    await begin(node, folder, range(1, 4), PREPARED, "apart")
+    assert await ask(node, 2, "answer = state") == await ask(node, 3, "answer = state")
+    pids = [(await node.manager.bound(channel)).pid for channel in (2, 3)]
+    below = [each for pid in pids for each in descendants(pid)]
+    assert len(below) >= 8
+    process.kill()
+    await process.wait()
+    for pid in (*pids, *below):
+        await gone(pid)
+
+
+@pytest.mark.parametrize("part", ["runsc-sandbox", "runsc-gofer"])
+async def test_a_part_of_a_copy_that_is_killed(node: Node, folder: Path, part: str) -> None:
+    await begin(node, folder, range(1, 3), PREPARED, "parts")
+    below = descendants((await node.manager.bound(2)).pid)
+    [victim] = [pid for pid in below if command_of(pid).startswith(part)]
+    os.kill(victim, signal.SIGKILL)
+    assert (await node.manager.released(2)).crashed
+    for pid in below:
+        await gone(pid)
+
+
+async def test_signals_reach_a_copy(node: Node, folder: Path) -> None:
+    await begin(node, folder, range(1, 3), PREPARED, "signals")
+    await ask(node, 2, "signal.signal(signal.SIGTERM, lambda *_: (print('it ends', file=sys.stderr), os._exit(0)))")
+    node.manager.run(2, b"print('here', file=sys.stderr)\ntime.sleep(3600)")
+    await until_written(node, 2, b"here")
+    node.manager.stop(2, grace_ms=100)
+    await node.manager.released(2)
+    assert await written(node, 2) == b"here\nit ends\n"
+
+
+async def test_copies_that_wait_for_a_session(node: Node, folder: Path) -> None:
+    with NodeLog() as log:
+        start(node, folder, 1, PREPARED, "warm", warm_instances=1)
+        await node.manager.bound(1)
+        await log.until("waits for a session of app")
+        start(node, folder, 2, PREPARED, "warm", warm_instances=1)
+        bound = await node.manager.bound(2)
+    assert f"process {bound.pid} waits for a session" in log.text
+    start(node, folder, 3, PREPARED, "warm", labels=["other"])
+    await node.manager.bound(3)
+    assert await ask(node, 2, "answer = state") == await ask(node, 3, "answer = state")
+    known = await ask(node, 2, "answer = [os.environ['FLAME_EXECUTOR_ID'], os.environ['FLAME_SESSION_ID']]")
+    assert known == [node.manager.executor_id(2), "session-2"]
+
+
+async def test_a_service_is_prepared_in_the_loop_that_it_works_in(node: Node, folder: Path) -> None:
+    await begin(node, folder, range(1, 4), ASYNC, "async")
+    for channel in (1, 2, 3):
         assert await node.manager.answered(channel, node.manager.run(channel, b"")) == [b"the same"]
 
 
 async def test_a_service_that_can_not_be_prepared(node: Node, folder: Path) -> None:
-    start(node, folder, 1, FAILS, "failing")
-    released = await node.manager.released(1)
-    assert "the instance exited with status 1 before it was ready" in released.message
-    assert "RuntimeError: no model here" in released.message
+    for channel in (1, 2, 3):
+        start(node, folder, channel, FAILS, "failing")
+        released = await node.manager.released(channel)
+        assert "the instance exited with status 1 before it was ready" in released.message
+        assert "RuntimeError: no model here" in released.message

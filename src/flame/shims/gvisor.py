@@ -22,7 +22,7 @@ from flame.shims.isolation_sandbox import TMP, Room, own_folders
 from flame.shims.levels import shared_folder
 from flame.shims.processes import Program
 from flame.shims.shim import Launch
-from flame.shims.snapshots import COMMON_DATA, REFUSED, SNAPSHOT, alike
+from flame.shims.snapshots import COMMON_DATA, REFUSED, SEEN, SNAPSHOT, alike
 
 _RUNNER = Path(__file__).with_name("gvisor_runner.py")
 # How it catches system calls, the best first. Not kvm: on machines without real virtualisation it hangs.
@@ -39,7 +39,8 @@ _LAST_CHARACTERS = 1000
 _KNOWN_BY = ("FLAME_INSTANCE_ID",)
 _ENDPOINT = "FLAME_INSTANCE_ENDPOINT"
 _SNAPSHOTS, _CACHE = "FLAME_GVISOR_SNAPSHOTS", "FLAME_GVISOR_CACHE"  # settings
-_SNAPSHOTS_KEPT, _REFUSED_KEPT = 8, 64
+_SNAPSHOTS_KEPT, _NOTES_KEPT = 8, 64
+_LEAST_FOR_COPIES = 96 * 1024**2  # of memory: to restore takes more than to start
 # gVisor has threads of its own, and while processes inside come and go many more than they are.
 _OWN_PIDS, _PIDS_PER_PID = 1000, 32
 
@@ -60,7 +61,7 @@ class Gvisor:
         self._command = command
         self._folder = folder
         self._cache = cache or folder / "snapshots"
-        self._kept = {SNAPSHOT: kept, REFUSED: _REFUSED_KEPT}
+        self._kept = {SNAPSHOT: kept, REFUSED: _NOTES_KEPT, SEEN: _NOTES_KEPT}
 
     @classmethod
     def find(cls, folder: Path, environ: Mapping[str, str]) -> Gvisor:
@@ -99,7 +100,7 @@ class Gvisor:
 
     def wrap(self, program: Program, room: Room, limits: Limits, launch: Launch) -> Program:
         """The program, run in a sandbox."""
-        if not self._copied(program, room, launch):
+        if not self._copied(program, room, limits, launch):
             return self._wrap(program, room, limits.pids)
         link, door = room.sockets
         env, data = dict(program.env), program.env.get(COMMON_DATA, "")
@@ -117,6 +118,7 @@ class Gvisor:
             str(door),
             str(self._cache),
             self._kept,
+            limits.memory,
             list(prefixes),
             [str(path) for path in (*own, *readable) if str(path) not in prefixes],
             [str(path) for path in hidden],
@@ -124,13 +126,14 @@ class Gvisor:
         room = msgspec.structs.replace(room, readable=readable, hidden=hidden, sockets=())
         return self._wrap(msgspec.structs.replace(program, env=env), room, limits.pids, copied)
 
-    def _copied(self, program: Program, room: Room, launch: Launch) -> bool:
+    def _copied(self, program: Program, room: Room, limits: Limits, launch: Launch) -> bool:
         """Whether it may be a copy: of a program that may speak the link, and has nothing else that is its own, nor a
         part in the node's network, where no two sandboxes can have one name."""
         named = [program.env.get("FLAME_INSTANCE_LINK"), str(Path(program.env.get(_ENDPOINT, "")).parent)]
         application = launch.application
         return (
             self._kept[SNAPSHOT] > 0
+            and (not limits.memory or limits.memory >= _LEAST_FOR_COPIES)
             and [str(path) for path in room.sockets] == named
             and room.root is None
             and not room.network

@@ -1,7 +1,7 @@
 """Copies of a sandbox of gVisor that was saved when the service in it was prepared, before it knew of any session. Only
 the standard library: the runner uses it.
 
-The first launch of its kind starts the program without any identity, with a socket as its descriptor 3. There it says
+The second launch of its kind starts the program without any identity, with a socket as its descriptor 3. There it says
 that it is prepared (service/snapshot.py), and the sandbox is saved. This launch and all later ones alike restore it,
 each with a socket of its own in that place, and tell the copy who it is.
 """
@@ -21,8 +21,8 @@ from io import FileIO
 
 from flame.shims.gvisor_processes import Ended, Signals, complain, end, exit_status, reaped
 from flame.shims.gvisor_sandbox import LINK, Sandbox
-from flame.shims.microvm_cache import Cache, digest, fingerprint, fingerprints, room_state, system_state
-from flame.shims.snapshots import REFUSED, RESUME_S, SNAPSHOT, boot_id, common, fresh
+from flame.shims.microvm_cache import Cache, digest, fingerprints, room_state, system_state
+from flame.shims.snapshots import REFUSED, RESUME_S, SEEN, SNAPSHOT, boot_id, common, fresh
 
 _IMAGE = "checkpoint.img"  # as runsc calls it
 _LAYOUT = 1  # grows when what is saved is to be used in another way
@@ -97,13 +97,11 @@ class Copies:
     def _key(self) -> str:
         """Changes with everything that went into what is saved."""
         own, plan = self._plan["copied"], self._plan
-        parts = (plan["command"], plan["configuration"], plan["tree"], self._program, self._saved_env)
-        text = json.dumps(parts).replace(os.path.dirname(plan["folder"]), "")  # which is another one for each node
-        marks = [fingerprints(path) for path in _SYSTEM if os.path.exists(path)]
+        text = json.dumps((plan["command"], plan["configuration"], plan["tree"], self._program, self._saved_env))
+        text = text.replace(os.path.dirname(plan["folder"]), "")  # which is another one for each node
+        system = [fingerprints(path) for path in (plan["command"][0], *_SYSTEM) if os.path.exists(path)]
         room = room_state(own["readable"], frozenset(own["hidden"]))
-        return digest(
-            _LAYOUT, text, fingerprint(plan["command"][0]), system_state(own["prefixes"]), marks, room, boot_id()
-        )
+        return digest(_LAYOUT, text, own["memory"], system, system_state(own["prefixes"]), room, boot_id())
 
     def _image(self, key: str) -> tuple[int, bool]:
         """What is saved for such launches, open for reading, -1 = nothing shall be; and whether this one saved it. Of
@@ -113,10 +111,10 @@ class Copies:
             found = self._cache.open(SNAPSHOT, key, [_IMAGE])
             if found is not None:
                 return found[0], made
-            if self._cache.open(REFUSED, key, []) is not None:
+            if self._cache.open(REFUSED, key, []) is not None or self._is_first(key):
                 return -1, made
             with self._cache.locked(f"{SNAPSHOT}-{key}"):
-                if not self._cache.has(SNAPSHOT, key) and not self._cache.has(REFUSED, key):
+                if not self._cache.has(SNAPSHOT, key, [_IMAGE]) and not self._cache.has(REFUSED, key):
                     try:
                         with self._cache.making(SNAPSHOT, key) as folder:
                             self._save(folder)
@@ -125,6 +123,16 @@ class Copies:
                             self._refuse(key)
                         raise
                     made = True
+
+    def _is_first(self, key: str) -> bool:
+        """Whether there was no such launch before: it may be the only one, and to save takes longer than to start."""
+        if self._cache.open(SEEN, key, []) is not None:
+            return False
+        with self._cache.locked(f"{SEEN}-{key}"):
+            if not self._cache.has(SEEN, key):
+                with self._cache.making(SEEN, key):
+                    pass
+        return True
 
     def _refuse(self, key: str) -> None:
         """No further launch shall try. The caller holds the lock."""

@@ -20,14 +20,16 @@ class Copied(msgspec.Struct, frozen=True):
     """What the plan of an instance has that may be a copy: all that is its own, and nothing of which is saved.
 
     `added` are further steps of its tree, and `door` is the folder that it finds at DOOR. Snapshots are in `cache`, not
-    more than the number `kept` says of each kind of thing there. One is used as long as nothing changes in the Pythons
-    `prefixes` and in what is `readable`, but for what is `hidden` there.
+    more than the number `kept` says of each kind of thing there. One is used for instances with as much `memory`
+    (bytes, 0 = not said), as long as nothing changes in the Pythons `prefixes` and in what is `readable`, but for what
+    is `hidden` there.
     """
 
     added: Sequence[Step]
     door: str
     cache: str
     kept: Mapping[str, int]
+    memory: int
     prefixes: Sequence[str]
     readable: Sequence[str]
     hidden: Sequence[str]

@@ -42,9 +42,10 @@ class Cache:
             return None
         return opened
 
-    def has(self, kind: str, key: str) -> bool:
-        """Whether there is such a thing."""
-        return os.path.isdir(self.place(kind, key))
+    def has(self, kind: str, key: str, names: Iterable[str] = ()) -> bool:
+        """Whether there is such a thing, with these files."""
+        place = self.place(kind, key)
+        return os.path.isdir(place) and all(os.path.exists(f"{place}/{name}") for name in names)
 
     def remove(self, kind: str, key: str) -> None:
         """Away with it; who has its files open keeps them."""
@@ -62,14 +63,15 @@ class Cache:
             if opened is not None:
                 return opened
             with self.locked(f"{kind}-{key}"):
-                if self.has(kind, key):
+                if self.has(kind, key, names):
                     continue
                 with self.making(kind, key) as folder:
                     making(folder)
 
     @contextlib.contextmanager
     def making(self, kind: str, key: str) -> Generator[str]:
-        """A folder that becomes the thing when the block ends well. The caller holds the lock."""
+        """A folder that becomes the thing when the block ends well, in place of one that has lost its files. The caller
+        holds the lock."""
         place = self.place(kind, key)
         folder = place + _MAKING
         shutil.rmtree(folder, ignore_errors=True)  # of a maker that died
@@ -80,6 +82,7 @@ class Cache:
                 with open(f"{folder}/{name}", "rb") as file:
                     os.fsync(file.fileno())
             _used_now(folder)
+            shutil.rmtree(place, ignore_errors=True)
             os.rename(folder, place)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

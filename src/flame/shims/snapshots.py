@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 NO_SNAPSHOT = "snapshot=off"  # a label of applications
-SNAPSHOT, REFUSED = "snapshot", "refused"  # kinds of things in a Cache
+SNAPSHOT, REFUSED, SEEN = "snapshot", "refused", "seen"  # kinds of things in a Cache
 # What is one launch's own: nothing of it is in what is saved.
 IDENTITY = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_ID", "FLAME_EXECUTOR_ID", "FLAME_SESSION_ID")
 COMMON_DATA = "FLAME_COMMON_DATA_FILE"
