@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import click
 
-from flame.cli import completing
 from flame.cli.bounds import SECONDS
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
@@ -76,15 +75,3 @@ def all_options(function: F) -> F:
 def settings_of(ctx: click.Context) -> Settings:
     """The choices made so far for this run."""
     return ctx.ensure_object(Settings)
-
-
-def session_option(
-    *,
-    required: bool = True,
-    help_text: str = "The session.",
-    complete: completing.Complete = completing.sessions,
-) -> Callable[[F], F]:
-    """Add -s/--session ID. `complete`: which sessions the shell offers."""
-    return click.option(
-        "-s", "--session", "session_id", metavar="ID", required=required, help=help_text, shell_complete=complete
-    )

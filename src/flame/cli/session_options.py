@@ -18,6 +18,18 @@ from flame.model.network import FORM
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def session_option(
+    *,
+    required: bool = True,
+    help_text: str = "The session.",
+    complete: completing.Complete = completing.sessions,
+) -> Callable[[F], F]:
+    """Add -s/--session ID. `complete`: which sessions the shell offers."""
+    return click.option(
+        "-s", "--session", "session_id", metavar="ID", required=required, help=help_text, shell_complete=complete
+    )
+
+
 def isolation_option(otherwise: str, default: str | None = None) -> Callable[[F], F]:
     """Add --isolation."""
     return click.option(

@@ -26,6 +26,7 @@ from flame.model.isolation import (
 from flame.model.network import is_list
 from flame.model.states import BindCode
 from flame.proto import types_pb2
+from flame.proto.values import limits_of
 from flame.shims import image_python
 from flame.shims.egress import bridged, bridged_in_image
 from flame.shims.environment import Surroundings
@@ -271,10 +272,6 @@ class Confined(msgspec.Struct, frozen=True):
             return Path(self.program.verdict).read_text(errors="replace") if self.program.verdict else ""
         except OSError:
             return ""
-
-
-def limits_of(message: types_pb2.Limits) -> Limits:
-    return Limits(**{name: getattr(message, name) for name in Limits.__struct_fields__})
 
 
 def with_defaults(asked: Limits, resreq: types_pb2.ResourceRequirement | None) -> Limits:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from flame.cli import completing
-from flame.cli.options import all_options, session_option, settings_of
+from flame.cli.options import all_options, settings_of
+from flame.cli.session_options import session_option
 
 
 @click.command()

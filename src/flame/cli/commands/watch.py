@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from flame.cli import completing
-from flame.cli.options import all_options, session_option, settings_of
+from flame.cli.options import all_options, settings_of
+from flame.cli.session_options import session_option
 
 if TYPE_CHECKING:
     from flame.cli.api import Api
