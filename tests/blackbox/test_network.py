@@ -43,6 +43,18 @@ flame.run(Untrusted())
 """
 
 
+KILL = """
+answer = []
+for number in filter(str.isdigit, os.listdir('/proc')):
+    if '\\nUid:\\t1001\\t' in open(f'/proc/{number}/status').read():
+        try:
+            os.kill(int(number), 9)
+            answer.append('ended')
+        except PermissionError:
+            answer.append('not permitted')
+"""
+
+
 class Web(ThreadingHTTPServer):
     """An HTTP server on a loopback address of this machine that no sandbox takes for its own."""
 
@@ -133,6 +145,8 @@ def test_what_is_listed_is_reached_and_nothing_else(
         # A listed name that stands for the node itself.
         rebound = "proxy.request('GET', 'http://localhost:80/'); answer = proxy.getresponse().status"
         assert ask(session, f"proxy = http.client.HTTPConnection(os.environ['HTTP_PROXY'][7:]); {rebound}") == 403
+        if level == "microvm":
+            assert ask(session, KILL) == ["not permitted"]  # what carries its connections is another user's
         for address in ("1.1.1.1", "127.0.0.2"):
             direct = f"answer = socket.socket().connect_ex(({address!r}, {web.server_address[1]})) != 0"
             assert ask(session, direct) is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import select
 import socket
 import time
@@ -233,6 +234,69 @@ def test_more_than_there_may_be_are_closed(stage: Stage) -> None:
     stage.send(client, b"now", proxy)
 
 
+class Talk:
+    """One connection, each of whose ends says something of its own, and may go away in the midst of it."""
+
+    def __init__(self, chance: random.Random, ends: tuple[socket.socket, socket.socket]) -> None:
+        self.ends = list(ends)
+        self.chance = chance
+        self.words = [chance.randbytes(chance.choice((0, 1, 1000, 200_000))) for _ in ends]
+        self.sent = [0, 0]
+        self.said_all = [False, False]
+        self.came = [bytearray(), bytearray()]
+        self.over = [False, False]  # whether all has come
+        self.leaves = chance.choice((-1, -1, -1, 0, 1))
+
+    def step(self, which: int) -> None:
+        end, words = self.ends[which], self.words[which]
+        if end.fileno() < 0:
+            return
+        if self.leaves == which and self.chance.random() < 0.1:
+            end.close()
+            return
+        try:
+            if self.sent[which] < len(words):
+                self.sent[which] += end.send(words[self.sent[which] : self.sent[which] + 50_000])
+            elif not self.said_all[which]:
+                self.said_all[which] = True
+                end.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.said_all[which] = True
+        try:
+            data = received(end)
+        except ConnectionResetError:
+            data = b""
+        if data == b"":
+            self.over[which] = True
+        self.came[which] += data or b""
+        if self.over[which] and self.said_all[which]:
+            end.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_at_once_that_end_in_all_ways(stage: Stage, seed: int) -> None:
+    stage.both()
+    chance = random.Random(seed)
+    talks: list[Talk] = []
+
+    def step() -> bool:
+        if len(talks) < 60:
+            talks.append(Talk(chance, stage.come()))
+        for talk in chance.sample(talks, min(len(talks), 20)):
+            talk.step(chance.randrange(2))
+        return len(talks) == 60 and all(end.fileno() < 0 for talk in talks for end in talk.ends)
+
+    stage.until(step)
+    for talk in talks:
+        for which, words in ((0, talk.words[1]), (1, talk.words[0])):
+            assert words.startswith(talk.came[which])
+            if talk.leaves < 0:
+                assert talk.came[which] == words
+    stage.until(lambda: stage.way.size == stage.bridge.size == 0)
+
+
 # --- a machine that is saved -----------------------------------------------------------------------------------------
 
 
@@ -292,7 +356,7 @@ def test_an_inside_that_lies_is_found_out(stage: Stage, lie: str) -> None:
 def test_an_inside_that_asks_and_does_not_listen_is_not_heard_any_more(stage: Stage) -> None:
     stage.outer()
     stage.proxy.close()  # so that each OPEN is answered
-    count = 100_000
+    count = 60_000
     frames = b"".join(FRAME.pack(OPEN, number, 0) + FRAME.pack(END, number, 0) for number in range(1, count + 1))
     quiet = 0
     heard = 0

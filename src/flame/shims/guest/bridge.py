@@ -80,6 +80,8 @@ def leave_behind(port: int) -> dict[str, str]:
             bridge = Bridge(loop, port, listening)
             while bridge:
                 loop.turn()
+        except BaseException as error:
+            os.write(2, f"flame: the way to the network is closed: {error!r}\n".encode())
         finally:
             os._exit(1)
     listening.close()
