@@ -7,13 +7,15 @@ machines need not boot one by one, all are copies of one.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flame.proto import types_pb2
+from flame.shims.levels import find_levels
 from microvms import DISK, LIMITS
 from scripted_manager import Node
-from untrusted import SERVICE
+from untrusted import SERVICE, require_sandboxes
 
 LEVELS = ("none", "process", "gvisor", "microvm")
 WITH_SOCKETS = LEVELS[:3]  # where a socket of the node reaches inside
@@ -69,21 +71,33 @@ _ACCOMPLICE = SERVICE.replace(
 
 
 async def begin(
-    node: Node, accomplice: Path, channel: int, level: str, network: str = "", memory: int = LIMITS.memory
+    node: Node,
+    accomplice: Path,
+    channel: int,
+    level: str,
+    network: str = "",
+    memory: int = LIMITS.memory,
+    **limits: int,
 ) -> None:
     """Start an executor that runs what its tasks say (`untrusted.ask`); wait until it is bound. `memory` is its limit,
     except in a virtual machine."""
     if level == "microvm":
-        begin_machine(node, accomplice, channel, network=network)
+        begin_machine(node, accomplice, channel, network=network, limits=limits)
     else:
-        node.start(channel, SERVICE, isolation=level, network=network, limits=types_pb2.Limits(memory=memory))
+        held = types_pb2.Limits(memory=memory, **limits)
+        node.start(channel, SERVICE, isolation=level, network=network, limits=held)
     await node.manager.bound(channel)
 
 
-def write_accomplice(folder: Path) -> Path:
-    """The program that virtual machines are made for: they are alike if it is one file."""
+def prepared(folder: Path) -> Path:
+    """The program that virtual machines are made for, in this folder: they are alike if it is one file. What the levels
+    need has to be there: `make test` installs it."""
     file = folder / "accomplice.py"
-    file.write_text("import os, sys, time\nfrom flame.service import *\n" + _ACCOMPLICE.replace("\n    ", "\n"))
+    if not file.exists():
+        require_sandboxes(folder / "process")
+        for level in find_levels(folder, names=LEVELS[2:]):
+            assert level.missing == ""
+        file.write_text("import os, sys, time\nfrom flame.service import *\n" + _ACCOMPLICE.replace("\n    ", "\n"))
     return file
 
 
@@ -99,10 +113,17 @@ def attack(node: Node, accomplice: Path, channel: int, level: str, source: str, 
 
 
 def begin_machine(
-    node: Node, accomplice: Path, channel: int, source: bytes = b"", network: str = "", **options: Any
+    node: Node,
+    accomplice: Path,
+    channel: int,
+    source: bytes = b"",
+    *,
+    network: str = "",
+    limits: Mapping[str, int] | None = None,
+    **options: Any,
 ) -> None:
     """Start an executor in a virtual machine that runs this when it enters its session."""
-    held = types_pb2.Limits(memory=LIMITS.memory, pids=LIMITS.pids, disk=DISK)
+    held = types_pb2.Limits(memory=LIMITS.memory, pids=LIMITS.pids, disk=DISK, **(limits or {}))
     node.manager.start(
         channel,
         sys.executable,

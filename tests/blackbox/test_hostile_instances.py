@@ -24,8 +24,7 @@ from cluster import Cluster
 from flame.config import TlsConfig
 from flame.proto import frontend_pb2
 from flame.security import make_certificates
-from flame.shims.levels import find_levels
-from hostile import LEVELS, WITH_SOCKETS, write_accomplice
+from hostile import LEVELS, WITH_SOCKETS
 from microvms import cached
 from scripted_manager import ECHO, Node, a_node_here
 from untrusted import MIB, ask, begin, require_sandboxes
@@ -35,13 +34,8 @@ Attack = Callable[..., None]
 
 @pytest.fixture(scope="module")
 def accomplice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the levels need has to be there: `make test` installs it."""
-    folder = tmp_path_factory.mktemp("levels")
-    require_sandboxes(folder / "process")
     with cached():
-        for level in find_levels(folder, names=LEVELS[2:]):
-            assert level.missing == ""
-        yield write_accomplice(folder)
+        yield hostile.prepared(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

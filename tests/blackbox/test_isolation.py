@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scripted_manager import Node, a_node_here, gone
-from untrusted import MIB, SERVICE, ask, begin, named, require_sandboxes, throttled
+from untrusted import MIB, SERVICE, ask, begin, control_groups, named, require_sandboxes, throttled
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,9 +108,12 @@ async def test_servers_on_the_loopback_of_the_node(node: Node, level: str, netwo
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root has raw sockets at all")
-@pytest.mark.parametrize(("level", "given"), [("none", True), ("process", False)])
-async def test_raw_packets(node: Node, level: str, given: bool) -> None:
-    await begin(node, 1, level)
+@pytest.mark.parametrize(
+    ("level", "network", "given"), [("none", "", True), ("process", "", False), ("process", "host", False)]
+)
+async def test_raw_packets(node: Node, level: str, network: str, given: bool) -> None:
+    node.start(1, SERVICE, isolation=level, network=network)
+    await node.manager.bound(1)
     raw = "answer = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) and None"
     assert await ask(node, 1, raw) == (None if given else {"error": "EPERM"})
     packets = "answer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW) and None"
@@ -191,6 +194,12 @@ answer = len(started)
 async def test_many_processes(node: Node, level: str, limits: dict[str, int], stopped: bool) -> None:
     await begin(node, 1, level, **limits)
     assert await ask(node, 1, MANY) == ({"error": "EAGAIN"} if stopped else 60)
+
+
+async def test_processes_are_limited_if_nothing_is_said(node: Node) -> None:
+    await begin(node, 1, "process")
+    [limit] = [file for group in control_groups(node.manager.executor_id(1)) if (file := group / "pids.max").exists()]
+    assert limit.read_text() == "1024\n"
 
 
 async def test_a_fork_bomb(node: Node) -> None:
