@@ -14,9 +14,10 @@ from flame.cli.flmadm import flmadm
 from flame.cli.flmctl import flmctl
 from flame.cli.flmexec import flmexec
 from flame.cli.flmping import flmping
+from flame.cli.mcp import flame_mcp
 from flame.cli.program import LazyGroup, run
 
-TOOLS = {"flmadm": flmadm, "flmctl": flmctl, "flmexec": flmexec, "flmping": flmping}
+TOOLS = {"flmadm": flmadm, "flmctl": flmctl, "flmexec": flmexec, "flmping": flmping, "flame-mcp": flame_mcp}
 # What counts when an option is not given stands in parentheses, and may differ.
 SHARED = {
     "--endpoint", "--context", "--config", "--isolation", "--network", "--limit", "--memory", "--resreq", "--priority",

@@ -8,17 +8,16 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flame._version import __version__
-from flame.cli.options import Settings
+from flame.cli.bounds import SECONDS, Bounded, whole
+from flame.cli.options import Settings, settings_of, where_options
 from flame.cli.program import run
+from flame.cli.session_options import isolation_option, limit_option, limit_texts, memory_option, network_option
 from flame.model.errors import InvalidConfigError
-from flame.model.isolation import LEVELS
-from flame.model.network import FORM as NETWORK
 
 if TYPE_CHECKING:
     from flame.agents.clients import Clients
@@ -47,43 +46,35 @@ class Kind:
 @click.command()
 @click.option("--http", is_flag=True, help="Serve streamable HTTP; without it, one client over stdin and stdout.")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Where HTTP listens (127.0.0.1).")
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, help="The port (8765); 0 is any that is free.")
+@click.option("--port", type=whole(0, 65535), metavar="N", default=8765, help="The port (8765); 0 is any that is free.")
 @click.option("--allowed-host", "hosts", multiple=True, metavar="NAME", help="A name that clients may ask for it by.")
 @click.option("--allowed-origin", "origins", multiple=True, metavar="URL", help="A web page that may use it.")
 @click.option("--insecure", is_flag=True, help="Beyond loopback without a token: whoever reaches it runs code.")
-@click.option("--isolation", type=click.Choice(LEVELS), default="process", help="Of the sandboxes (process).")
-@click.option("--network", metavar=NETWORK, help="What they may reach (none).")
-@click.option("--memory", metavar="SIZE", help="What each may use, such as 512Mi.")
-@click.option(
-    "--limit",
-    "limits",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Other limits: pids=64, cpu=0.5, disk=64Mi, wall=600.",
-)
+@isolation_option("process", "process")
+@network_option("none; host at isolation none")
+@limit_option
+@memory_option
 @click.option(
     "--idle-timeout",
-    type=click.FloatRange(min=1),
+    type=Bounded(click.FloatRange(min=1)),
     default=600.0,
     metavar="SECONDS",
     help="A sandbox is closed when nothing was asked of it for so long (600).",
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     default=120.0,
     metavar="SECONDS",
-    help="Of one call at most (120).",
+    help="How long one call of a client may take (120).",
 )
-@click.option(
-    "--max-output", type=click.IntRange(1000), default=20_000, metavar="N", help="Characters of one answer (20000)."
-)
-@click.option("--max-sandboxes", type=click.IntRange(1), default=16, metavar="N", help="Open at once (16).")
-@click.option("--endpoint", metavar="URL", help="The cluster's address: http://HOST:PORT or unix:PATH.")
-@click.option("--context", metavar="NAME", help="The context of the settings file to use.")
-@click.option("--config", type=click.Path(), metavar="FILE", help="Settings (default ~/.flame/flame.yaml).")
+@click.option("--max-output", type=whole(1000), default=20_000, metavar="N", help="Characters of one answer (20000).")
+@click.option("--max-sandboxes", type=whole(1), default=16, metavar="N", help="Open at once (16).")
+@where_options
 @click.version_option(__version__, prog_name="flame-mcp", message="%(prog)s %(version)s")
+@click.pass_context
 def flame_mcp(
+    ctx: click.Context,
     http: bool,
     host: str,
     port: int,
@@ -98,9 +89,6 @@ def flame_mcp(
     timeout: float,
     max_output: int,
     max_sandboxes: int,
-    endpoint: str | None,
-    context: str | None,
-    config: str | None,
 ) -> int:
     """Serve the Model Context Protocol: tools to run code, commands and files in a sandbox.
 
@@ -112,14 +100,13 @@ def flame_mcp(
     from flame.cli.sandboxes import network_of
     from flame.model.isolation import check, parse_limits
 
-    allowed = parse_limits([*([f"memory={memory}"] if memory else []), *limits]) if memory or limits else None
+    allowed = parse_limits(limit_texts(limits, memory)) if memory or limits else None
     kind = Kind(
         isolation, network_of(isolation, network), allowed, idle_timeout, timeout, max_output, max_sandboxes
     )  # fmt: skip
     if allowed is not None:
         check(isolation, allowed, kind.network)
-    settings = Settings(config=Path(config) if config else None, context=context, endpoint=endpoint)
-    maker = _Maker(settings, kind)
+    maker = _Maker(settings_of(ctx), kind)
     clients = Clients(maker.create, idle=idle_timeout, most=max_sandboxes, timeout=timeout, limit=max_output)
     if not http:
         return asyncio.run(_serve_stdio(clients))
