@@ -191,6 +191,21 @@ def test_without_control_groups_a_sandbox_has_only_limits_that_need_none() -> No
     assert able(groups="no trees").held(launch(isolation="process", limits=types_pb2.Limits(disk=5))) == Limits(disk=5)
 
 
+@pytest.mark.parametrize(("cpu_millis", "share"), [(0, 1000), (500, 250), (2000, 1000), (64_000, 1000), (1, 100)])
+def test_the_proxy_of_a_network_is_held_too(tmp_path: Path, cpu_millis: int, share: int) -> None:
+    node = Confinement([], Groups(dict.fromkeys(("memory", "pids", "cpu"), tmp_path)), ())
+    folder = tmp_path / "e-1-network"
+    folder.mkdir()
+    for name in ("memory.max", "pids.max", "cpu.max"):
+        (folder / name).touch()
+    group = node.group_of_proxy(Limits(cpu_millis=cpu_millis), "e-1-network")
+    assert group is not None
+    assert group.folders == [folder]
+    found = {file.name: file.read_text() for file in folder.iterdir()}
+    assert found == {"memory.max": str(128 * MIB), "pids.max": "64", "cpu.max": f"{share * 100} 100000"}
+    assert able(groups="no trees").group_of_proxy(Limits(), "e-1-network") is None
+
+
 @pytest.mark.parametrize(
     ("node", "labels"),
     [

@@ -39,6 +39,7 @@ from flame.shims.shim import BindError, Launch
 
 DEFAULT_PIDS = 1024  # of isolated instances
 PROXY_LIMITS = Limits(memory=128 * 1024**2, pids=64, cpu_millis=1000)  # what the one of an instance gets at most
+_LEAST_CPU_MILLIS = 100  # with which it still starts
 RAN_OUT = "ran out of memory"
 _OF_IMAGES = "process"  # what runs images that are not isolated: they need a root of their own
 _WITH_GPUS = ("process",)
@@ -158,7 +159,8 @@ class Confinement:
         Raises OSError."""
         if self.groups.missing:
             return None
-        share = min(limits.cpu_millis // 2 or PROXY_LIMITS.cpu_millis, PROXY_LIMITS.cpu_millis)
+        most = PROXY_LIMITS.cpu_millis
+        share = min(max(limits.cpu_millis // 2, _LEAST_CPU_MILLIS), most) if limits.cpu_millis else most
         return self.groups.make(name, msgspec.structs.replace(PROXY_LIMITS, cpu_millis=share))
 
     def release(self) -> None:
