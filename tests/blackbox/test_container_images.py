@@ -137,8 +137,9 @@ async def test_a_reference_that_leads_nowhere_says_why(tmp_path: Path, name: str
         assert why in message
 
 
-async def test_a_working_directory_that_the_image_lacks_is_made(tmp_path: Path, before: set[str]) -> None:
-    name = oci_layout(tmp_path / "layout", [layer({"bin/tool": 1})], WorkingDir="/srv/app", Cmd=["tool"])
+@pytest.mark.parametrize("cwd", ["/srv/app", "srv//app/"])
+async def test_a_working_directory_that_the_image_lacks_is_made(tmp_path: Path, before: set[str], cwd: str) -> None:
+    name = oci_layout(tmp_path / "layout", [layer({"bin/tool": 1})], WorkingDir=cwd, Cmd=["tool"])
     async with a_store(tmp_path) as images:
         image = await images.provide(name)
         assert image.has_folder("/srv/app")

@@ -13,6 +13,7 @@ from flame.model.errors import InvalidConfigError
 from flame.model.resources import Resources
 from flame.model.tenants import Quota, TenantSpec
 from flame.node.daemon import settings_of
+from flame.shims.container_limits import ImageLimits
 
 GIB = 1024**3
 
@@ -231,6 +232,7 @@ executors:
   limits: {max_executors: 5}
   warm: {max_instances: 3, idle: 7}
   packages: {folder: packages, install_timeout: 60, keep_count: 3, keep_size: 1g}
+  images: {max_size: 2g, max_files: 5, timeout: 7.5, keep_count: 4, keep_size: 3g}
   devices: []
   gpu_fraction: 2
 """,
@@ -241,6 +243,8 @@ executors:
     assert node.packages == tmp_path / "packages"
     limits = node.package_limits
     assert (limits.install_timeout, limits.keep_count, limits.keep_bytes) == (60.0, 3, 1024**3)
+    gib = 1024**3
+    assert node.image_limits == ImageLimits(2 * gib, max_files=5, timeout=7.5, keep_count=4, keep_bytes=3 * gib)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +275,7 @@ def test_the_limit_of_the_cluster_is_for_nodes_that_have_none(tmp_path: Path, li
         ("{limits: {max_executors: 0}}", "cluster.executors.limits.max_executors: 0 is out of range"),
         ("{warm: {max_instances: -1}}", "cluster.executors.warm.max_instances: -1 is out of range"),
         ("{warm: {idle: -0.5}}", "cluster.executors.warm.idle: -0.5 is out of range"),
+        ("{images: {max_files: 0}}", "cluster.executors.images.max_files: 0 is out of range"),
         ("{packages: {install_timeout: 0}}", "cluster.executors.packages.install_timeout: 0 is out of range"),
         ("{devices: 0}", "cluster.executors.devices: has to be a list"),
         ("{devices: [-1]}", "cluster.executors.devices: invalid GPU '-1'; write an index, GPU-... or MIG-..."),

@@ -133,6 +133,7 @@ class Images:
             logger.warning("image %s can't be had: %s", name, much)
             refused = BindError(BindCode.INSTALL, f"image {name!r} can't be had: {much}")
             # Who asks again at once would only have the same work done again.
+            self._hopeless = {each: known for each, known in self._hopeless.items() if known[0] > time.monotonic()}
             self._hopeless[name] = (time.monotonic() + _HOPELESS_S, refused)
             raise refused from None
         except OSError as error:
@@ -143,7 +144,7 @@ class Images:
             found, fetched = await self._look_up(name)
         identity = str(found["Id"]).removeprefix("sha256:")
         config: dict[str, Any] = found.get("Config") or {}
-        cwd = config.get("WorkingDir") or "/"
+        cwd = os.path.normpath(f"/{config.get('WorkingDir') or ''}").replace("//", "/")
         root = self._folder / identity
         async with self._turn(identity):
             if not root.is_dir():
