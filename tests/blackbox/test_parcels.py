@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import flame
+from blackbox.trouble import until
 from cache_daemon import CacheDaemon
 from cluster import Cluster
 from flame.objects import ObjectClient
@@ -71,7 +72,10 @@ def test_for_asyncio_too(connection: flame.Connection, cluster: Cluster) -> None
     assert asyncio.run(main()) == [LARGE * 2, str(len(LARGE)).encode(), LARGE * 2]
 
 
-def test_they_go_after_their_session(connection: flame.Connection, cache: CacheDaemon) -> None:
+def test_they_go_after_their_session(
+    connection: flame.Connection, cache: CacheDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAME_KEEP_PARCELS", "1")
     objects: ObjectClient = cache.client()
     with connection.create_session("large") as session:
         assert session.invoke(LARGE, SECONDS) == LARGE * 2
@@ -81,10 +85,83 @@ def test_they_go_after_their_session(connection: flame.Connection, cache: CacheD
     assert all(info.expires is not None for info in objects.list(f"parcels/{session.id}"))
 
 
+class Payloads:
+    """What lies in the cache for a session."""
+
+    def __init__(self, cache: CacheDaemon, session: flame.Session) -> None:
+        self._objects: ObjectClient = cache.client()
+        self._session = session
+
+    def __len__(self) -> int:
+        return len(list(self._objects.list(f"parcels/{self._session.id}")))
+
+    def become(self, count: int) -> None:
+        until(lambda: len(self) == count, f"there are {count} payloads")
+
+
+def test_inputs_go_with_their_tasks_and_outputs_with_their_futures(
+    connection: flame.Connection, cache: CacheDaemon
+) -> None:
+    with connection.create_session("large") as session:
+        payloads = Payloads(cache, session)
+        future = session.submit(LARGE)
+        assert future.result(SECONDS) == LARGE * 2
+        payloads.become(1)
+        assert future.result(SECONDS) == LARGE * 2  # as often as it is asked for
+        task = session.get_task(future.task_id or "")
+        assert (len(task.input or b"") < 500, task.output) == (True, LARGE * 2)
+        del future
+        payloads.become(0)
+        assert [len(output) for output in session.map([LARGE] * 5)] == [len(LARGE) * 2] * 5
+        payloads.become(0)
+        given_up = session.map([LARGE] * 3)
+        until(lambda: all(task.state.terminal for task in session.list_tasks()), "all have ended")
+        next(given_up)
+        del given_up
+        payloads.become(0)
+
+
+def test_for_asyncio_they_go_too(connection: flame.Connection, cluster: Cluster, cache: CacheDaemon) -> None:
+    async def main() -> flame.Session:
+        async with await flame.aio.connect(cluster.endpoint) as other:
+            session = await other.create_session("large")
+            assert await session.submit(LARGE) == LARGE * 2
+            assert [output async for output in session.map([LARGE] * 2)] == [LARGE * 2] * 2
+            return connection.open_session(session.id)
+
+    session = asyncio.run(main())
+    Payloads(cache, session).become(0)
+    session.close()
+
+
+def test_what_was_not_taken_is_there_for_another_client(
+    connection: flame.Connection, cluster: Cluster, cache: CacheDaemon
+) -> None:
+    with connection.create_session("large") as session:
+        payloads = Payloads(cache, session)
+        future = session.submit(LARGE)
+        future.exception(SECONDS)
+        task_id = future.task_id or ""
+        del future
+        payloads.become(1)
+        with flame.connect(cluster.endpoint) as other:
+            assert other.open_session(session.id).get_task(task_id).output == LARGE * 2
+
+
+def test_the_end_of_a_connection_is_not_that_of_its_tasks(connection: flame.Connection, cluster: Cluster) -> None:
+    with connection.create_session("large", max_instances=1) as session:
+        with flame.connect(cluster.endpoint) as other:
+            futures = [other.open_session(session.id).submit(LARGE) for _ in range(20)]
+            until(lambda: futures[-1].task_id is not None, "all are accepted")
+        tasks = [list(session.watch_task(task.id))[-1] for task in session.list_tasks()]
+        assert [task.state.name for task in tasks] == ["SUCCEED"] * 20  # with their inputs
+
+
 def test_a_smaller_limit_can_be_chosen(
     connection: flame.Connection, cluster: Cluster, cache: CacheDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLAME_PARCEL_FROM", "64k")
+    monkeypatch.setenv("FLAME_KEEP_PARCELS", "1")
     with flame.connect(cluster.endpoint) as connection, connection.create_session("large") as session:
         data = b"\x01" + bytes(100_000)
         future = session.submit(data)

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from flame.client import wire
 from flame.client.feeding import Feeder
+from flame.client.freeing import free
 from flame.client.futures import TaskFuture, settle
 from flame.client.gather import DEFAULT_WINDOW, MISSING, Gather, Missing
 from flame.client.outcomes import outcome_of
@@ -170,7 +171,8 @@ class AsyncSession(SessionSnapshot):
                     if isinstance(value, FlameError) and not return_exceptions:
                         raise value
                     if type(value) is bytes and value[: parcels.SIZE] == parcels.MARK:
-                        value = await asyncio.to_thread(parcels.opened, value)
+                        parcel, value = value, await asyncio.to_thread(parcels.opened, value)
+                        free(parcel)
                     yield value
                     continue
                 if feeding.done():

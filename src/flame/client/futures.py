@@ -13,6 +13,7 @@ import asyncio
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol
@@ -66,6 +67,7 @@ class TaskFuture(Future["bytes | None"]):
     _watch: _Watch | None = None
     _id: int = 0
     _cancel_wanted: bool = False
+    _parcel: bytes | None = None  # its output that was taken from the object cache
 
     def __init__(self, stream: Stream) -> None:  # not the base's, which makes a condition variable at once
         self._stream = stream
@@ -112,7 +114,7 @@ class TaskFuture(Future["bytes | None"]):
         value = self._value
         if isinstance(value, FlameError):
             raise value
-        return value if value is None or value[:SIZE] != MARK else opened(value)
+        return value if value is None or value[:SIZE] != MARK else self._taken(value)
 
     def exception(self, timeout: float | None = None) -> FlameError | None:
         """Why there is no output, or None; waits like `result`. Raises TimedOutError, TaskCancelledError."""
@@ -157,8 +159,18 @@ class TaskFuture(Future["bytes | None"]):
         if isinstance(value, FlameError):
             raise value
         if value is not None and value[:SIZE] == MARK:
-            return (yield from asyncio.to_thread(opened, value).__await__())
+            return (yield from asyncio.to_thread(self._taken, value).__await__())
         return value
+
+    def _taken(self, parcel: bytes) -> bytes:
+        """A large output from the object cache, where it is for as long as this future is here."""
+        output = opened(parcel)
+        if self._parcel is None:
+            from flame.client.freeing import free
+
+            self._parcel = parcel
+            weakref.finalize(self, free, parcel).atexit = False
+        return output
 
     def __repr__(self) -> str:
         state = {_PENDING: "pending", _CANCELLED: "cancelled"}.get(

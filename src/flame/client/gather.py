@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from flame.client.freeing import free, free_outputs
 from flame.client.futures import Settled
 from flame.model.errors import FlameError
 
@@ -40,6 +41,7 @@ class Gather:
         "consumed",
         "error",
         "limit",
+        "parcels",
         "received",
         "received_bytes",
         "results",
@@ -64,6 +66,7 @@ class Gather:
         self.submitted = 0
         self.submitted_bytes = 0
         self.consumed = 0
+        self.parcels: dict[int, bytes] = {}  # inputs that lie in the object cache until their tasks have ended
         # written by the stream's thread only; sent <= submitted
         self.sent = 0  # put into batches
         self.accepted_bytes = 0
@@ -75,7 +78,11 @@ class Gather:
 
     def put(self, index: int, values: Sequence[Settled]) -> None:
         """Results of the tasks index, index + 1, ..."""
+        if self.parcels:
+            for parcel in filter(None, (self.parcels.pop(index + place, None) for place in range(len(values)))):
+                free(parcel)
         if self.closed:
+            free_outputs(values)
             return
         self.results.update(zip(range(index, index + len(values)), values, strict=True))
         if index <= self.wanted < index + len(values):
@@ -109,6 +116,12 @@ class Gather:
         if value is not MISSING:
             self.consumed += 1
         return value
+
+    def close(self) -> None:
+        """Nobody wants further results."""
+        self.closed = True
+        free_outputs(list(self.results.values()))
+        self.results.clear()
 
     @property
     def room(self) -> int:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from flame.client.batches import Batch, Item, take_batch
 from flame.client.chunks import BulkChunk, Chunk, Chunks, FutureChunk
+from flame.client.freeing import free_after
 from flame.client.futures import TaskFuture, settle
 from flame.client.gather import Gather
 from flame.client.outbox import Outbox
@@ -93,13 +94,13 @@ class TaskStream:
         if self.error is not None:
             raise self.error
         if payload is not None and len(payload) > self.parcel_from > 0:
-            payload = self._parcel(payload)
+            payload = self._parcel(payload, owner)
         self._buffer.append((payload, owner, options))
         if not self._pump_due:
             self._pump_due = True
             self._wake(self.pump)
 
-    def _parcel(self, payload: bytes) -> bytes:
+    def _parcel(self, payload: bytes, owner: TaskFuture | Gather) -> bytes:
         """What stands for a payload that is too large. Raises TooLargeError without an object cache, FlameError."""
         if not parcels.possible(self._address):
             if len(payload) <= self.max_payload:
@@ -108,7 +109,12 @@ class TaskStream:
                 f"the input has {len(payload)} bytes, the cluster takes {self.max_payload}",
                 remedy=parcels.REMEDY,
             )
-        return parcels.pack(self.session_id, payload, self._address)
+        parcel = parcels.pack(self.session_id, payload, self._address)
+        if isinstance(owner, Gather):
+            owner.parcels[owner.submitted] = parcel
+        else:
+            free_after(owner, parcel)
+        return parcel
 
     def cancel(self, future: TaskFuture) -> None:
         """Ask for the end of one task."""
@@ -116,8 +122,7 @@ class TaskStream:
 
     def abandon(self, gather: Gather) -> None:
         """Nobody wants the results of these tasks: cancel what has not ended."""
-        gather.closed = True
-        gather.results.clear()
+        gather.close()
         self._wake(self._cancel_all_unwanted)
 
     def timed_out(self, text: str) -> TimedOutError:

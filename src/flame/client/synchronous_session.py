@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from flame.client.async_session import AsyncSession, check_window
 from flame.client.background import Pull
 from flame.client.feeding import Feeder
+from flame.client.freeing import free
 from flame.client.futures import TaskFuture
 from flame.client.gather import MISSING, Gather
 from flame.client.snapshot import SessionSnapshot, TaskArguments, payload_of
@@ -216,7 +217,10 @@ def _results(
             if value is not MISSING:
                 if isinstance(value, FlameError) and not return_exceptions:
                     raise value
-                yield opened(value) if type(value) is bytes and value[:SIZE] == MARK else value
+                if type(value) is bytes and value[:SIZE] == MARK:
+                    parcel, value = value, opened(value)
+                    free(parcel)
+                yield value
                 if not feeder.exhausted and gather.room > 0:
                     feeder.feed(1)
                 continue

@@ -13,6 +13,8 @@ from flame.objects.nearby import cache_of, configured
 
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from flame.objects.client import ObjectClient
 
 MARK = b"\0flame-parcel\0"
@@ -70,6 +72,14 @@ def opened(payload: bytes) -> bytes:
     client = _client_at(configured() or ref.endpoint)
     _sessions.setdefault(ref.key.split("/")[1], client)
     return client.get(ref)
+
+
+def free(payloads: Iterable[bytes]) -> None:
+    """Delete what these parcels stand for. Raises FlameError."""
+    from flame.objects.keys import ObjectRef
+
+    refs = [ObjectRef.decode(payload[SIZE:]) for payload in payloads]
+    _client_at(configured() or refs[0].endpoint).delete_many(refs)
 
 
 def had(session_id: str) -> bool:
