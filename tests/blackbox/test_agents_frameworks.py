@@ -77,7 +77,7 @@ async def test_openai_agents_use_all_tools(sandbox: flame.Sandbox, chat: bool) -
         call("read_file", path="nothing"),
         lambda seen: Turn(json.dumps(seen)),
     )
-    async with agent_of(openai_agents.sandbox_tools(sandbox), *script, chat=chat) as (agent, _):
+    async with agent_of(openai_agents.sandbox_tools(sandbox), *script, chat=chat) as (agent, model):
         result = await Runner.run(agent, "go", run_config=QUIET)
     assert json.loads(result.final_output) == [
         "[no output]",
@@ -88,6 +88,7 @@ async def test_openai_agents_use_all_tools(sandbox: flame.Sandbox, chat: bool) -
         "a  3",
         "error: there is no nothing",
     ]
+    assert json.dumps(model.requests[0]["tools"]).count("Absolute, or from the working folder.") == 3
 
 
 async def test_openai_agents_with_an_asyncio_sandbox_streamed(connection: Connection) -> None:
@@ -170,6 +171,33 @@ async def test_langchain_tools_work_in_asyncio_and_streams(sandbox: flame.Sandbo
             if chunk.content
         ]
     assert said == ["42", "It is 42"]
+
+
+async def test_langchain_tools_of_an_asyncio_sandbox(connection: Connection) -> None:
+    script = (
+        call("write_file", path="a", content="//4A", encoding="base64"),
+        call("run_code", code="open('a', 'rb').read()"),
+        call("run_command", command="wc -c <a"),
+        call("read_file", path="a"),
+        call("list_files"),
+        lambda seen: Turn(json.dumps(seen)),
+    )
+    async with (
+        await flame.aio.connect(connection.addr) as own,
+        await AsyncSandbox.create(connection=own) as sandbox,
+    ):
+        with chat_of(*script) as chat:
+            agent = create_agent(chat, langchain.sandbox_tools(sandbox))
+            messages = (await agent.ainvoke({"messages": [("user", "go")]}))["messages"]
+    assert json.loads(messages[-1].content) == [
+        "wrote 3 bytes to a",
+        "b'\\xff\\xfe\\x00'",
+        "3\n[exit code 0]",
+        "[a is no text: 3 bytes of application/octet-stream; look at it with code]",
+        "a  3",
+    ]
+    [read] = [message.artifact for message in messages if getattr(message, "name", "") == "read_file"]
+    assert read.binary.data == b"\xff\xfe\0"
 
 
 # --- smolagents -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from flame._version import __version__
 from flame.agents import answers, toolbox
 from flame.agents.answers import MAX_BINARY, Answer, Binary
-from flame.agents.toolbox import AsyncToolbox, Encoding, missing
+from flame.agents.toolbox import AsyncToolbox, missing
 from flame.model.errors import FlameError
 
 try:
@@ -31,6 +31,8 @@ try:
         ToolAnnotations,
     )
     from pydantic import Field
+
+    from flame.agents.arguments import Code, Command, Content, Encoding, Path
 except ImportError as error:
     raise missing("mcp", error) from error
 
@@ -99,28 +101,28 @@ def _add_tools(server: MCPServer[None], clients: Clients) -> None:
 
     @tool(toolbox.RUN_CODE)
     async def run_code(
-        context: Context[None], code: str, timeout: Seconds = None, sandbox: Handle = None
+        context: Context[None], code: Code, timeout: Seconds = None, sandbox: Handle = None
     ) -> CallToolResult:
         return await answer(context, sandbox, lambda tools: tools.run_code(code, timeout))
 
     @tool(toolbox.RUN_COMMAND)
     async def run_command(
-        context: Context[None], command: str, timeout: Seconds = None, sandbox: Handle = None
+        context: Context[None], command: Command, timeout: Seconds = None, sandbox: Handle = None
     ) -> CallToolResult:
         return await answer(context, sandbox, lambda tools: tools.run_command(command, timeout))
 
     @tool(f"{toolbox.READ_FILE} {_BINARY}", reads=True)
-    async def read_file(context: Context[None], path: str, sandbox: Handle = None) -> CallToolResult:
+    async def read_file(context: Context[None], path: Path, sandbox: Handle = None) -> CallToolResult:
         return await answer(context, sandbox, lambda tools: tools.read_file(path))
 
     @tool(toolbox.WRITE_FILE)
     async def write_file(
-        context: Context[None], path: str, content: str, encoding: Encoding = "text", sandbox: Handle = None
+        context: Context[None], path: Path, content: Content, encoding: Encoding = "text", sandbox: Handle = None
     ) -> CallToolResult:
         return await answer(context, sandbox, lambda tools: tools.write_file(path, content, encoding))
 
     @tool(toolbox.LIST_FILES, reads=True)
-    async def list_files(context: Context[None], path: str = ".", sandbox: Handle = None) -> CallToolResult:
+    async def list_files(context: Context[None], path: Path = ".", sandbox: Handle = None) -> CallToolResult:
         return await answer(context, sandbox, lambda tools: tools.list_files(path))
 
     @tool("Close the sandbox with its files, variables and programs. The next call begins with a new one.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flame.agents import answers, toolbox
 from flame.agents.answers import LIMIT, Answer
-from flame.agents.toolbox import TIMEOUT, AsyncToolbox, Encoding, Toolbox, missing
+from flame.agents.toolbox import TIMEOUT, AsyncToolbox, Toolbox, missing
 from flame.sandbox import AsyncSandbox, Sandbox
 
 try:
@@ -25,6 +25,8 @@ try:
         ToolOutputText,
         function_tool,
     )
+
+    from flame.agents.arguments import Code, Command, Content, Encoding, Path
 except ImportError as error:
     raise missing("openai-agents", error) from error
 
@@ -47,19 +49,19 @@ def sandbox_tools(sandbox: Sandbox | AsyncSandbox, *, timeout: float = TIMEOUT, 
         else _Threads(Toolbox(sandbox, timeout=timeout, limit=limit))
     )
 
-    async def run_code(code: str) -> Output:
+    async def run_code(code: Code) -> Output:
         return _output(await box.run_code(code))
 
-    async def run_command(command: str) -> Output:
+    async def run_command(command: Command) -> Output:
         return _output(await box.run_command(command))
 
-    async def read_file(path: str) -> Output:
+    async def read_file(path: Path) -> Output:
         return _output(await box.read_file(path))
 
-    async def write_file(path: str, content: str, encoding: Encoding = "text") -> Output:
+    async def write_file(path: Path, content: Content, encoding: Encoding = "text") -> Output:
         return _output(await box.write_file(path, content, encoding))
 
-    async def list_files(path: str = ".") -> Output:
+    async def list_files(path: Path = ".") -> Output:
         return _output(await box.list_files(path))
 
     return [
@@ -122,7 +124,7 @@ class _Threads:
     async def read_file(self, path: str) -> Answer:
         return await asyncio.to_thread(self._box.read_file, path)
 
-    async def write_file(self, path: str, content: str, encoding: Encoding) -> Answer:
+    async def write_file(self, path: str, content: str, encoding: toolbox.Encoding) -> Answer:
         return await asyncio.to_thread(self._box.write_file, path, content, encoding)
 
     async def list_files(self, path: str) -> Answer:
