@@ -78,7 +78,7 @@ async def refusal(images: Images, name: str) -> str:
     ],
     ids=["one file", "many large files", "some large files", "many files"],
 )
-async def test_a_bomb_is_refused_and_leaves_nothing(
+async def test_a_bomb_is_refused_and_leaves_no_image(
     tmp_path: Path, before: set[str], files: dict[str, int], why: str
 ) -> None:
     name = oci_layout(tmp_path / "layout", [layer(files)])

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -144,7 +144,7 @@ class Images:
             found, fetched = await self._look_up(name)
         identity = str(found["Id"]).removeprefix("sha256:")
         config: dict[str, Any] = found.get("Config") or {}
-        cwd = os.path.normpath(f"/{config.get('WorkingDir') or ''}").replace("//", "/")
+        cwd = str(PurePosixPath(f"/{(config.get('WorkingDir') or '').strip('/')}"))
         root = self._folder / identity
         async with self._turn(identity):
             if not root.is_dir():
