@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flame.config import TlsConfig
 from flame.security import make_certificates
@@ -188,6 +189,19 @@ def test_flmping_measures(running: Shell) -> None:
     assert len(lines[5:]) == len(patterns)
     for pattern, line in zip(patterns, lines[5:], strict=True):
         assert re.fullmatch(pattern, line)
+
+
+def test_flmping_for_programs(running: Shell) -> None:
+    found = json.loads(running.good("flmping", "-t", "3", "-o", "json"))
+    assert found["session"].startswith("flmping-")
+    assert (found["succeeded"], found["failed"]) == (3, 0)
+    assert found["tasks_per_second"] == pytest.approx(3 / found["seconds"])
+    assert [(task["id"], task["state"]) for task in found["tasks"]] == [(1, "Succeed"), (2, "Succeed"), (3, "Succeed")]
+    assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"] <= found["seconds"] * 1e3
+    failed = running.run("flmping", "-p", "-t", "1", "-m", str(2**60), "-o", "yaml")
+    assert failed.returncode == 1
+    document = yaml.safe_load(failed.stdout)
+    assert (document["succeeded"], document["failed"], "tasks" in document) == (0, 1, False)
 
 
 def test_flmping_passes_on_what_tasks_should_do(running: Shell) -> None:

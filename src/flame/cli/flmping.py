@@ -14,7 +14,7 @@ import click
 
 from flame._version import __version__
 from flame.cli.bounds import whole
-from flame.cli.options import settings_of, where_options
+from flame.cli.options import output_option, settings_of, where_options
 from flame.cli.program import run
 from flame.cli.session_options import common_data_option, patience_option, priority_option, resreq_option
 from flame.model.errors import FlameError, TimedOutError
@@ -60,6 +60,7 @@ class Outcome:
 @resreq_option("-r")
 @patience_option
 @where_options
+@output_option
 @click.version_option(__version__, prog_name="flmping", message="%(prog)s %(version)s")
 @click.pass_context
 def flmping(
@@ -104,19 +105,25 @@ def ping(job: Job, settings: Settings, *, perf: bool) -> int:
             resreq=str(job.resreq) if job.resreq is not None else None,
         )
         try:
-            created = stopwatch(time.perf_counter() - begin)
-            print(
-                f"Session <{session.id}> was created in <{created}>, start to run <{job.tasks:,}> tasks in the session:"
-            )
-            sys.stdout.flush()
+            if settings.output in ("table", "wide"):
+                created = stopwatch(time.perf_counter() - begin)
+                running = f"start to run <{job.tasks:,}> tasks in the session:"
+                print(f"Session <{session.id}> was created in <{created}>, {running}", flush=True)
             begin = time.perf_counter()
             outcomes = run_tasks(session, job)
             seconds = time.perf_counter() - begin
         finally:
             session.close(force=True)
     failed = sum(outcome.error is not None for outcome in outcomes)
-    lines = _benchmark(outcomes, failed, seconds) if perf else _report(session.id, outcomes, seconds)
-    print("\n".join(lines))
+    if settings.output in ("table", "wide"):
+        print("\n".join(_benchmark(outcomes, failed, seconds) if perf else _report(session.id, outcomes, seconds)))
+    elif settings.output == "name":
+        print(session.id)
+    else:
+        from flame.cli.output import write_json, write_yaml
+
+        document = _document(session.id, outcomes, failed, seconds, perf=perf)
+        (write_json if settings.output == "json" else write_yaml)(document)
     return 1 if failed else 0
 
 
@@ -170,6 +177,27 @@ def _report(session_id: str, outcomes: Sequence[Outcome], seconds: float) -> lis
     ]
     lines = table(("Session", "Task", "State", "Output"), rows)
     return ["", *lines, "", f"<{len(outcomes):,}> tasks was completed in <{stopwatch(seconds)}>."]
+
+
+def _document(
+    session_id: str, outcomes: Sequence[Outcome], failed: int, seconds: float, *, perf: bool
+) -> dict[str, object]:
+    """What the tables say, for programs."""
+    from flame.cli.measures import benchmark_document
+
+    latencies = [outcome.latency for outcome in outcomes]
+    document = {"session": session_id, **benchmark_document(len(outcomes), failed, seconds, latencies)}
+    if not perf:
+        document["tasks"] = [
+            {
+                "id": number,
+                "state": "Succeed" if outcome.error is None else "Failed",
+                "latency_ms": outcome.latency * 1e3,
+                "output": _words(outcome),
+            }
+            for number, outcome in enumerate(outcomes, 1)
+        ]
+    return document
 
 
 def _words(outcome: Outcome) -> str:

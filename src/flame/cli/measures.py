@@ -25,6 +25,23 @@ def duration_text(seconds: float) -> str:
     return f"{seconds:.2f} s"
 
 
+def benchmark_document(total: int, failed: int, seconds: float, latencies: Sequence[float]) -> dict[str, object]:
+    """The same figures for programs; null where there are none."""
+    ordered = sorted(latencies)
+    succeeded = total - failed
+
+    def milliseconds(share: float) -> float | None:
+        return percentile(ordered, share) * 1e3 if ordered else None
+
+    return {
+        "seconds": seconds,
+        "succeeded": succeeded,
+        "failed": failed,
+        "tasks_per_second": succeeded / seconds if seconds > 0 else None,
+        "latency_ms": {"p50": milliseconds(0.50), "p99": milliseconds(0.99)},
+    }
+
+
 def benchmark_lines(total: int, failed: int, seconds: float, latencies: Sequence[float]) -> list[str]:
     """The block that `flmping -p` prints. `latencies` in seconds, from the submission of a task to its result."""
     ordered = sorted(latencies)
