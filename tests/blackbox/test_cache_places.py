@@ -76,6 +76,43 @@ def test_clients_may_have_to_show_certificates(tmp_path: Path, certificates: Cer
         assert client.get(client.put("app/session", [1])) == [1]
 
 
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_what_a_certificate_may_do_is_its_role(tmp_path: Path, certificates: Certificates, shared_memory: bool) -> None:
+    """The same through the door of the node as over the network."""
+    settings = {"tls": {**tls_section(certificates.server), "verify_clients": True}}
+    with CacheDaemon(tmp_path, scheme="grpcs", settings=settings) as cache:
+        admin, client, node = (
+            ObjectClient(cache.endpoint, tls=tls, shared_memory=shared_memory)
+            for tls in (certificates.admin, certificates.client, certificates.node)
+        )
+        with admin, client, node:
+            shared = client.put("app/shared/code", "code")
+            ref = node.put("app/session/small", "small")
+            large = node.put("app/session/large", noise(MB))
+            assert np.array_equal(node.get(large), noise(MB))
+            assert node.get(shared) == "code"
+            assert [info.key for info in node.list("app/*")] == [large.key, ref.key, shared.key]
+            node.delete(ref)
+            refused = (
+                lambda: node.update(shared, "mine"),
+                lambda: node.update(shared, noise(MB)),
+                lambda: node.patch(shared, "mine"),
+                lambda: node.put("app/pkg", noise(MB)),
+                lambda: node.delete(shared),
+                lambda: node.delete("app/*"),
+                lambda: node.delete_many([large, shared]),
+                lambda: node.expire(shared, 0),
+                lambda: node.end_session("app/session", 0),
+            )
+            for attempt in refused:
+                with pytest.raises(PermissionDeniedError, match="a node may not"):
+                    attempt()
+            assert client.get(shared) == "code"
+            client.end_session("app/session", 0)
+            admin.delete("app/*")
+            assert list(client.list("app/*")) == []
+
+
 def test_a_certificate_that_is_missing(tmp_path: Path) -> None:
     assert "needs a certificate" in run(CacheDaemon(tmp_path, scheme="grpcs")).stderr
 

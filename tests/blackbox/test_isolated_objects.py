@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +15,27 @@ import flame
 from cache_daemon import CacheDaemon
 from cluster import Cluster
 from flame.objects import ObjectClient, ObjectRef
+from flame.shims.levels import find_levels
+from microvms import MIB, cached
 from untrusted import require_sandboxes
 
 SERVICES = Path(__file__).parent / "services"
 LIMIT = 1 << 20  # bytes that a task carries at most
 SECONDS = 60.0
 LEVELS = ("process", "gvisor")
+# Of a machine: emulated, it takes its time, and Arrow and numpy take memory.
+MACHINE = {"limits": flame.Limits(memory=512 * MIB, pids=100), "isolation": "microvm"}
+PATIENCE = 150.0  # seconds
 LARGE = b"\x02" + bytes(3 << 20)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CacheDaemon]:
-    require_sandboxes(tmp_path_factory.mktemp("probe"))
-    with CacheDaemon(tmp_path_factory.mktemp("cache")) as cache:
+    """What the levels need has to be there: `make test` installs it."""
+    folder = tmp_path_factory.mktemp("probe")
+    require_sandboxes(folder)
+    with cached(), CacheDaemon(tmp_path_factory.mktemp("cache")) as cache:
+        assert [level.missing for level in find_levels(folder, names=("gvisor", "microvm"))] == ["", ""]
         yield cache
 
 
@@ -33,12 +43,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CacheDaemon]:
 def cluster(tmp_path_factory: pytest.TempPathFactory, cache: CacheDaemon) -> Iterator[Cluster]:
     settings = {"limits": {"max_payload": LIMIT}}
     folder = tmp_path_factory.mktemp("cluster")
-    with Cluster(folder, storage="none", settings=settings, cache=cache.endpoint) as cluster:
+    with Cluster(folder, storage="none", capacity="cpu=4,mem=8g", settings=settings, cache=cache.endpoint) as cluster:
         with flame.connect(cluster.endpoint) as connection:
             for name in ("large", "evaluating", "other"):
                 script = "large.py" if name == "large" else "evaluating.py"
                 arguments = [str(SERVICES / script)]
-                connection.register_application(name, {"command": sys.executable, "arguments": arguments})
+                document = {"command": sys.executable, "arguments": arguments, "start_timeout": PATIENCE}
+                connection.register_application(name, document)
         yield cluster
 
 
@@ -50,7 +61,7 @@ def connection(cluster: Cluster, cache: CacheDaemon, monkeypatch: pytest.MonkeyP
 
 
 def run(session: flame.Session, source: str, data: bytes = b"") -> str:
-    return (session.invoke(source.encode() + b"\0" + data, SECONDS) or b"").decode()
+    return (session.invoke(source.encode() + b"\0" + data, SECONDS) or b"").decode(errors="replace")
 
 
 # --- what works ------------------------------------------------------------------------------------------------------
@@ -62,6 +73,78 @@ def test_payloads_of_any_size(connection: flame.Connection, level: str) -> None:
         assert session.invoke(LARGE, SECONDS) == LARGE * 2
         assert list(session.map([b"\x02", LARGE])) == [b"\x02" * 2, LARGE * 2]
         assert int(session.invoke(b"length", SECONDS) or b"") == len(LARGE)
+
+
+def test_in_a_virtual_machine(connection: flame.Connection, cache: CacheDaemon) -> None:
+    """No socket reaches inside, so its link carries them."""
+    source = """
+import flame
+from concurrent.futures import ThreadPoolExecutor
+from flame import objects
+with ThreadPoolExecutor(20) as pool:
+    refs = list(pool.map(lambda n: objects.put(f'evaluating/{session_id}', bytes([n]) * 300_000), range(40)))
+    kept = [data[0] for data in pool.map(objects.get, refs)] == list(range(40))
+try:
+    objects.get(objects.ObjectRef(refs[0].endpoint, 'evaluating/another/secret'))
+except flame.PermissionDeniedError:
+    answer = data * 2 if kept else b''
+"""
+    cache.client().put("evaluating/another/secret", "secret")
+    with connection.create_session("evaluating", **MACHINE) as session:
+        assert session.invoke(source.encode() + b"\0" + LARGE, PATIENCE) == LARGE * 2
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_executor_and_a_runner(
+    connection: flame.Connection, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # which is what they pack
+    array = np.arange(500_000)
+
+    class Sum:
+        """Keeps what is larger than a task carries."""
+
+        def __init__(self) -> None:
+            self.total: np.ndarray | int = 0
+
+        def add(self, array: np.ndarray) -> np.ndarray:
+            self.total = self.total + array
+            return self.total
+
+    with flame.Executor(connection=connection, isolation=level) as executor:
+        assert np.array_equal(executor.submit(operator.neg, array).result(SECONDS), -array)
+    with flame.Runner("isolated", connection=connection) as runner:
+        service = runner.service(operator.neg, isolation=level)
+        assert np.array_equal(service(service(array)).get(SECONDS), array)
+        state = runner.service(Sum, isolation=level)
+        assert np.array_equal(state.add(array).get(SECONDS), array)
+
+
+def test_a_remote_function(connection: flame.Connection, cluster: Cluster, cache: CacheDaemon, tmp_path: Path) -> None:
+    script = tmp_path / "negated.py"
+    script.write_text("""
+import flame
+import numpy as np
+
+@flame.function(session={"isolation": "process"})
+def negated(array):
+    return -array
+
+array = np.arange(500_000)
+assert np.array_equal(negated.remote(array).get(60), -array)
+print("equal")
+""")
+    environ = cluster.environ(FLAME_CACHE_ENDPOINT=cache.endpoint)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.stdout == "equal\n", done.stderr
 
 
 def test_objects_of_its_own(connection: flame.Connection, cache: CacheDaemon) -> None:
@@ -200,3 +283,145 @@ def test_other_caches(connection: flame.Connection, cache: CacheDaemon, tmp_path
         said = run(session, "answer = objects.get(objects.ObjectRef.decode(data))", ref.encode())
         assert said.startswith("PermissionDeniedError: this cache does not fetch objects of")
         assert "from a sandbox" in run(session, "objects.delete(objects.ObjectRef.decode(data))", ref.encode())
+
+
+# --- when something goes wrong ---------------------------------------------------------------------------------------
+
+RAW = """
+import os, socket, struct, time
+from flame import objects
+from flame.objects import messages as m
+from flame.objects.wire import Channel
+PATH = os.environ['FLAME_CACHE_ENDPOINT'].removeprefix('relay:')
+def connect():
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(PATH)
+    return sock
+def enter():
+    channel = Channel(connect())
+    channel.send(m.Hello(''))
+    channel.receive()
+    return channel
+"""
+
+
+def test_a_cache_that_ends_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with CacheDaemon(tmp_path) as cache:
+        monkeypatch.setenv("FLAME_CACHE_ENDPOINT", cache.endpoint)
+        with (
+            Cluster(tmp_path / "cluster", storage="none", cache=cache.endpoint) as cluster,
+            flame.connect(cluster.endpoint) as connection,
+        ):
+            arguments = [str(SERVICES / "evaluating.py")]
+            connection.register_application("evaluating", {"command": sys.executable, "arguments": arguments})
+            with connection.create_session("evaluating", isolation="process") as session:
+                run(session, RAW)
+                source = "ref = objects.put(f'evaluating/{session_id}', 'here'); answer = objects.get(ref)"
+                assert run(session, source) == "'here'"
+                half = """
+channel = enter()
+channel.send(m.Send(f'evaluating/{session_id}/half', m.Options(size=2_000_000)))
+channel.receive()
+channel.socket.sendall(bytes(1_000_000))
+"""
+                run(session, half)
+                cache.daemon.kill()
+                rest = "channel.socket.sendall(bytes(1_000_000)); answer = channel.receive()"
+                assert "the cache of this node is gone" in run(session, rest)
+                said = run(session, "objects.get(ref)")
+                assert said.startswith("UnavailableError: the cache at grpc://127.0.0.1:")
+                assert "can't be reached" in said
+                cache.start()
+                assert (
+                    run(session, "ref = objects.put(f'evaluating/{session_id}', 1); answer = objects.get(ref)") == "1"
+                )
+
+
+def test_an_instance_that_lies(connection: flame.Connection, cluster: Cluster) -> None:
+    lies = """
+for request in (m.Hello(''), m.Put('a/b', b'', m.Options()), m.Reserve(10), m.Commit(1, 'a/b', m.Options()),
+                m.Cancel(1), m.Release((1,)), m.Send('evaluating/x', m.Options(size=10))):
+    channel = enter()
+    channel.send(request)
+    reply = channel.receive()
+    assert b'Failure' in reply, (request, reply)
+    channel.send(m.Get(f'evaluating/{session_id}/nothing'))
+    assert b'Failure' in channel.receive()
+    channel.socket.close()
+own = f'evaluating/{session_id}'
+for request in (m.Send(own, m.Options()), m.Send(f'{own}/../x', m.Options(size=3)), m.Send(own, m.Options(size=-5))):
+    channel = enter()
+    channel.send(request)
+    assert b'Failure' in channel.receive()
+    channel.socket.close()
+for nonsense in (b'', b'\\xff' * 1000, struct.pack('<I', 2**32 - 1), struct.pack('<I', 100) + b'x',
+                 struct.pack('<I', 3) + b'abc'):
+    for channel in (Channel(connect()), enter()):
+        channel.socket.sendall(nonsense)
+        channel.socket.shutdown(socket.SHUT_WR)
+        while channel.socket.recv(100_000):
+            pass
+        channel.socket.close()
+# What is begun and not ended is nowhere.
+for _ in range(40):
+    channel = enter()
+    channel.send(m.Send(own + '/never', m.Options(size=10_000_000)))
+    channel.receive()
+    channel.socket.sendall(bytes(1_000_000))
+    channel.socket.close()
+assert objects.exists(own + '/never') is None
+channel = enter()
+channel.send(m.Send(own + '/huge', m.Options(size=2**60)))
+channel.receive()
+channel.socket.close()
+answer = len(objects.list_objects(own))
+"""
+    with (
+        connection.create_session("evaluating", isolation="process") as session,
+        connection.create_session("large", isolation="process") as another,
+    ):
+        run(session, RAW)
+        assert run(session, lies) == "0"
+        assert another.invoke(LARGE, SECONDS) == LARGE * 2
+    assert "Traceback" not in cluster.nodes["node-1"].log
+
+
+def test_an_instance_that_takes_all_connections(connection: flame.Connection) -> None:
+    """It costs itself, and nobody else."""
+    flood = """
+kept = []
+try:
+    while len(kept) < 300:
+        sock = connect()
+        sock.setblocking(False)
+        kept.append(sock)
+        sock.send(b'?')
+except OSError as error:
+    pass
+answer = len(kept)
+"""
+    strangers = """
+try:
+    for _ in range(1000):
+        sock = connect()
+        sock.shutdown(socket.SHUT_WR)
+        sock.recv(1)
+        sock.close()
+    answer = 'still'
+except OSError as error:
+    answer = type(error).__name__
+"""
+    with (
+        connection.create_session("evaluating", isolation="process") as session,
+        connection.create_session("evaluating", isolation="process") as stranger,
+        connection.create_session("large", isolation="process") as another,
+    ):
+        for each in (session, stranger):
+            run(each, RAW)
+        assert run(stranger, strangers) != "'still'"
+        assert "nothing passes on to the object cache here" in run(
+            stranger, "objects.put(f'evaluating/{session_id}', 1)"
+        )
+        flooding = session.submit(flood.encode())
+        assert another.invoke(LARGE, SECONDS) == LARGE * 2
+        flooding.cancel()

@@ -9,21 +9,27 @@ import msgspec
 
 from flame.cache.cache import ObjectCache
 from flame.cache.dropped import Dropped
+from flame.cache.visitors import ANYBODY, Tokens
 from flame.model.errors import InvalidArgumentError
 from flame.objects.keys import ObjectKey
-from flame.objects.messages import ACTIONS, KeyRequest, KeysRequest, LocalDoor, TtlRequest
+from flame.objects.messages import ACTIONS, Call, KeyRequest, KeysRequest, LocalDoor, TtlRequest
+from flame.objects.rights import Visitor, check
 
 T = TypeVar("T")
 MAX_LISTED = 10_000
 
 
 class Actions:
-    """The actions of a cache. `door`: where clients of this node connect; `dropped`: files that others wrote."""
+    """The actions of a cache. `door`: where clients of this node connect, and `tokens`: what each says there;
+    `dropped`: files that others wrote."""
 
-    def __init__(self, cache: ObjectCache, endpoint: str, door: LocalDoor, dropped: Dropped | None = None) -> None:
+    def __init__(
+        self, cache: ObjectCache, endpoint: str, door: LocalDoor, tokens: Tokens, dropped: Dropped | None = None
+    ) -> None:
         self._cache = cache
         self._endpoint = endpoint
         self._door = door
+        self._tokens = tokens
         self._dropped = dropped
         self._table: dict[str, Callable[[bytes], bytes]] = {
             "DELETE": self._delete,
@@ -33,12 +39,15 @@ class Actions:
             "TTL": self._ttl,
             "END_SESSION": self._end_session,
             "STAT": self._stat,
-            "LOCAL": self._local,
         }
 
-    def run(self, name: str, body: bytes) -> bytes:
-        """The answer. Raises InvalidArgumentError for an unknown action or a body that it does not understand."""
+    def run(self, name: str, body: bytes, visitor: Visitor = ANYBODY) -> bytes:
+        """The answer. Raises InvalidArgumentError for an unknown action or a body that it does not understand,
+        PermissionDeniedError."""
+        check(visitor, Call(name, body))
         action = self._table.get(name)
+        if name == "LOCAL":
+            return msgspec.json.encode(msgspec.structs.replace(self._door, token=self._tokens.of(visitor)))
         if action is None:
             raise InvalidArgumentError(f"unknown action {name[:40]!r}", remedy=f"there are {', '.join(ACTIONS)}")
         return action(body)
@@ -82,10 +91,6 @@ class Actions:
     def _stat(self, body: bytes) -> bytes:
         del body
         return msgspec.json.encode(self._cache.status(self._endpoint))
-
-    def _local(self, body: bytes) -> bytes:
-        del body
-        return msgspec.json.encode(self._door)
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:

@@ -20,9 +20,11 @@ from flame.cache.actions import Actions
 from flame.cache.blobs import Pin
 from flame.cache.cache import ObjectCache, Room
 from flame.cache.payloads import Content, Loaded
+from flame.cache.visitors import ANYBODY, Tokens
 from flame.model.errors import FlameError, InternalError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 from flame.objects import messages as m
 from flame.objects.keys import ObjectKey
+from flame.objects.rights import check
 from flame.objects.wire import Channel, frame
 
 _log = logging.getLogger("flame.cache")
@@ -36,7 +38,7 @@ class LocalServer:
     def __init__(
         self,
         path: Path,
-        token: str,
+        tokens: Tokens,
         endpoint: str,
         cache: ObjectCache,
         actions: Actions,
@@ -44,7 +46,7 @@ class LocalServer:
         listener: int | None = None,
     ) -> None:
         self._path = path
-        self._token = token
+        self._tokens = tokens
         self._endpoint = endpoint
         self._cache = cache
         self._actions = actions
@@ -83,20 +85,20 @@ class LocalServer:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
-            visitor = _Visitor(self._cache, self._actions, self._read)
+            guest = _Guest(self._cache, self._actions, self._read)
             channel = Channel(connection)
             try:
-                if self._admit(channel):
+                if self._admit(channel, guest):
                     while (data := channel.receive()) is not None:
-                        reply = visitor.answer(data)
+                        reply = guest.answer(data)
                         if reply is not None:
                             channel.send(reply)
             except (OSError, EOFError):
                 pass  # it is gone; so is what it had
             finally:
-                visitor.leave()
+                guest.leave()
 
-    def _admit(self, channel: Channel) -> bool:
+    def _admit(self, channel: Channel, guest: _Guest) -> bool:
         data = channel.receive()
         if data is None:
             return False
@@ -105,15 +107,17 @@ class LocalServer:
         except msgspec.MsgspecError:
             return False
         uid = struct.unpack("3i", channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-        if not isinstance(hello, m.Hello) or hello.token != self._token or uid != os.getuid():
+        visitor = self._tokens.visitor(hello.token) if isinstance(hello, m.Hello) else None
+        if visitor is None or uid != os.getuid():
             channel.send(as_failure(PermissionDeniedError("this is the door of the cache's own user")))
             return False
+        guest.visitor = visitor
         welcome = m.Welcome(self._cache.arena.size, self._endpoint)
         socket.send_fds(channel.socket, [frame(welcome)], [self._cache.arena.fd])
         return True
 
 
-class _Visitor:
+class _Guest:
     """One connection: its leases and the memory lent to it."""
 
     def __init__(self, cache: ObjectCache, actions: Actions, read: Callable[[m.GetTicket], Content]) -> None:
@@ -123,6 +127,7 @@ class _Visitor:
         self._leases: dict[int, Pin] = {}
         self._lent: dict[int, Room] = {}
         self._last = 0
+        self.visitor = ANYBODY
 
     def leave(self) -> None:
         """Give everything back."""
@@ -148,6 +153,8 @@ class _Visitor:
             return as_failure(InternalError(f"the cache failed: {error}"))
 
     def _answer(self, request: m.Request) -> m.Reply | None:
+        if not isinstance(request, m.Commit):
+            check(self.visitor, request)
         match request:
             case m.Get():
                 ticket = m.GetTicket(request.key, request.version, request.born, request.origin)
@@ -171,7 +178,7 @@ class _Visitor:
                     self._leases.pop(lease, None)
                 return None
             case m.Call():
-                return m.Result(self._actions.run(request.action, request.body))
+                return m.Result(self._actions.run(request.action, request.body, self.visitor))
             case m.Hello() | m.Send():
                 raise InvalidArgumentError(f"{type(request).__name__} is not for here")
 
@@ -190,6 +197,7 @@ class _Visitor:
         if room is None:
             raise NotFoundError(f"no memory of number {request.number} was lent here")
         try:
+            check(self.visitor, request)
             key = writable_key(request.key, request.options)
         except FlameError:
             self._cache.give_back(room)

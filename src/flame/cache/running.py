@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
 import socket
 import tempfile
@@ -25,6 +24,7 @@ from flame.cache.server import CacheServer
 from flame.cache.sessions import Sessions
 from flame.cache.settings import CacheSettings
 from flame.cache.stream_server import StreamServer
+from flame.cache.visitors import Tokens
 from flame.model.errors import InvalidConfigError, NotFoundError, UnavailableError
 from flame.objects.keys import ObjectKey
 from flame.objects.messages import UNIX, GetTicket, LocalDoor, flight_beside
@@ -80,25 +80,26 @@ class Running:
         """For clients of this user on this node: the door is where the endpoint says, and Flight beside it."""
         settings = self._settings
         door = LocalDoor(str(path), "", os.getuid())
-        actions = Actions(self.cache, settings.endpoint, door, self._dropped)
+        tokens = Tokens("")
+        actions = Actions(self.cache, settings.endpoint, door, tokens, self._dropped)
         flight_beside(path).unlink(missing_ok=True)
         # First, since who comes through the door may want it at once.
         self._listen(f"grpc+unix://{flight_beside(path)}", actions)
-        self._local = LocalServer(path, "", settings.endpoint, self.cache, actions, self.read, settings.listener)
+        self._local = LocalServer(path, tokens, settings.endpoint, self.cache, actions, self.read, settings.listener)
         self._local.start()
 
     def _start_there(self) -> None:
         """For clients everywhere."""
         settings = self._settings
-        token = secrets.token_hex(16)
+        tokens = Tokens()
         path = self._folder / "door"
         if settings.tls is None:
             host = urlsplit(settings.location).hostname or "127.0.0.1"
-            self._stream = StreamServer(host, token, settings.endpoint, self.cache, self.read)
+            self._stream = StreamServer(host, tokens, settings.endpoint, self.cache, self.read)
         port = self._stream.port if self._stream is not None else 0
-        door = LocalDoor(str(path), token, os.getuid(), port, settings.peers)
-        actions = Actions(self.cache, settings.endpoint, door, self._dropped)
-        self._local = LocalServer(path, token, settings.endpoint, self.cache, actions, self.read)
+        door = LocalDoor(str(path), "", os.getuid(), port, settings.peers)
+        actions = Actions(self.cache, settings.endpoint, door, tokens, self._dropped)
+        self._local = LocalServer(path, tokens, settings.endpoint, self.cache, actions, self.read)
         self._local.start()
         self._listen(settings.location, actions)
 

@@ -16,11 +16,13 @@ from flame.cache.actions import Actions
 from flame.cache.cache import ObjectCache
 from flame.cache.payloads import Content
 from flame.cache.receiving import Receiving, stream_writer
+from flame.cache.visitors import visitor_of
 from flame.model.errors import FlameError, FlameErrorCode, InvalidArgumentError
 from flame.objects import codecs
 from flame.objects.cells import RESPONSE_SCHEMA
 from flame.objects.keys import ObjectKey, ObjectRef
 from flame.objects.messages import ACTIONS, TICKET, Failure, GetTicket, Options, PutCommand
+from flame.objects.rights import Deed, Visitor, authorize
 
 _log = logging.getLogger("flame.cache")
 
@@ -79,10 +81,16 @@ class CacheServer(flight.FlightServerBase):
         self._actions = actions
         self._read = read
 
+    @staticmethod
+    def _visitor(context: Any) -> Visitor:
+        """Who makes a call. Without certificates of clients nobody has a name."""
+        return visitor_of(context.peer_identity())
+
     @translated
     def do_put(self, context: Any, descriptor: flight.FlightDescriptor, reader: Any, writer: Any) -> None:
         """Store what comes; the answer is the reference in BSON."""
         key, options = _destination(descriptor)
+        authorize(self._visitor(context), [(Deed.CHANGE, str(key))])
         schema: Any = reader.schema
         if codecs.FORMAT_KEY in (schema.metadata or {}) and not options.patch:
             payload, table = self._receive_table(schema, reader), True
@@ -130,19 +138,21 @@ class CacheServer(flight.FlightServerBase):
     @translated
     def do_get(self, context: Any, ticket: flight.Ticket) -> flight.FlightDataStream:
         """An object, or what the asker lacks of it."""
-        del context
         raw: bytes = ticket.ticket
-        if raw.startswith(TICKET):
-            return answers.chunked(self._read(_decoded(raw[1:], GetTicket)))
-        key, version = _parse_ticket(raw)
-        return answers.foreign(self._read(GetTicket(str(key), version)))
+        ours = raw.startswith(TICKET)
+        if ours:
+            wanted = _decoded(raw[1:], GetTicket)
+        else:
+            key, version = _parse_ticket(raw)
+            wanted = GetTicket(str(key), version)
+        authorize(self._visitor(context), [(Deed.READ, wanted.key)])
+        return answers.chunked(self._read(wanted)) if ours else answers.foreign(self._read(wanted))
 
     @translated
     def do_action(self, context: Any, action: flight.Action) -> Iterator[bytes]:
         """Everything that is neither put nor get."""
-        del context
         body = action.body.to_pybytes()
-        return iter([self._actions.run(action.type, body)])
+        return iter([self._actions.run(action.type, body, self._visitor(context))])
 
     def list_actions(self, context: Any) -> Any:
         """What `do_action` knows."""
@@ -152,14 +162,15 @@ class CacheServer(flight.FlightServerBase):
     @translated
     def get_flight_info(self, context: Any, descriptor: flight.FlightDescriptor) -> flight.FlightInfo:
         """Where an object is or would be."""
-        del context
         key = ObjectKey.from_path(_path_of(descriptor))
+        authorize(self._visitor(context), [(Deed.READ, str(key))])
         return self._info(str(key), self._schema_of(key), -1)
 
     @translated
     def list_flights(self, context: Any, criteria: Any) -> Iterator[flight.FlightInfo]:
         """All objects."""
-        del context, criteria
+        del criteria
+        authorize(self._visitor(context), [(Deed.KEEP_HOUSE, "")])
         infos = self._cache.all()
         return iter([self._info(info.key, pa.schema([]), info.size) for info in infos])
 

@@ -14,8 +14,10 @@ from flame.cache.cache import ObjectCache, Room
 from flame.cache.disk import Draft
 from flame.cache.local_server import as_failure, writable_key
 from flame.cache.payloads import Content
+from flame.cache.visitors import Tokens
 from flame.model.errors import FlameError, InternalError, InvalidArgumentError, PermissionDeniedError
 from flame.objects import messages as m
+from flame.objects.rights import Visitor, check
 from flame.objects.wire import Channel
 
 _log = logging.getLogger("flame.cache")
@@ -28,12 +30,12 @@ class StreamServer:
     """Listens at a free port of `host`. A connection has a thread."""
 
     def __init__(
-        self, host: str, token: str, endpoint: str, cache: ObjectCache, read: Callable[[m.GetTicket], Content]
+        self, host: str, tokens: Tokens, endpoint: str, cache: ObjectCache, read: Callable[[m.GetTicket], Content]
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, 0), family=family, backlog=128)
         self.port: int = self._socket.getsockname()[1]
-        self._token = token
+        self._tokens = tokens
         self._endpoint = endpoint
         self._cache = cache
         self._read = read
@@ -57,30 +59,34 @@ class StreamServer:
         with connection:
             try:
                 channel = Channel(connection)
-                if self._admit(channel):
+                visitor = self._admit(channel)
+                if visitor is not None:
                     while (data := channel.receive()) is not None:
-                        self._answer(channel, data)
+                        self._answer(channel, data, visitor)
             except (OSError, EOFError):
                 pass  # it is gone
 
-    def _admit(self, channel: Channel) -> bool:
+    def _admit(self, channel: Channel) -> Visitor | None:
         channel.socket.settimeout(_HELLO_TIMEOUT)
         data = channel.receive()
         try:
             hello = _REQUESTS.decode(data or b"")
         except msgspec.MsgspecError:
-            return False
-        if not isinstance(hello, m.Hello) or hello.token != self._token:
+            return None
+        visitor = self._tokens.visitor(hello.token) if isinstance(hello, m.Hello) else None
+        if visitor is None:
             channel.send(as_failure(PermissionDeniedError("ask the cache for its token first")))
-            return False
+            return None
         channel.socket.settimeout(None)
         channel.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         channel.send(m.Welcome(0, self._endpoint))
-        return True
+        return visitor
 
-    def _answer(self, channel: Channel, data: bytes) -> None:
+    def _answer(self, channel: Channel, data: bytes, visitor: Visitor) -> None:
         try:
-            answer = self._prepare(channel, _REQUESTS.decode(data))
+            request = _REQUESTS.decode(data)
+            check(visitor, request)
+            answer = self._prepare(channel, request)
         except FlameError as error:
             channel.send(as_failure(error))
             return

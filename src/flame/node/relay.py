@@ -28,7 +28,7 @@ from flame.config import TlsConfig
 from flame.model.errors import FlameError, InternalError, InvalidArgumentError, InvalidConfigError
 from flame.node.settings import NodeSettings
 from flame.objects import messages as m
-from flame.objects.rights import Visitor, authorize, needs_of
+from flame.objects.rights import Visitor, check
 from flame.objects.wire import Channel
 from flame.security import Role
 
@@ -46,6 +46,7 @@ _LONGEST_REQUEST = 4 * 1024 * 1024  # bytes, of DELETE_MANY
 _HELLO_S = 10.0
 _STALL_S = 30.0  # for a transfer, and one second more for each _SLOWEST bytes
 _SLOWEST = 256 * 1024
+_LONGEST_S = 86_400.0
 _STEP = 256 * 1024
 
 
@@ -102,6 +103,7 @@ class RelayDoor:
         self._open: set[socket.socket] = set()
         self._strangers = 0
         self._closed = False
+        self._begun = False  # a thread listens, which also closes the socket
         self._listening = socket.socket(socket.AF_UNIX)
         try:
             self._listening.bind(str(path))
@@ -120,15 +122,16 @@ class RelayDoor:
 
     def close(self) -> None:
         """Nobody comes in any more, and who is in is thrown out."""
-        self._loop.remove_reader(self._listening.fileno())
         with self._changed:
+            if not self._closed and not self._begun:
+                self._loop.remove_reader(self._listening.fileno())
+                self._listening.close()
             self._closed = True
             for connection in self._open:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             self._changed.notify_all()
         self._stop_listening()
-        self._listening.close()
         self.path.unlink(missing_ok=True)
 
     def adopt(self, connection: socket.socket) -> None:
@@ -141,6 +144,7 @@ class RelayDoor:
             connection.close()
 
     def _begin(self) -> None:
+        self._begun = True
         self._loop.remove_reader(self._listening.fileno())
         self._listening.setblocking(True)  # a loop that watches may change that
         threading.Thread(target=self._accept, name="objects-door", daemon=True).start()
@@ -153,12 +157,13 @@ class RelayDoor:
             try:
                 connection, _ = self._listening.accept()
             except OSError:
-                return
+                break
             with self._changed:
                 if self._closed:
                     connection.close()
-                    return
+                    break
                 self._serve(connection)
+        self._listening.close()  # with those who waited to come in
 
     def _serve(self, connection: socket.socket) -> None:
         self._open.add(connection)
@@ -211,7 +216,7 @@ class RelayDoor:
                 self._stop_listening()
 
     def _stop_listening(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it is closed already
             self._listening.shutdown(socket.SHUT_RDWR)
 
     # --- requests ---------------------------------------------------------------------------------------------------
@@ -220,7 +225,7 @@ class RelayDoor:
         """Raises OSError and EOFError when the connection can't go on."""
         try:
             request = _REQUESTS.decode(data)
-            authorize(self._visitor, needs_of(request))
+            check(self._visitor, request)
             channel.socket.settimeout(_STALL_S)
             match request:
                 case m.Get():
@@ -352,7 +357,7 @@ def _failure(error: FlameError) -> m.Failure:
 
 def _deadline(size: int) -> float:
     """When a transfer of so many bytes has to be over, by the monotonic clock."""
-    return time.monotonic() + _STALL_S + size / _SLOWEST
+    return time.monotonic() + min(_STALL_S + size / _SLOWEST, _LONGEST_S)
 
 
 def _left(deadline: float) -> float:

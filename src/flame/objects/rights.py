@@ -20,6 +20,7 @@ from flame.security import Role
 
 T = TypeVar("T")
 PACKAGES = "pkg"
+_EVERYTHING = frozenset({Role.ADMIN, Role.CLIENT})
 _SHARED = (SHARED_SESSION, PACKAGES)  # what all sessions of an application read, and none of their instances changes
 
 
@@ -74,9 +75,15 @@ def needs_of_action(action: str, body: bytes) -> list[Need]:
             return [(Deed.KEEP_HOUSE, "")]
 
 
+def check(visitor: Visitor, request: m.Request) -> None:
+    """Raise PermissionDeniedError unless somebody may have what they ask for."""
+    if visitor.role not in _EVERYTHING:
+        authorize(visitor, needs_of(request))
+
+
 def authorize(visitor: Visitor, needs: Iterable[Need]) -> None:
     """Raise PermissionDeniedError, which names the object and says where it could lie, unless all is allowed."""
-    if visitor.role in (Role.ADMIN, Role.CLIENT):
+    if visitor.role in _EVERYTHING:
         return
     for deed, path in needs:
         key = ObjectKey.from_path(path) if path else None

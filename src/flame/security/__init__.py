@@ -1,7 +1,7 @@
 """Identities, roles, certificates. One table (`roles.TABLE`) says who may do what."""
 
 from flame.security.certificates import Certificates, make_certificates
-from flame.security.identity import Identity, Role, Tokens, identify, of_certificate, subject_of_text
+from flame.security.identity import ROLE_NAME, Identity, Role, Tokens, identify, of_certificate, subject_of_text
 from flame.security.roles import TABLE, authorize
 from flame.security.tls import (
     check_listener,
@@ -12,6 +12,7 @@ from flame.security.tls import (
 )
 
 __all__ = [
+    "ROLE_NAME",
     "TABLE",
     "Certificates",
     "Identity",

@@ -13,7 +13,7 @@ import msgspec
 
 from flame.config import TlsConfig
 from flame.model.errors import InvalidConfigError
-from flame.security.identity import Role
+from flame.security.identity import ROLE_NAME, Role
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -36,7 +36,8 @@ def make_certificates(
 ) -> Certificates:
     """Write `ca.pem` and `<role>.pem` with `<role>.key` for server, admin, client and node into `folder`.
 
-    `hosts` are the names and addresses under which the servers are reached. Keys are readable by their owner only.
+    `hosts` are the names and addresses under which the servers are reached. The first alternative name of each
+    certificate is its role, `flame:ROLE`. Keys are readable by their owner only.
     Raises InvalidConfigError when the package `cryptography` is not installed.
     """
     try:
@@ -52,7 +53,7 @@ def make_certificates(
 
     def issue(role: str) -> TlsConfig:
         own = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(f"flame:{role}", role, own, (authority, key), hosts, days)
+        certificate = _certificate(f"{ROLE_NAME}{role}", role, own, (authority, key), hosts, days)
         _write(folder / f"{role}.pem", _pem(certificate), 0o644)
         _write(folder / f"{role}.key", _key_pem(own), 0o600)
         return TlsConfig(folder / f"{role}.pem", folder / f"{role}.key", folder / "ca.pem")
@@ -97,7 +98,9 @@ def _certificate(
     if issuer is not None:
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), False)
-        builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), False)
+        # The first name is all that an object cache sees of a certificate.
+        names = [x509.UniformResourceIdentifier(organisation), *map(_general_name, hosts)]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
     return builder.sign(signer, hashes.SHA256())
 
 

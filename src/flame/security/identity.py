@@ -17,7 +17,7 @@ import msgspec
 from flame.link.peer import PeerInfo
 from flame.model.errors import UnauthenticatedError
 
-_ORGANISATION = "flame:"
+ROLE_NAME = "flame:"  # begins the name of a role in a certificate
 _ATTRIBUTE = re.compile(r"(?:[^,+\\]|\\.)+")
 _ESCAPE = re.compile(r"\\(?:([^0-9A-Fa-f])|([0-9A-Fa-f]{2}))")
 
@@ -100,7 +100,7 @@ def of_certificate(certificate: Mapping[str, Any]) -> Identity:
     """
     pairs = [pair for part in certificate.get("subject", ()) for pair in part]
     organisation, name = _only(pairs, "organizationName"), _only(pairs, "commonName")
-    role = organisation.removeprefix(_ORGANISATION)
+    role = organisation.removeprefix(ROLE_NAME)
     if role == organisation or role not in (Role.ADMIN, Role.CLIENT, Role.NODE) or not name:
         raise UnauthenticatedError(
             f"the certificate of {name!r} names no role (its organisation is {organisation!r})",
