@@ -24,12 +24,12 @@ from flame.shims.microvm_kernel import KernelError, find_kernel, module_files
 from flame.shims.microvm_probe import Acceleration, find_acceleration
 from flame.shims.processes import Program
 from flame.shims.shim import Launch
+from flame.shims.snapshots import COMMON_DATA, alike
 
 logger = logging.getLogger("flame.node")
 
 GROUP = "flame.vmms"
 ACCEL_LABEL = "flame.microvm.accel"
-NO_SNAPSHOT = "snapshot=off"  # a label of applications
 _MIB = 1024**2
 _RUNNER = Path(__file__).with_name("microvm_runner.py")
 _FLAME = Path(__file__).parents[1]
@@ -40,7 +40,6 @@ _OUTSIDE = 320 * _MIB  # what QEMU takes besides it, and the runner
 _OUTSIDE_PIDS = 512  # threads and processes of both
 _KEPT = {"system": 4, "room": 32, "initrd": 4, "snapshot": 8, "refused": 64, "probe": 8}
 _PIECE = 100_000  # bytes; one variable of an environment may have 128 KiB
-_COMMON_DATA = "FLAME_COMMON_DATA_FILE"
 _INSTALL = "install QEMU (qemu-system-x86), busybox-static and e2fsprogs"
 
 
@@ -100,7 +99,7 @@ class Microvm:
         verdict = str(self._verdicts / launch.executor_id)
         env = dict(program.env)
         # Who speaks the link gets the session's common data over it, when it enters the session.
-        data = env.pop(_COMMON_DATA, "") if launch.application.shim == types_pb2.Host else ""
+        data = env.pop(COMMON_DATA, "") if launch.application.shim == types_pb2.Host else ""
         own = [] if any(_FLAME.is_relative_to(each) for each in self._settings["system"]["prefixes"]) else [_FLAME]
         spec = {
             **self._settings,
@@ -197,7 +196,6 @@ def _alike(env: Mapping[str, str], launch: Launch) -> bool:
     and without a session's data before it is ready."""
     return (
         env.get("FLAME_INSTANCE_STDIO") == "framed"
-        and _COMMON_DATA not in env
-        and not launch.context.HasField("gang")
-        and NO_SNAPSHOT not in launch.application.labels
+        and COMMON_DATA not in env
+        and alike(launch.application.labels, launch.application.arguments, gang=launch.context.HasField("gang"))
     )

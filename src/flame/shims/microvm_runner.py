@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -27,14 +26,11 @@ from flame.shims.microvm_disks import DiskError, directory_disk, room_disk, syst
 from flame.shims.microvm_inside import Inside, LiesError, Ports, Signalled, Signals
 from flame.shims.microvm_kernel import KernelError, initrd
 from flame.shims.microvm_machine import Machine, Running, Template, Vmm, VmmError
+from flame.shims.snapshots import REFUSED, RESUME_S, SNAPSHOT, boot_id, common, fresh
 
 FAILED = 125  # exit status when the machine can't be had, as of other programs that run programs
-# What is one launch's own: nothing of it is in a machine that is saved.
-IDENTITY = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_ID", "FLAME_EXECUTOR_ID", "FLAME_SESSION_ID")
-_RAM, _STATE, _REFUSED = "memory", "state", "refused"
+_RAM, _STATE = "memory", "state"
 _MOUNTED = ("/tmp/", "/dev/shm/")  # where the machine has file systems of its own
-_RESUME_S = 10.0
-_ENTROPY = 64  # bytes
 _LAYOUT = 1  # grows when what is saved is to be used in another way
 
 
@@ -92,7 +88,7 @@ class Runner:
                 return None
             inside = self.inside = self.begun(partial(self.vmm.restore, template=template))
             inside.tell("resume", env=self.spec["program"]["env"], **fresh())
-            inside.wait("resumed", seconds=_RESUME_S)
+            inside.wait("resumed", seconds=RESUME_S)
             for descriptor in template:
                 os.close(descriptor)
         except VmmError as error:
@@ -100,7 +96,7 @@ class Runner:
             if self.inside is not None:
                 self.inside.end()
             self.inside = None
-            self.cache.remove("snapshot", key)
+            self.cache.remove(SNAPSHOT, key)
             return None
         return inside
 
@@ -108,19 +104,19 @@ class Runner:
         """The files of the saved machine; None when its program takes no part in that. Of several launches that want
         the same one makes it, the others wait."""
         while True:
-            found = self.cache.open("snapshot", key, [_RAM, _STATE], writable=True)
+            found = self.cache.open(SNAPSHOT, key, [_RAM, _STATE], writable=True)
             if found is not None:
                 return Template(*found)
-            if self.cache.open(_REFUSED, key, []) is not None:
+            if self.cache.open(REFUSED, key, []) is not None:
                 return None
-            with self.cache.locked(f"snapshot-{key}"):
-                if not self.cache.has("snapshot", key) and not self.cache.has(_REFUSED, key):
+            with self.cache.locked(f"{SNAPSHOT}-{key}"):
+                if not self.cache.has(SNAPSHOT, key, [_RAM, _STATE]) and not self.cache.has(REFUSED, key):
                     self.save(key)
 
     def save(self, key: str) -> None:
         """Boot a machine without any identity, and save it when its program is prepared. Raises VmmError."""
         spec = self.spec
-        with self.cache.making("snapshot", key) as folder:
+        with self.cache.making(SNAPSHOT, key) as folder:
             template = Template(*(os.open(f"{folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                                   for name in (_RAM, _STATE)))  # fmt: skip
             os.ftruncate(template.memory, spec["memory"])
@@ -138,7 +134,7 @@ class Runner:
             if said["event"] == "exited":
                 raise SystemExit(said["status"])
             if said["event"] != "prepared":
-                with self.cache.making(_REFUSED, key):
+                with self.cache.making(REFUSED, key):
                     pass
                 raise VmmError("the program takes no part in snapshots")
 
@@ -167,22 +163,6 @@ class Runner:
             ports.descriptors(), spec["room"]["network"],
         )  # fmt: skip
         return Inside(start(machine), ports, self.signals, spec["room"]["proxy"])
-
-
-def common(env: dict[str, str]) -> dict[str, str]:
-    """The environment without what is one launch's own."""
-    return {name: value for name, value in env.items() if name not in IDENTITY}
-
-
-def fresh() -> dict[str, Any]:
-    """What each machine is told anew."""
-    return {"now": time.time(), "entropy": os.urandom(_ENTROPY).hex()}
-
-
-def boot_id() -> str:
-    """Changes when this machine starts again: files of a crash may be torn."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read()
 
 
 def load_vmm(named: dict[str, Any]) -> Vmm:

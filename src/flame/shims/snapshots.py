@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 NO_SNAPSHOT = "snapshot=off"  # a label of applications
 SNAPSHOT, REFUSED, SEEN = "snapshot", "refused", "seen"  # kinds of things in a Cache
 # What is one launch's own: nothing of it is in what is saved.
-IDENTITY = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_ID", "FLAME_EXECUTOR_ID", "FLAME_SESSION_ID")
 COMMON_DATA = "FLAME_COMMON_DATA_FILE"
-_OWN = (*IDENTITY, COMMON_DATA, "FLAME_INSTANCE_LINK", "FLAME_INSTANCE_ENDPOINT")
+_OWN_VALUES = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_ID", "FLAME_EXECUTOR_ID", "FLAME_SESSION_ID", COMMON_DATA)
+_OWN = (*_OWN_VALUES, "FLAME_INSTANCE_LINK", "FLAME_INSTANCE_ENDPOINT")
 RESUME_S = 10.0  # a copy that does not go on until then never will
 _ENTROPY = 64  # bytes
 
@@ -26,7 +26,7 @@ def alike(labels: Iterable[str], arguments: Iterable[str], *, gang: bool) -> boo
 
 def common(env: Mapping[str, str]) -> dict[str, str]:
     """The environment without what is one launch's own."""
-    return {name: value for name, value in env.items() if name not in IDENTITY}
+    return {name: value for name, value in env.items() if name not in _OWN_VALUES}
 
 
 def fresh() -> dict[str, object]:
