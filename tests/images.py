@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -35,7 +35,7 @@ def podman(*arguments: str) -> str:
 
 
 @contextmanager
-def imported(archive: Path, *changes: str) -> Iterator[str]:
+def imported(archive: Path, *changes: str) -> Generator[str]:
     """An image of what is in the archive, with these lines of a Dockerfile; its name. It is removed at the end."""
     name = f"localhost/flame-test-{os.getpid()}-{next(_NUMBERS)}:1"
     podman("import", "--quiet", *(word for change in changes for word in ("--change", change)), str(archive), name)
@@ -95,7 +95,7 @@ def add_busybox(tar: tarfile.TarFile, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def python_image(archive: Path, programs: Mapping[str, Path], *changes: str) -> Iterator[str]:
+def python_image(archive: Path, programs: Mapping[str, Path], *changes: str) -> Generator[str]:
     """An image with Python in /python, the SDK in /sdk, these programs in /app, and a shell."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     interpreter = Path(sys.base_prefix, "bin", version).resolve()

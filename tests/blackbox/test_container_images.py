@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
@@ -214,12 +215,13 @@ async def test_a_podman_that_is_gone_says_so(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_left_of_a_node_that_is_killed_while_it_unpacks(tmp_path: Path) -> None:
-    """Its tar waits for a line that never comes, so that it is killed there."""
+    """Its podman never ends when it is to export the image, so that it is killed there."""
     bin_dir, told = tmp_path / "bin", tmp_path / "told"
     bin_dir.mkdir()
     os.mkfifo(told)
-    (bin_dir / "tar").write_text(f"#!/bin/sh\necho $$ > {told}\nexec sleep 3600\n")
-    (bin_dir / "tar").chmod(0o755)
+    stuck = f"if [ $1 = export ]; then echo $$ > {told}; exec sleep 3600; fi"
+    (bin_dir / "podman").write_text(f'#!/bin/sh\n{stuck}\nexec {shutil.which("podman")} "$@"\n')
+    (bin_dir / "podman").chmod(0o755)
     archive = tmp_path / "image.tar"
     with tarfile.open(archive, "w") as tar:
         add_busybox(tar, ("sh",))
@@ -227,13 +229,13 @@ async def test_nothing_is_left_of_a_node_that_is_killed_while_it_unpacks(tmp_pat
         async with a_node_here() as node:
             process = await a_node_apart(node, PATH=f"{bin_dir}:{os.environ['PATH']}")
             node.manager.start(1, "sh", shim=types_pb2.Container, image=name)
-            tar_pid = int(await asyncio.to_thread(told.read_text))
+            stuck_pid = int(await asyncio.to_thread(told.read_text))
             folder = node.folder / "alone/shims/container"
             (part,) = folder.iterdir()
             assert podman("ps", "--all", "--quiet", "--filter", f"ancestor={name}") != ""
             process.kill()
             await process.wait()
-            await gone(tar_pid)
+            await gone(stuck_pid)
             keeper = Keeper()
             images = Images("podman", folder, Commands(keeper, tmp_path, os.environ, LARGE), LARGE)
             images.open()

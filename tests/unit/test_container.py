@@ -9,8 +9,10 @@ import pytest
 
 from flame.proto import types_pb2
 from flame.shims.container import inside, trouble_of
-from flame.shims.container_images import Image, Kept, reason, too_many, unfit
+from flame.shims.container_commands import reason
+from flame.shims.container_images import Image, Kept, too_many
 from flame.shims.container_limits import ImageLimits
+from flame.shims.container_podman import unfit
 from flame.shims.container_tree import locate, make_folder, user_of
 from flame.shims.isolation_sandbox import Room, layout
 from flame.shims.shim import BindError

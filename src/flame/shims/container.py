@@ -22,8 +22,8 @@ from flame.model.network import is_list
 from flame.model.states import BindCode
 from flame.proto import types_pb2
 from flame.shims import image_python
-from flame.shims.container_commands import Commands
-from flame.shims.container_images import Image, Images, reason
+from flame.shims.container_commands import Commands, reason
+from flame.shims.container_images import Image, Images
 from flame.shims.container_limits import ImageLimits
 from flame.shims.environment import expand
 from flame.shims.furnished import Furnished

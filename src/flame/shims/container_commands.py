@@ -13,12 +13,15 @@ from pathlib import Path
 
 import msgspec
 
+from flame.model.states import BindCode
 from flame.shims.container_limits import ImageLimits
 from flame.shims.processes import Keeper, Process, Program
 from flame.shims.removal import remove_tree
+from flame.shims.shim import BindError
 
 _CHUNK = 64 * 1024
 _LAST_BYTES = 4000
+_LAST_CHARACTERS = 1000
 _LOOK_S = 0.2
 # podman writes a layer as it comes, then unpacked to a process of its own, which writes it to the disk.
 _TIMES_WRITTEN = 3
@@ -64,6 +67,13 @@ class Commands:
         finally:
             os.close(words)
             await asyncio.to_thread(remove_tree, own)
+
+    async def do(self, *command: str, listing: bool = False) -> None:
+        """The same; raises BindError with code 10 too, when it fails."""
+        done = await self.run(*command, listing=listing)
+        if done.status:
+            why = reason(done.words) or f"it exits with status {done.status}"
+            raise BindError(BindCode.INSTALL, f"can't unpack the image: {Path(command[0]).name}: {why}")
 
     async def _run(self, identity: str, program: Program, words: int, *, listing: bool) -> Done:
         reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -128,6 +138,12 @@ class Commands:
         finally:
             transport.close()
         return b"".join(pieces).decode(errors="replace")
+
+
+def reason(words: str) -> str:
+    """Why a command failed, of all that it wrote: its last error, else the end."""
+    _, found, last = words.rpartition("Error: ")
+    return last.strip()[:_LAST_CHARACTERS] if found else words[-_LAST_CHARACTERS:]
 
 
 def larger(limit: int) -> str:

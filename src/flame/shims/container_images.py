@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import re
-import subprocess
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 from weakref import WeakValueDictionary
@@ -20,21 +16,17 @@ import msgspec
 
 from flame.model.errors import NotFoundError
 from flame.model.states import BindCode
-from flame.shims.container_commands import Commands, TooMuchError, larger
+from flame.shims.container_commands import Commands, TooMuchError
 from flame.shims.container_limits import ImageLimits
+from flame.shims.container_podman import Podman, unfit
 from flame.shims.container_tree import locate, prepare, user_of
 from flame.shims.removal import remove_tree
 from flame.shims.shim import BindError
 
 logger = logging.getLogger("flame.node")
 
-_LAST_CHARACTERS = 1000
 _PART = ".part"  # of what is being unpacked
 _NOTE = ".note"  # of what is known of one that is unpacked
-_TRANSPORTS = ("docker-archive", "oci-archive", "oci", "dir", "docker-daemon")
-_IDENTITY = re.compile(r"[0-9a-f]{64}")
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-_END_S = 30.0
 _HOPELESS_S = 60.0
 _NOT_UNPACKED = ("dev/*", "proc/*", "sys/*")
 _TAR_OPTIONS = (
@@ -100,7 +92,7 @@ class Images:
     """The unpacked images, each in a folder of its own in `folder`, named by its digest."""
 
     def __init__(self, podman: str, folder: Path, commands: Commands, limits: ImageLimits) -> None:
-        self._podman = podman
+        self._podman = Podman(podman, commands, limits.max_bytes)
         self._folder = folder
         self._commands = commands
         self._limits = limits
@@ -114,10 +106,7 @@ class Images:
         left = list(self._folder.glob(f"*{_PART}"))
         if not left:
             return
-        containers = [self._container(path.stem) for path in left]
-        with suppress(OSError, subprocess.SubprocessError):  # else they are replaced when they are in the way
-            command = [self._podman, "rm", "--force", "--ignore", *containers]
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_END_S, check=False)
+        self._podman.remove([self._container(path.stem) for path in left])
         for path in left:
             remove_tree(path)
 
@@ -141,7 +130,7 @@ class Images:
 
     async def _provide(self, name: str) -> Image:
         async with self._turn(name):  # two of the same name would do the same work twice
-            found, fetched = await self._look_up(name)
+            found, fetched = await self._podman.look_up(name)
         identity = str(found["Id"]).removeprefix("sha256:")
         config: dict[str, Any] = found.get("Config") or {}
         cwd = str(PurePosixPath(f"/{(config.get('WorkingDir') or '').strip('/')}"))
@@ -154,7 +143,7 @@ class Images:
                         raise BindError(BindCode.INSTALL, why)
                     await self._unpack(identity, root, cwd, fetched)
                 except BaseException:
-                    await self._forget(fetched)
+                    await self._podman.forget(fetched)
                     raise
             os.utime(root)
         await self._tidy(identity)
@@ -182,93 +171,35 @@ class Images:
         """The name of the container that an image is unpacked from."""
         return f"flame-{zlib.crc32(bytes(self._folder)):x}-{identity[:16]}"
 
-    # --- podman ------------------------------------------------------------------------------------------------------
-
-    async def _look_up(self, name: str) -> tuple[dict[str, Any], str]:
-        """What podman knows of an image, which it fetches if it does not have it, and then what it is to be asked to
-        forget."""
-        wanted, is_file = name, name.partition(":")[0] in _TRANSPORTS  # a file may have changed
-        done = None if is_file else await self._commands.run(self._podman, "image", "inspect", "--", wanted)
-        known: set[str] | None = None
-        if done is None or done.status:
-            had = await self._commands.run(self._podman, "images", "--all", "--quiet", "--no-trunc")
-            known = set(_IDENTITY.findall(had.text))
-            fetched = await self._fetch(name)
-            wanted = fetched if is_file else name
-            done = await self._commands.run(self._podman, "image", "inspect", "--", wanted)
-        if done.status:
-            raise BindError(BindCode.INSTALL, f"podman does not know image {name!r}: {reason(done.words)}")
-        try:
-            found: dict[str, Any] = json.loads(done.text)[0]
-            (identity,) = _IDENTITY.findall(str(found["Id"]))
-        except (ValueError, LookupError, TypeError):
-            raise BindError(
-                BindCode.INSTALL, f"what podman says of image {name!r} makes no sense: {done.text[:200]!r}"
-            ) from None
-        return found, "" if known is None or identity in known else wanted
-
-    async def _fetch(self, name: str) -> str:
-        """The digest of what came."""
-        logger.info("podman fetches image %s", name)
-        begun = time.monotonic()
-        done = await self._commands.run(self._podman, "pull", "--", name)
-        if "file too large" in done.words:
-            raise TooMuchError(larger(self._limits.max_bytes))
-        if done.status or not done.text:
-            logger.warning("podman can't fetch image %s: %s", name, done.words)
-            raise BindError(BindCode.INSTALL, f"podman can't fetch image {name!r}: {reason(done.words)}")
-        logger.info("image %s was fetched in %.1f s", name, time.monotonic() - begun)
-        return done.text.split()[-1]
-
-    async def _forget(self, name: str) -> None:
-        """Let podman remove what it was told to fetch, unless it has another name, too, or is in use."""
-        if name:
-            with suppress(OSError, TooMuchError):
-                await self._commands.run(self._podman, "rmi", "--", name)
-
-    # --- what is unpacked --------------------------------------------------------------------------------------------
-
     async def _unpack(self, identity: str, root: Path, cwd: str, fetched: str) -> None:
         part, archive = root.with_suffix(_PART), root.with_suffix(_PART) / "archive"
         tree = part / "root"
         await asyncio.to_thread(remove_tree, part)
         tree.mkdir(parents=True)
-        container = self._container(identity)
         try:
-            # The command is never run; podman wants one of images that have none.
-            await self._do(self._podman, "create", "--replace", f"--name={container}", identity, "/bin/true")
-            try:
-                await self._do(self._podman, "export", f"--output={archive}", container)
-            except BindError:
-                if archive.exists() and archive.stat().st_size >= self._limits.max_bytes:
-                    raise TooMuchError(larger(self._limits.max_bytes)) from None
-                raise
+            await self._podman.export(identity, self._container(identity), archive)
             size = archive.stat().st_size
             # Who starts the executor manager owns all of it, and it can be removed again: rights are those of files.
             tar = ["tar", "--extract", f"--directory={tree}", f"--file={archive}", *_TAR_OPTIONS]
-            await self._do(*tar, listing=True)
+            await self._commands.do(*tar, listing=True)
             archive.unlink()
             await asyncio.to_thread(prepare, tree, cwd)
             root.with_suffix(_NOTE).write_bytes(msgspec.json.encode(Note(size, fetched)))
             tree.rename(root)
         finally:
-            with suppress(OSError, TooMuchError):
-                await self._commands.run(self._podman, "rm", "--force", "--ignore", container)
             await asyncio.to_thread(remove_tree, part)
-
-    async def _do(self, *command: str, listing: bool = False) -> None:
-        done = await self._commands.run(*command, listing=listing)
-        if done.status:
-            what = Path(command[0]).name
-            raise BindError(BindCode.INSTALL, f"can't unpack the image: {what}: {reason(done.words) or done.status}")
 
     async def _tidy(self, current: str) -> None:
         """Remove those that nobody used lately, and the oldest when there are too many, here and from podman."""
         for path in await asyncio.to_thread(self._surplus, current):
-            note = _note_of(path)
-            await asyncio.to_thread(remove_tree, path)
-            path.with_suffix(_NOTE).unlink(missing_ok=True)
-            await self._forget(note.fetched)
+            async with self._turn(path.name):  # who wants it meanwhile has it unpacked anew
+                if self._holds.get(path.name) or not path.exists():
+                    continue
+                note, part = _note_of(path), path.with_suffix(_PART)
+                path.rename(part)
+                await asyncio.to_thread(remove_tree, part)
+                path.with_suffix(_NOTE).unlink(missing_ok=True)
+                await self._podman.forget(note.fetched)
             logger.info("removed image %s", path.name)
 
     def _surplus(self, current: str) -> list[Path]:
@@ -289,25 +220,6 @@ def too_many(kept: Mapping[Path, Kept], used: set[Path], limits: ImageLimits, no
             gone.append(path)
             count, size = count - 1, size - kept[path].size
     return gone
-
-
-def unfit(name: str, found: Mapping[str, Any], max_bytes: int) -> str:
-    """Why an image that podman has can't be run here, empty = it can. `found` is what podman says of it."""
-    system, architecture = found.get("Os") or "linux", found.get("Architecture")
-    machine = os.uname().machine
-    own = _ARCHITECTURES.get(machine, machine)
-    if system != "linux" or (architecture and architecture != own):
-        return (
-            f"image {name!r} is made for {system}/{architecture or own}, and this node is linux/{own}: name one for it"
-        )
-    size = found.get("Size")
-    return f"image {name!r} can't be had: {larger(max_bytes)}" if isinstance(size, int) and size > max_bytes else ""
-
-
-def reason(words: str) -> str:
-    """Why podman failed, of all that it wrote: its last error, else the end."""
-    _, found, last = words.rpartition("Error: ")
-    return last.strip()[:_LAST_CHARACTERS] if found else words[-_LAST_CHARACTERS:]
 
 
 def _note_of(root: Path) -> Note:
