@@ -1,10 +1,12 @@
-"""What has no state that calls change, called in this process."""
+"""What a service serves, called in this process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+import pickle
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 from flame.client.values import ResourceRequirement, SessionAttributes
@@ -39,6 +41,20 @@ class InProcess:
             return awaited(_called(instance, method, args, kwargs))
         finally:
             self._free.append(instance)
+
+
+def copy_of(body: bytes) -> Callable[[str | None, tuple[Any, ...], dict[str, Any]], Any]:
+    """What the pickle of a RunnerContext serves, made when it is called first. For one call at a time."""
+
+    @cache
+    def made() -> InProcess:
+        context = pickle.loads(body)
+        return InProcess(context.execution_object, context.args, context.kwargs)
+
+    def call(method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return made()(method, args, kwargs)
+
+    return call
 
 
 def _called(target: Any, method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

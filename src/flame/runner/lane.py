@@ -15,6 +15,7 @@ from flame.model.states import TaskState
 from flame.runner import nesting
 from flame.runner.failures import StateLostError, error_of
 from flame.runner.futures import ObjectFuture
+from flame.runner.host import Host
 from flame.runner.in_process import awaited
 from flame.runner.line import Line
 from flame.runner.owners import close_children
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 _UNKNOWN = bytes(STATE_ID)
 INSIDE = bool(os.environ.get("FLAME_INSTANCE_ID"))  # this process is an instance
-_PATIENCE_S = 60.0
+_PATIENCE_S = 60.0  # until a call that must not be run here fails
+_STATE_PATIENCE_S = 5.0  # until a state moves here, for good
 
 # Makes a call: the method, None = the target itself, and its arguments.
 Target = Callable[[str | None, tuple[Any, ...], dict[str, Any]], Any]
@@ -58,13 +60,18 @@ class Lane:
         ordered: bool = False,
         target: Target | None = None,
     ) -> None:
-        """`target`: what answers calls, if this process can answer them just as well."""
+        """`target`: what answers calls, if this process can answer them just as well; for a stateful one, one at a time
+        and as long as no instance has."""
         self.session = session
         self._target = target
         self._storage = storage
         self._lock = threading.Lock()
         self._stateful = stateful
         self._state = _UNKNOWN
+        self._movable = stateful and target is not None and INSIDE
+        self._waiting: dict[ObjectFuture, bytes] = {}  # what was submitted and could move here
+        self._host: Host | None = None  # where it moved to
+        self._begun = False  # an instance may have changed the state
         wake = session.connection.thread.loop.call_soon_threadsafe
         self._line = Line(wake, self._submit, ordered=ordered or stateful)
 
@@ -79,7 +86,7 @@ class Lane:
     ) -> ObjectFuture:
         """Make a call. Raises InvalidArgumentError, TooLargeError, or what ended the session's stream."""
         call, needs, kept = self._encode(method, args, kwargs)
-        future = ObjectFuture(self.session.task_stream(), self)
+        future = ObjectFuture(self._host.stream if self._host is not None else self.session.task_stream(), self)
         if self._stateful:
             future.add_done_callback(self._learn)
         if kept:
@@ -145,16 +152,28 @@ class Lane:
         if len(call) > self._storage.threshold:
             call = self._storage.keep(call)
             self._free_after(future, call)
-        plain = call
-        if self._stateful:
-            call = STATE + self._state + call
+        if self._movable:
+            with self._lock:
+                if self._host is not None:
+                    self._host.submit(future, call)
+                    return
+                self._waiting[future] = call
+                try:
+                    self._send(future, call, options)
+                except FlameError:
+                    del self._waiting[future]
+                    raise
+        else:
+            self._send(future, call, options)
+        if INSIDE:
+            future.submitted(call)
+
+    def _send(self, future: ObjectFuture, call: bytes, options: ty.TaskOptions | None) -> None:
         stream: TaskStream = future._stream  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
         try:
-            stream.submit(call, future, options)
+            stream.submit(STATE + self._state + call if self._stateful else call, future, options)
         except TooLargeError as error:
             raise self._storage.too_large(error) from error
-        if INSIDE:
-            future.submitted(plain)
 
     @property
     def looks_after(self) -> bool:
@@ -187,6 +206,8 @@ class Lane:
         self._storage.free(bare(result))
 
     def _learn(self, future: ObjectFuture) -> None:
+        self._begun = True
+        self._waiting.pop(future, None)
         value = future._value  # pyright: ignore[reportPrivateUsage]
         if isinstance(value, bytes):
             try:
@@ -212,24 +233,41 @@ class Lane:
     def run_here_if_full(self, future: ObjectFuture, call: bytes, timeout: float | None) -> float | None:
         """A call of an instance waits for another call. If the cluster has no room for that one, it is run here, so
         that calls that wait for calls end however full the cluster is. Answers what is left of `timeout`."""
-        answer = partial(self._answer, call)
-        return nesting.wait_or_run(future, answer, self.session, timeout, self._patience)
+        return nesting.wait_or_run(future, partial(self._help, future, call), self.session, timeout, self._patience)
 
     def look_after(self, future: ObjectFuture, call: bytes) -> None:
         """The same for a call that is waited for without a thread."""
-        nesting.look_after(future, partial(self._answer, call), self.session, self._patience)
+        nesting.look_after(future, partial(self._help, future, call), self.session, self._patience)
 
-    @property
+    def _help(self, future: ObjectFuture, call: bytes) -> None:
+        """Nobody else can begin with this call: answer it here, or all of a state that has not begun anywhere."""
+        with self._lock:
+            if self._movable and not self._begun and self._host is None:
+                stream: Any = future._stream  # pyright: ignore[reportPrivateUsage]
+                lost = lost_state(self.session.application)
+                self._host = Host(self.session, stream, dict(self._waiting), self._answered, lost)
+        if self._host is None:
+            nesting.take_back(future, partial(self._answer, call), self.session)
+
+    def _answered(self, call: bytes) -> bytes | FlameError:
+        return nesting.answered(partial(self._call_here, call))
+
     def _patience(self) -> float:
-        return 0.0 if self._target is not None else _nested_patience()
+        if self._target is not None and not self._stateful:
+            return 0.0
+        return _nested_patience(_STATE_PATIENCE_S if self._movable and not self._begun else _PATIENCE_S)
 
     def _answer(self, call: bytes) -> bytes:
-        if self._target is None:
+        if self._target is None or self._stateful:
             raise ExhaustedError(
                 f"the cluster had no room for the instance of {self.session.application} that a call inside of another "
                 f"one waited for: {self.session.pending_reason}",
                 remedy="give the cluster more room, make fewer calls at once, or set FLAME_NESTED_PATIENCE (seconds)",
             )
+        return self._call_here(call)
+
+    def _call_here(self, call: bytes) -> bytes:
+        assert self._target is not None
         return dumps(awaited(self._target(*self._storage.call(call))), "the result")
 
     def cancel_pending(self) -> None:
@@ -244,6 +282,8 @@ class Lane:
     def close(self, *, keep_results: bool = False) -> None:
         """Close the session, what has not ended is cancelled, and delete its objects; or keep them until the last
         future is gone."""
+        if self._host is not None:
+            self._host.close()
         try:
             self.session.close(force=True)
             close_children(self.session.connection, self.session.id)
@@ -254,11 +294,11 @@ class Lane:
                 self._storage.clear()
 
 
-def _nested_patience() -> float:
-    """Seconds that a call in an instance waits for a state that gets no room. Raises InvalidArgumentError."""
+def _nested_patience(default: float) -> float:
+    """Seconds that a call in an instance waits for what gets no room. Raises InvalidArgumentError."""
     text = os.environ.get("FLAME_NESTED_PATIENCE", "")
     try:
-        return float(text) if text else _PATIENCE_S
+        return float(text) if text else default
     except ValueError:
         raise InvalidArgumentError(f"FLAME_NESTED_PATIENCE must be a number of seconds, not {text!r}") from None
 

@@ -1,8 +1,8 @@
 """Calls that wait for other calls, in a cluster that has no room left for those.
 
 An instance that waits keeps its executor. Where all executors wait like that nothing would ever end, so a call that
-nobody else can begin with is taken back and run by who waits for it. What only an instance of its own may answer, since
-it has a state, fails with the reason after a while instead.
+nobody else can begin with is taken back and run by who waits for it. A service with a state moves to who waits for it
+(host.py). What this process must not answer fails with the reason after a while.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from flame.service.api import TaskCancelled
 if TYPE_CHECKING:
     from flame.client.synchronous_session import Session
 
+Patience = Callable[[], float]  # seconds, which may change meanwhile
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds between two looks at the session
 
 
 def wait_or_run(
-    future: TaskFuture, answer: Callable[[], bytes], session: Session, timeout: float | None, patience: float = 0.0
+    future: TaskFuture, help_it: Callable[[], object], session: Session, timeout: float | None, patience: Patience
 ) -> float | None:
-    """Wait for a future, and when its session gets no executor at all for `patience` seconds, run its call here.
-    Answers what is left of `timeout`, in seconds."""
+    """Wait for a future, and when its session gets no executor at all for so many seconds, help it. Answers
+    what is left of `timeout`, in seconds."""
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = _FIRST_PAUSE
     since: float | None = None
@@ -43,8 +45,8 @@ def wait_or_run(
         if future.done():
             break
         since = _stuck_since(session, since)
-        if since is not None and time.monotonic() >= since + patience:
-            _take_back(future, answer, session)
+        if since is not None and time.monotonic() >= since + patience():
+            help_it()
             break
         pause = min(2 * pause, _LONGEST_PAUSE)
     return None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -66,9 +68,9 @@ def _stuck_since(session: Session, since: float | None) -> float | None:
 class _Awaited:
     """A future that is waited for without a thread."""
 
-    def __init__(self, future: TaskFuture, answer: Callable[[], bytes], session: Session, patience: float) -> None:
+    def __init__(self, future: TaskFuture, help_it: Callable[[], object], session: Session, patience: Patience) -> None:
         self.future = future
-        self.answer = answer
+        self.help_it = help_it
         self.session = session
         self.patience = patience
         self.since: float | None = None
@@ -113,7 +115,7 @@ class _Lookout:
     def _help(self, one: _Awaited) -> None:
         try:
             one.since = _stuck_since(one.session, one.since)
-            if one.since is None or time.monotonic() < one.since + one.patience:
+            if one.since is None or time.monotonic() < one.since + one.patience():
                 return
         except FlameError:
             return  # the future learns it, too
@@ -123,7 +125,7 @@ class _Lookout:
 
     def _take_back(self, one: _Awaited) -> None:
         try:
-            _take_back(one.future, one.answer, one.session)
+            one.help_it()
         finally:
             self._ended.set()
 
@@ -131,12 +133,12 @@ class _Lookout:
 _lookout = _Lookout()
 
 
-def look_after(future: TaskFuture, answer: Callable[[], bytes], session: Session, patience: float = 0.0) -> None:
-    """Run the call of a future here as soon as its session got no executor at all for `patience` seconds."""
-    _lookout.add(_Awaited(future, answer, session, patience))
+def look_after(future: TaskFuture, help_it: Callable[[], object], session: Session, patience: Patience) -> None:
+    """Help a future as soon as its session got no executor at all for so many seconds."""
+    _lookout.add(_Awaited(future, help_it, session, patience))
 
 
-def _take_back(future: TaskFuture, answer: Callable[[], bytes], session: Session) -> None:
+def take_back(future: TaskFuture, answer: Callable[[], bytes], session: Session) -> None:
     """Cancel the task, and give the future what running its call here comes to; or what the task did come to."""
     stream = session.task_stream()
     stand_in = TaskFuture(stream)
@@ -151,7 +153,7 @@ def _take_back(future: TaskFuture, answer: Callable[[], bytes], session: Session
     try:
         value: Any = stand_in.result()
     except TaskCancelledError:
-        value = future._value if future.cancelled() else _run(answer)  # pyright: ignore[reportPrivateUsage]
+        value = future._value if future.cancelled() else answered(answer)  # pyright: ignore[reportPrivateUsage]
     except FlameError as error:
         value = error
 
@@ -161,7 +163,8 @@ def _take_back(future: TaskFuture, answer: Callable[[], bytes], session: Session
     session.connection.thread.run(give())
 
 
-def _run(answer: Callable[[], bytes]) -> bytes | FlameError:
+def answered(answer: Callable[[], bytes]) -> bytes | FlameError:
+    """What a call comes to that is run here: a result, or its failure."""
     try:
         return answer()
     except (TaskCancelled, KeyboardInterrupt):

@@ -13,7 +13,7 @@ from flame.client.snapshot import TaskArguments
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError
 from flame.runner.futures import ObjectFuture
-from flame.runner.in_process import InProcess, fits_here
+from flame.runner.in_process import InProcess, copy_of, fits_here
 from flame.runner.lane import Lane
 from flame.runner.owners import labels
 from flame.runner.payloads import served
@@ -97,7 +97,6 @@ class RunnerService:
         if durable and not cache:
             raise no_cache("a durable state")
         pickled = served(context, stateful=self._stateful, durable=durable, name=str(what))
-        target = None if self._stateful else InProcess(execution_object, args, kwargs or {})
         self._lanes: list[Lane] = []
         session["labels"] = {**labels(), **session.get("labels", {})}
         try:
@@ -114,9 +113,13 @@ class RunnerService:
                     **session,
                 )
                 opened = _open(connection, attributes, shared=chosen is not None)
-                here = target if fits_here(attributes) else None
+                target = None
+                if fits_here(attributes) and not durable and chosen is None:  # else others may have a part in it
+                    target = (
+                        copy_of(pickled.body) if self._stateful else InProcess(execution_object, args, kwargs or {})
+                    )
                 self._lanes.append(
-                    Lane(opened, storage, stateful=self._stateful and not durable, ordered=durable, target=here)
+                    Lane(opened, storage, stateful=self._stateful and not durable, ordered=durable, target=target)
                 )
         except BaseException:
             self.close()
