@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import flame
 from cache_daemon import CacheDaemon
 from cluster import Cluster
 from flame.objects import ObjectClient, ObjectRef
+from flame.security import make_certificates
 from flame.shims.levels import find_levels
 from microvms import MIB, cached
 from untrusted import require_sandboxes
@@ -222,10 +224,11 @@ def test_what_its_application_shares_is_read(connection: flame.Connection, cache
 # --- what is out of reach --------------------------------------------------------------------------------------------
 
 
-def test_objects_of_others(connection: flame.Connection, cache: CacheDaemon) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_objects_of_others(connection: flame.Connection, cache: CacheDaemon, level: str) -> None:
     client = cache.client()
     with (
-        connection.create_session("evaluating", isolation="process") as mine,
+        connection.create_session("evaluating", isolation=level) as mine,
         connection.create_session("evaluating", isolation="process") as another,
         connection.create_session("other", isolation="process") as foreign,
     ):
@@ -337,6 +340,41 @@ channel.socket.sendall(bytes(1_000_000))
                 )
 
 
+def test_where_everybody_has_a_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor manager shows its own, and bytes take the way over the network."""
+    made = make_certificates(tmp_path / "certificates")
+    server, node, client = (
+        {name: str(getattr(tls, name)) for name in ("cert_file", "key_file", "ca_file")}
+        for tls in (made.server, made.node, made.client)
+    )
+    settings = {"tls": {**server, "verify_clients": True}}
+    with (
+        CacheDaemon(tmp_path, scheme="grpcs", settings=settings) as cache,
+        Cluster(
+            tmp_path / "cluster", nodes=0, settings={"tls": server}, scheme="https", cache=cache.endpoint
+        ) as cluster,
+    ):
+        own = yaml.safe_load(cluster.config.read_text())
+        own["cluster"]["tls"] = node
+        own["cache"] = {"endpoint": cache.endpoint, "tls": node}
+        (tmp_path / "node.yaml").write_text(yaml.safe_dump(own))
+        cluster.start_node("node-1", "--config", str(tmp_path / "node.yaml"))
+        with flame.connect(cluster.endpoint, flame.FlameClientTls(**client)) as connection:
+            arguments = [str(SERVICES / "evaluating.py")]
+            connection.register_application("evaluating", {"command": sys.executable, "arguments": arguments})
+            shared = cache.client(made.client).put("evaluating/shared", bytes(20_000_000))
+            with connection.create_session("evaluating", isolation="process") as session:
+                run(session, "from flame import objects")
+                source = "answer = len(objects.get(objects.ObjectRef.decode(data)))"
+                assert run(session, source, shared.encode()) == "20000000"
+                source = (
+                    "ref = objects.put(f'evaluating/{session_id}', bytes(20_000_000)); answer = len(objects.get(ref))"
+                )
+                assert run(session, source) == "20000000"
+                said = run(session, "objects.put('evaluating/shared', 1)")
+                assert said.startswith("PermissionDeniedError: an instance of session")
+
+
 def test_an_instance_that_lies(connection: flame.Connection, cluster: Cluster) -> None:
     lies = """
 for request in (m.Hello(''), m.Put('a/b', b'', m.Options()), m.Reserve(10), m.Commit(1, 'a/b', m.Options()),
@@ -370,6 +408,22 @@ for _ in range(40):
     channel.socket.sendall(bytes(1_000_000))
     channel.socket.close()
 assert objects.exists(own + '/never') is None
+# One that does not go on holds up the next large one, and no other.
+first, second = enter(), enter()
+first.send(m.Send(own + '/first', m.Options(size=10_000_000)))
+first.receive()
+second.send(m.Send(own + '/second', m.Options(size=10_000_000)))
+second.socket.settimeout(0.2)
+try:
+    second.receive()
+    raise AssertionError('two are stored at once')
+except TimeoutError:
+    pass
+objects.delete(objects.put(own, 'small'))
+first.socket.close()
+second.socket.settimeout(20)
+second.receive()
+second.socket.close()
 channel = enter()
 channel.send(m.Send(own + '/huge', m.Options(size=2**60)))
 channel.receive()

@@ -100,6 +100,8 @@ class RelayDoor:
         self._relay = relay
         self._visitor = Visitor(Role.INSTANCE, application)
         self._changed = threading.Condition()
+        # One object at a time: the cache lends memory for all of it at the beginning.
+        self._storing = threading.Lock()
         self._open: set[socket.socket] = set()
         self._strangers = 0
         self._closed = False
@@ -231,7 +233,9 @@ class RelayDoor:
                 case m.Get():
                     self._give(channel, request)
                 case m.Send():
-                    channel.send(self._take(channel, request))
+                    with self._storing if request.options.size > m.INLINE else contextlib.nullcontext():
+                        reply = self._take(channel, request)
+                    channel.send(reply)
                 case m.Call():
                     channel.send(m.Result(self._relay.cache()[0].call(request.action, request.body)))
                 case _:
