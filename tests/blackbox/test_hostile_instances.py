@@ -124,6 +124,7 @@ FLOODS = {
     "frame(L.RESULTS, L.Results())": "the instance sent results of no task",
     "frame(L.RESULTS, L.Results(task_ids=[999], outputs=[b'']))": "the instance answered for task 999",
     "frame(L.RETRACTED, L.Retracted())": "the instance gave back tasks that nobody asked for",
+    "frame(L.OBJECTS, b'x', 1)": "an instance may not send objects here",
     "struct.pack('<IBBHI', 2**32 - 1, L.RESULTS, 0, 0, 0)": "a frame of 4294967295 bytes is over the limit",
     "bytes(range(256))": "what came is no frame of the link",
 }
