@@ -68,10 +68,10 @@ def _offered(service: FlameService) -> bool:
 
 
 def _rehearsed(service: FlameService, wire: Wire) -> None:
-    """Use the time in which a copy waits for a session."""
+    """Use the time in which a copy waits for a session, unless it was made for one."""
     from flame.service import rehearsal
 
-    if rehearsal.quiet(wire):
+    if not os.environ.get("FLAME_SESSION_ID") and rehearsal.quiet(wire):
         rehearsal.rehearse(service)
 
 

@@ -26,7 +26,7 @@ class ExecService(FlameService):
             return
         import_module("flame.sandbox.inside.service")  # while there is time
         import_module("flame.service.concurrent")
-        if "FLAME_SESSION_ID" not in os.environ:  # nobody waits for it
+        if not os.environ.get("FLAME_SESSION_ID"):  # nobody waits for it
             for name in ("files", "tunnels", "watches", "spools", "snapshots"):
                 import_module(f"flame.sandbox.inside.{name}")
 
