@@ -111,6 +111,16 @@ async def test_copies_share_what_was_prepared_and_nothing_else(node: Node, folde
         assert drawn[0] != drawn[1], source
 
 
+async def test_copies_have_the_data_of_their_sessions(node: Node, folder: Path) -> None:
+    for channel, data in ((1, None), (2, b"two"), (3, b"three"), (4, None)):
+        start(node, folder, channel, PREPARED, "data", common_data=data)
+        await node.manager.bound(channel)
+    read = "path = os.environ.get('FLAME_COMMON_DATA_FILE'); answer = path and open(path).read()"
+    assert [await ask(node, channel, read) for channel in (2, 3, 4)] == ["two", "three", None]
+    states = [await ask(node, channel, "answer = state") for channel in (2, 3, 4)]
+    assert states == states[:1] * 3
+
+
 async def test_a_copy_is_held_as_any_other_instance(node: Node, folder: Path) -> None:
     await begin(node, folder, range(1, 3), PREPARED, "held", limits=types_pb2.Limits(memory=128 * MIB, pids=24))
     assert await written(node, 2) == b""
@@ -262,6 +272,7 @@ async def test_what_one_leaves_that_ends_while_it_is_saved(node: Node, folder: P
     else:
         os.kill(runs.pid, signal.SIGKILL)
     await node.manager.released(2)
+    assert b"no snapshot" not in await written(node, 2)
     for each in below:
         await gone(each)
     node.manager.stop(1, grace_ms=100)
@@ -325,6 +336,15 @@ async def test_copies_that_wait_for_a_session(node: Node, folder: Path) -> None:
     assert await ask(node, 2, "answer = state") == await ask(node, 3, "answer = state")
     known = await ask(node, 2, "answer = [os.environ['FLAME_EXECUTOR_ID'], os.environ['FLAME_SESSION_ID']]")
     assert known == [node.manager.executor_id(2), "session-2"]
+
+
+async def test_a_service_that_prepares_itself_only_where_it_serves(node: Node, folder: Path) -> None:
+    """What it needs for it may be there for sessions only: it is started each time."""
+    source = PREPARED.replace("state.append(time.monotonic())", "state.append(os.environ['FLAME_EXECUTOR_ID'])")
+    await begin(node, folder, range(1, 4), source, "served-only")
+    assert await ask(node, 3, "answer = state") == [node.manager.executor_id(3), True]
+    assert b"the program ended with exit status 1 before it was prepared" in await written(node, 2)
+    assert await written(node, 3) == b""
 
 
 async def test_a_service_is_prepared_in_the_loop_that_it_works_in(node: Node, folder: Path) -> None:

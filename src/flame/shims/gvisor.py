@@ -17,7 +17,7 @@ from flame.model.isolation import Limits
 from flame.shims.gvisor_notes import Known, Notes
 from flame.shims.gvisor_processes import PREFIX
 from flame.shims.gvisor_root import Copied, plan
-from flame.shims.gvisor_sandbox import DATA, DOOR, LINK, PANIC
+from flame.shims.gvisor_sandbox import DATA, DOOR, LINK, OBJECTS, PANIC
 from flame.shims.isolation_sandbox import TMP, Room, own_folders
 from flame.shims.levels import shared_folder
 from flame.shims.processes import Program
@@ -37,7 +37,7 @@ _PANIC_LOG = "--panic-log="  # and a file
 _PROBE_S = 10.0
 _LAST_CHARACTERS = 1000
 _KNOWN_BY = ("FLAME_INSTANCE_ID",)
-_ENDPOINT = "FLAME_INSTANCE_ENDPOINT"
+_ENDPOINT, _OBJECTS, _RELAY = "FLAME_INSTANCE_ENDPOINT", "FLAME_CACHE_ENDPOINT", "relay:"
 _SNAPSHOTS, _CACHE = "FLAME_GVISOR_SNAPSHOTS", "FLAME_GVISOR_CACHE"  # settings
 _SNAPSHOTS_KEPT, _NOTES_KEPT = 8, 64
 _LEAST_FOR_COPIES = 96 * 1024**2  # of memory: to restore takes more than to start
@@ -102,10 +102,13 @@ class Gvisor:
         """The program, run in a sandbox."""
         if not self._copied(program, room, limits, launch):
             return self._wrap(program, room, limits.pids)
-        link, door = room.sockets
+        link, door, *objects = room.sockets
         env, data = dict(program.env), program.env.get(COMMON_DATA, "")
         env.update(FLAME_INSTANCE_LINK=LINK, FLAME_INSTANCE_ENDPOINT=f"{DOOR}/{Path(env[_ENDPOINT]).name}")
         added = [("open", LINK, str(link))]
+        if objects:
+            env[_OBJECTS] = _RELAY + OBJECTS
+            added.append(("open", OBJECTS, str(objects[0])))
         if data:
             env[COMMON_DATA] = DATA
             added.append(("show", DATA, data))
@@ -129,7 +132,10 @@ class Gvisor:
     def _copied(self, program: Program, room: Room, limits: Limits, launch: Launch) -> bool:
         """Whether it may be a copy: of a program that may speak the link, and has nothing else that is its own, nor a
         part in the node's network, where no two sandboxes can have one name."""
-        named = [program.env.get("FLAME_INSTANCE_LINK"), str(Path(program.env.get(_ENDPOINT, "")).parent)]
+        env = program.env
+        named = [env.get("FLAME_INSTANCE_LINK"), str(Path(env.get(_ENDPOINT, "")).parent)]
+        if env.get(_OBJECTS, "").startswith(_RELAY):
+            named.append(env[_OBJECTS].removeprefix(_RELAY))
         application = launch.application
         return (
             self._kept[SNAPSHOT] > 0

@@ -150,21 +150,22 @@ class Copies:
         os.mkdir(door, 0o700)
         sandbox.configure(self._program, self._saved_env, door, name=_NAME)
         ours, theirs = socket.socketpair()
-        with ours, theirs, socket.socket(socket.AF_UNIX) as link, closing(_watched(door)) as knocks:
-            link.bind(f"{sandbox.root}{LINK}")
-            link.listen()
+        with ours, theirs, _listening(f"{sandbox.root}{LINK}") as link, closing(_watched(door)) as knocks:
             pid = sandbox.run([theirs.fileno(), 1])
             try:
                 said = self._said(pid, ours, others=(link.fileno(), knocks.fileno()))
-                os.unlink(f"{sandbox.root}{LINK}")
                 if said != _PREPARED:
                     raise CopyError("the program takes no part in snapshots", lasting=True)
                 self._checkpoint(pid, folder)
             except _Exited as exited:
-                raise Ended(exited.status) from None
+                # Perhaps for want of something that only a session has.
+                why = f"the program ended with exit status {exited.status} before it was prepared"
+                raise CopyError(why, lasting=True) from None
             except BaseException:
                 end(pid)
                 raise
+            finally:
+                os.unlink(f"{sandbox.root}{LINK}")  # the launch has another one there
 
     def _checkpoint(self, pid: int, folder: str) -> None:
         """Raises CopyError and OSError."""
@@ -236,11 +237,20 @@ class Copies:
     def _heed(self, pid: int) -> None:
         for number in self._signals.taken():
             if number != signal.SIGCHLD:
-                end(pid)
                 raise Ended(128 + number)
         status = reaped(pid)
         if status is not None:
             raise _Exited(status)
+
+
+def _listening(path: str) -> socket.socket:
+    """A socket at this path, which may be longer than paths of sockets may be. Raises OSError."""
+    found = socket.socket(socket.AF_UNIX)
+    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+    found.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    os.close(folder)
+    found.listen()
+    return found
 
 
 def _watched(folder: str) -> FileIO:

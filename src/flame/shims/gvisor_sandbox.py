@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PLACE = "/.flame"  # where copies have what is one launch's own, at the same path in all of them
-LINK, DOOR, DATA = f"{PLACE}/link", f"{PLACE}/door", f"{PLACE}/common_data"
+LINK, DOOR, OBJECTS, DATA = f"{PLACE}/link", f"{PLACE}/door", f"{PLACE}/objects", f"{PLACE}/common_data"
 PANIC = "panic"  # the file in its folder where gVisor says why it failed
 
 
