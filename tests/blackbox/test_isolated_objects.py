@@ -212,6 +212,24 @@ answer = asyncio.run(main())
         assert run(session, source) == "45"
 
 
+def test_an_instance_that_was_started_ahead(connection: flame.Connection) -> None:
+    """It has the objects of the session that it gets, and none before: it did not know which that would be."""
+    arguments = [str(SERVICES / "evaluating.py")]
+    document = {"command": sys.executable, "arguments": arguments, "isolation": "process", "warm_instances": 1}
+    connection.register_application("ahead", document)
+    for _ in range(100):
+        with connection.create_session("ahead") as session:
+            source = (
+                "from flame import objects; ref = objects.put(f'ahead/{session_id}', data); answer = objects.get(ref)"
+            )
+            assert run(session, source, b"mine") == "mine"
+            said = run(session, "objects.get(objects.ObjectRef(ref.endpoint, 'ahead/another/object'))")
+            assert said.startswith(f"PermissionDeniedError: an instance of session '{session.id}'")
+            if run(session, "answer = ahead") == "True":
+                return
+    raise AssertionError("none was started ahead")
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_its_application_shares_is_read(connection: flame.Connection, cache: CacheDaemon, level: str) -> None:
     shared = cache.client().put("evaluating/shared", LARGE)

@@ -3,14 +3,17 @@ leaves in `answer`: bytes as they are, else its text, or the type of the error a
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import flame
 
+AHEAD = "FLAME_SESSION_ID" not in os.environ  # whether it was started before there was a session for it
+
 
 class Evaluating(flame.FlameService):
     def on_session_enter(self, context: flame.SessionContext) -> None:
-        self.names: dict[str, Any] = {"session_id": context.session_id}
+        self.names: dict[str, Any] = {"session_id": context.session_id, "ahead": AHEAD}
 
     def on_task_invoke(self, context: flame.TaskContext) -> bytes:
         source, _, data = (context.input or b"").partition(b"\0")
