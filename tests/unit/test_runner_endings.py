@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from flame.model.errors import FlameError, TimedOutError
+from flame.model.errors import TimedOutError
 from flame.runner.endings import Ending, _end_all
 
 
 class Opened:
     """Something to close, and the connection that this needs."""
 
-    def __init__(self, connected: bool = True, fault: FlameError | None = None) -> None:
+    def __init__(self, connected: bool = True, fault: Exception | None = None) -> None:
         self.connected = connected
         self.fault = fault
         self.story: list[str] = []
@@ -62,8 +62,9 @@ def test_a_cluster_that_is_away_is_not_waited_for() -> None:
     assert one.story == []
 
 
-def test_what_fails_then_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    first, second = Opened(), Opened(fault=TimedOutError("no answer"))
+@pytest.mark.parametrize("fault", [TimedOutError("no answer"), RuntimeError("no answer")])
+def test_what_fails_then_is_logged(caplog: pytest.LogCaptureFixture, fault: Exception) -> None:
+    first, second = Opened(), Opened(fault=fault)
     with caplog.at_level(logging.WARNING, "flame.runner"):
         _end_all()
     assert first.story == second.story == ["closed"]

@@ -67,7 +67,7 @@ class Ending:
         try:
             if self._connection.connected:
                 self.close()
-        except FlameError as error:
+        except Exception as error:  # the others have their turn, too
             logger.warning("what the program left open can't be closed: %s", error)
 
 
