@@ -109,7 +109,7 @@ class LocalServer:
         uid = struct.unpack("3i", channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
         visitor = self._tokens.visitor(hello.token) if isinstance(hello, m.Hello) else None
         if visitor is None or uid != os.getuid():
-            channel.send(as_failure(PermissionDeniedError("this is the door of the cache's own user")))
+            channel.send(m.Failure.of(PermissionDeniedError("this is the door of the cache's own user")))
             return False
         guest.visitor = visitor
         welcome = m.Welcome(self._cache.arena.size, self._endpoint)
@@ -143,14 +143,14 @@ class _Guest:
         try:
             request = _REQUESTS.decode(data)
         except msgspec.MsgspecError as error:
-            return as_failure(InvalidArgumentError(f"not a request: {error}"))
+            return m.Failure.of(InvalidArgumentError(f"not a request: {error}"))
         try:
             return self._answer(request)
         except FlameError as error:
-            return as_failure(error)
+            return m.Failure.of(error)
         except Exception as error:
             _log.exception("request_failed request=%s", type(request).__name__)
-            return as_failure(InternalError(f"the cache failed: {error}"))
+            return m.Failure.of(InternalError(f"the cache failed: {error}"))
 
     def _answer(self, request: m.Request) -> m.Reply | None:
         if not isinstance(request, m.Commit):
@@ -223,7 +223,3 @@ def writable_key(text: str, options: m.Options) -> ObjectKey:
     if key.is_all_sessions():
         raise InvalidArgumentError(f"can't store under {key}", remedy="'*' is for deleting and listing")
     return key
-
-
-def as_failure(error: FlameError) -> m.Failure:
-    return m.Failure(int(error.code), error.message, error.remedy, error.retryable)

@@ -38,8 +38,7 @@ def as_flight_error(error: FlameError) -> Exception:
         return KeyError(text)
     if error.code in (FlameErrorCode.INVALID_ARGUMENT, FlameErrorCode.INVALID_STATE):
         return pa.ArrowInvalid(text)
-    failure = Failure(int(error.code), error.message, error.remedy, error.retryable)
-    extra = msgspec.json.encode(failure)
+    extra = msgspec.json.encode(Failure.of(error))
     if error.code == FlameErrorCode.UNAVAILABLE:
         return flight.FlightUnavailableError(text, extra)
     return flight.FlightServerError(text, extra)

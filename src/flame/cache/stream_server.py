@@ -12,7 +12,7 @@ import msgspec
 
 from flame.cache.cache import ObjectCache, Room
 from flame.cache.disk import Draft
-from flame.cache.local_server import as_failure, writable_key
+from flame.cache.local_server import writable_key
 from flame.cache.payloads import Content
 from flame.cache.visitors import Tokens
 from flame.model.errors import FlameError, InternalError, InvalidArgumentError, PermissionDeniedError
@@ -75,7 +75,7 @@ class StreamServer:
             return None
         visitor = self._tokens.visitor(hello.token) if isinstance(hello, m.Hello) else None
         if visitor is None:
-            channel.send(as_failure(PermissionDeniedError("ask the cache for its token first")))
+            channel.send(m.Failure.of(PermissionDeniedError("ask the cache for its token first")))
             return None
         channel.socket.settimeout(None)
         channel.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -88,14 +88,14 @@ class StreamServer:
             check(visitor, request)
             answer = self._prepare(channel, request)
         except FlameError as error:
-            channel.send(as_failure(error))
+            channel.send(m.Failure.of(error))
             return
         except msgspec.MsgspecError as error:
-            channel.send(as_failure(InvalidArgumentError(f"not a request: {error}")))
+            channel.send(m.Failure.of(InvalidArgumentError(f"not a request: {error}")))
             return
         except Exception as error:
             _log.exception("request_failed")
-            channel.send(as_failure(InternalError(f"the cache failed: {error}")))
+            channel.send(m.Failure.of(InternalError(f"the cache failed: {error}")))
             return
         answer()
 
@@ -131,11 +131,11 @@ class StreamServer:
             raise
         if failure is not None:
             self._cache.discard(payload)
-            return as_failure(failure)
+            return m.Failure.of(failure)
         try:
             return m.Stored(*self._cache.commit(writable_key(request.key, request.options), payload, request.options))
         except FlameError as error:
-            return as_failure(error)
+            return m.Failure.of(error)
 
 
 def _read_to_disk(channel: Channel, draft: Draft, size: int) -> FlameError | None:

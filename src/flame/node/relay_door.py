@@ -172,7 +172,7 @@ class RelayDoor:
         try:
             channel.send(m.Welcome(0, self._relay.cache()[1]))
         except FlameError as error:
-            channel.send(_failure(error))
+            channel.send(m.Failure.of(error))
             return False
         return True
 
@@ -207,14 +207,14 @@ class RelayDoor:
                 case _:
                     raise InvalidArgumentError(f"{type(request).__name__} is not for here")
         except FlameError as error:
-            channel.send(_failure(error))
+            channel.send(m.Failure.of(error))
         except msgspec.MsgspecError as error:
-            channel.send(_failure(InvalidArgumentError(f"not a request: {error}")))
+            channel.send(m.Failure.of(InvalidArgumentError(f"not a request: {error}")))
         except (OSError, EOFError):
             raise
         except Exception as error:
             logger.exception("passing on to the object cache failed")
-            channel.send(_failure(InternalError(f"passing on to the object cache failed: {error}")))
+            channel.send(m.Failure.of(InternalError(f"passing on to the object cache failed: {error}")))
 
     def _give(self, channel: Channel, request: m.Get) -> None:
         link, _ = self._relay.cache()
@@ -255,7 +255,7 @@ class RelayDoor:
             if incoming.broken is not None:
                 raise incoming.broken from None
             incoming.drain()
-            return _failure(error)
+            return m.Failure.of(error)
 
 
 class _Incoming:
@@ -298,10 +298,6 @@ class _Incoming:
 def _answer_of(fetched: Fetched) -> m.Answer:
     parts = tuple(m.Part(part.version, part.payload.size) for part in fetched.parts)
     return m.Answer(fetched.version, fetched.born, fetched.table, fetched.full, parts)
-
-
-def _failure(error: FlameError) -> m.Failure:
-    return m.Failure(int(error.code), error.message, error.remedy, error.retryable)
 
 
 def _deadline(size: int) -> float:

@@ -7,8 +7,12 @@ Flight descriptors, tickets and actions in JSON.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from flame.model.errors import FlameError
 
 INLINE = 64 * 1024  # bytes up to which a payload travels in its message instead of through shared memory
 CHUNK = 256 * 1024  # bytes of one record batch of a stream: small enough for the processor's cache
@@ -44,6 +48,11 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag=True):
     message: str
     remedy: str = ""
     retryable: bool = False
+
+    @classmethod
+    def of(cls, error: FlameError) -> Failure:
+        """An error as it is said."""
+        return cls(int(error.code), error.message, error.remedy, error.retryable)
 
 
 class Options(msgspec.Struct, frozen=True, array_like=True):
