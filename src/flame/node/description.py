@@ -13,6 +13,7 @@ from flame.link.peer import is_loopback
 from flame.node.capacity import Machine
 from flame.node.settings import NodeSettings
 from flame.proto import types_pb2
+from flame.proto.values import resources_message
 
 LOOPBACK = "127.0.0.1"
 
@@ -23,8 +24,7 @@ def describe(settings: NodeSettings, machine: Machine, address: str, able: Mappi
     Labels beside those of the settings: `flame.hostname`, `flame.arch`, `flame.os`, and those that say what it is
     `able` to do (model/isolation.py).
     """
-    total = machine.resources
-    amount = types_pb2.ResourceRequirement(cpu=total.cpu, memory=total.memory, gpu=total.gpu)
+    amount = resources_message(machine.resources)
     system = os.uname()
     arch, kind = system.machine, system.sysname.lower()
     own = {"flame.hostname": system.nodename, "flame.arch": arch, "flame.os": kind, **able}
