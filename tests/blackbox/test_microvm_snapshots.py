@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from flame.proto import types_pb2
 from microvms import CACHE, DISK, LIMITS, cached, found, run, wrapped
-from prepared import ASYNC, FAILS, PREPARED
+from prepared import ASYNC, FAILS, PREPARED, are_apart, program
 from scripted_manager import Node, NodeLog, a_node_here
 from untrusted import ask
 
@@ -39,11 +38,8 @@ async def node() -> AsyncIterator[Node]:
 
 
 def start(node: Node, folder: Path, channel: int, source: str, name: str, **options: Any) -> None:
-    file = folder / f"{name}.py"
-    if not file.exists():
-        file.write_text("import os, sys, time\nfrom flame.service import *\n" + source.replace("\n    ", "\n"))
     given = {"isolation": "microvm", "limits": HELD, "start_timeout_ms": 110_000, **options}
-    node.manager.start(channel, sys.executable, str(file), **given)
+    node.manager.start(channel, sys.executable, program(folder, source, name), **given)
 
 
 async def test_copies_share_what_was_prepared_and_nothing_else(node: Node, folder: Path) -> None:
@@ -53,18 +49,7 @@ async def test_copies_share_what_was_prepared_and_nothing_else(node: Node, folde
     states = [await ask(node, channel, "answer = state") for channel in (1, 2)]
     assert states[0] == states[1]  # on_prepare has run once, at that time
     assert states[0][1] is False  # and knew nobody's identity
-    # What one session leaves behind is not another's.
-    assert await ask(node, 1, "state.append('mine'); open('/tmp/mine', 'w').close(); answer = len(state)") == 3
-    assert await ask(node, 2, "answer = [len(state), os.path.exists('/tmp/mine')]") == [2, False]
-    # Who it is, what time it is, and chance.
-    for channel in (1, 2):
-        known = await ask(node, channel, "answer = [os.environ['FLAME_EXECUTOR_ID'], os.environ['FLAME_SESSION_ID']]")
-        assert known == [node.manager.executor_id(channel), f"session-{channel}"]
-        assert await ask(node, channel, "answer = 'FLAME_SNAPSHOT_FD' in os.environ") is False
-        assert abs(await ask(node, channel, "answer = time.time()") - time.time()) < 5
-    for source in ("random.random()", "secrets.token_hex()", "str(uuid.uuid4())", "ssl.RAND_bytes(8).hex()"):
-        drawn = [await ask(node, channel, f"answer = {source}") for channel in (1, 2)]
-        assert drawn[0] != drawn[1], source
+    await are_apart(node, 1, 2)
 
 
 async def test_an_application_may_do_without(node: Node, folder: Path) -> None:

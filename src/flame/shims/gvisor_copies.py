@@ -17,12 +17,13 @@ import socket
 import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
+from functools import partial
 from io import FileIO
 
 from flame.shims.gvisor_processes import Ended, Signals, complain, end, exit_status, reaped
 from flame.shims.gvisor_sandbox import LINK, Sandbox
 from flame.shims.microvm_cache import Cache, digest, fingerprints, room_state, system_state
-from flame.shims.snapshots import REFUSED, RESUME_S, SEEN, SNAPSHOT, boot_id, common, fresh
+from flame.shims.snapshots import REFUSED, RESUME_S, SEEN, SNAPSHOT, boot_id, common, fresh, mark, saved
 
 _IMAGE = "checkpoint.img"  # as runsc calls it
 _LAYOUT = 1  # grows when what is saved is to be used in another way
@@ -68,22 +69,24 @@ class Copies:
         self._program = [*_STDIN_IS_3, *arguments]
         self._saved_env = {**common(env), "FLAME_SNAPSHOT_FD": _SNAPSHOT_FD}
         self._signals = Signals()
+        self._made = False  # it was saved by this launch
 
     def begin(self) -> int:
         """Start a copy, of what is saved now if need be; gives the number of the process that ends as it does; 0 =
         there is none, and the program is to be started. Raises Ended and OSError."""
         try:
             key = self._key()
-            image, made = self._image(key)
-            if image < 0:
+            found = saved(self._cache, key, [_IMAGE], partial(self._make, key), wanted=partial(self._is_another, key))
+            if found is None:
                 return 0
+            [image] = found
             try:
                 return self._restored(image)
             except CopyError:
                 with self._cache.locked(f"{SNAPSHOT}-{key}"):
                     self._cache.remove(SNAPSHOT, key)
-                    if made:  # or it would be made again and again
-                        self._refuse(key)
+                    if self._made:  # or it would be made again and again
+                        mark(self._cache, REFUSED, key)
                 raise
             finally:
                 os.close(image)
@@ -103,42 +106,25 @@ class Copies:
         room = room_state(own["readable"], frozenset(own["hidden"]))
         return digest(_LAYOUT, text, own["memory"], system, system_state(own["prefixes"]), room, boot_id())
 
-    def _image(self, key: str) -> tuple[int, bool]:
-        """What is saved for such launches, open for reading, -1 = nothing shall be; and whether this one saved it. Of
-        several launches that want the same one saves it, the others wait. Raises CopyError, Ended, OSError."""
-        made = False
-        while True:
-            found = self._cache.open(SNAPSHOT, key, [_IMAGE])
-            if found is not None:
-                return found[0], made
-            if self._cache.open(REFUSED, key, []) is not None or self._is_first(key):
-                return -1, made
-            with self._cache.locked(f"{SNAPSHOT}-{key}"):
-                if not self._cache.has(SNAPSHOT, key, [_IMAGE]) and not self._cache.has(REFUSED, key):
-                    try:
-                        with self._cache.making(SNAPSHOT, key) as folder:
-                            self._save(folder)
-                    except CopyError as error:
-                        if error.lasting:
-                            self._refuse(key)
-                        raise
-                    made = True
+    def _make(self, key: str) -> None:
+        """Save it. Raises CopyError, Ended, OSError."""
+        try:
+            with self._cache.making(SNAPSHOT, key) as folder:
+                self._save(folder)
+        except CopyError as error:
+            if error.lasting:
+                mark(self._cache, REFUSED, key)
+            raise
+        self._made = True
 
-    def _is_first(self, key: str) -> bool:
-        """Whether there was no such launch before: it may be the only one, and to save takes longer than to start."""
+    def _is_another(self, key: str) -> bool:
+        """Whether there was such a launch before: the first may be the only one, and to save takes longer than to
+        start."""
         if self._cache.open(SEEN, key, []) is not None:
-            return False
+            return True
         with self._cache.locked(f"{SEEN}-{key}"):
-            if not self._cache.has(SEEN, key):
-                with self._cache.making(SEEN, key):
-                    pass
-        return True
-
-    def _refuse(self, key: str) -> None:
-        """No further launch shall try. The caller holds the lock."""
-        if not self._cache.has(REFUSED, key):
-            with self._cache.making(REFUSED, key):
-                pass
+            mark(self._cache, SEEN, key)
+        return False
 
     # --- saving ----------------------------------------------------------------------------------------------------
 

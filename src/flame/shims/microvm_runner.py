@@ -26,7 +26,7 @@ from flame.shims.microvm_disks import DiskError, directory_disk, room_disk, syst
 from flame.shims.microvm_inside import Inside, LiesError, Ports, Signalled, Signals
 from flame.shims.microvm_kernel import KernelError, initrd
 from flame.shims.microvm_machine import Machine, Running, Template, Vmm, VmmError
-from flame.shims.snapshots import REFUSED, RESUME_S, SNAPSHOT, boot_id, common, fresh
+from flame.shims.snapshots import REFUSED, RESUME_S, SNAPSHOT, boot_id, common, fresh, mark, saved
 
 FAILED = 125  # exit status when the machine can't be had, as of other programs that run programs
 _RAM, _STATE = "memory", "state"
@@ -103,15 +103,8 @@ class Runner:
     def template(self, key: str) -> Template | None:
         """The files of the saved machine; None when its program takes no part in that. Of several launches that want
         the same one makes it, the others wait."""
-        while True:
-            found = self.cache.open(SNAPSHOT, key, [_RAM, _STATE], writable=True)
-            if found is not None:
-                return Template(*found)
-            if self.cache.open(REFUSED, key, []) is not None:
-                return None
-            with self.cache.locked(f"{SNAPSHOT}-{key}"):
-                if not self.cache.has(SNAPSHOT, key, [_RAM, _STATE]) and not self.cache.has(REFUSED, key):
-                    self.save(key)
+        found = saved(self.cache, key, [_RAM, _STATE], partial(self.save, key), writable=True)
+        return Template(*found) if found is not None else None
 
     def save(self, key: str) -> None:
         """Boot a machine without any identity, and save it when its program is prepared. Raises VmmError."""
@@ -134,8 +127,7 @@ class Runner:
             if said["event"] == "exited":
                 raise SystemExit(said["status"])
             if said["event"] != "prepared":
-                with self.cache.making(REFUSED, key):
-                    pass
+                mark(self.cache, REFUSED, key)
                 raise VmmError("the program takes no part in snapshots")
 
     # --- machines --------------------------------------------------------------------------------------------------

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+TYPE_CHECKING = False  # like typing's, without its import
+if TYPE_CHECKING:
+    from flame.shims.microvm_cache import Cache
 
 NO_SNAPSHOT = "snapshot=off"  # a label of applications
 SNAPSHOT, REFUSED, SEEN = "snapshot", "refused", "seen"  # kinds of things in a Cache
@@ -22,6 +26,36 @@ def alike(labels: Iterable[str], arguments: Iterable[str], *, gang: bool) -> boo
     are those of its registration: what they name may be one launch's own."""
     named = any(name in argument for name in _OWN for argument in arguments)
     return not gang and not named and NO_SNAPSHOT not in labels
+
+
+def saved(
+    cache: Cache,
+    key: str,
+    names: list[str],
+    save: Callable[[], None],
+    *,
+    writable: bool = False,
+    wanted: Callable[[], bool] = lambda: True,
+) -> list[int] | None:
+    """The open files of what is saved for launches alike; None when nothing shall be, or it is not `wanted` now. Of
+    several launches that want the same one calls `save`, which saves it, or marks it as REFUSED, or raises; the others
+    wait. Raises OSError."""
+    while True:
+        found = cache.open(SNAPSHOT, key, names, writable=writable)
+        if found is not None:
+            return found
+        if cache.open(REFUSED, key, []) is not None or not wanted():
+            return None
+        with cache.locked(f"{SNAPSHOT}-{key}"):
+            if not cache.has(SNAPSHOT, key, names) and not cache.has(REFUSED, key):
+                save()
+
+
+def mark(cache: Cache, kind: str, key: str) -> None:
+    """Keep in mind that this key was REFUSED, or SEEN. The caller holds its lock. Raises OSError."""
+    if not cache.has(kind, key):
+        with cache.making(kind, key):
+            pass
 
 
 def common(env: Mapping[str, str]) -> dict[str, str]:
