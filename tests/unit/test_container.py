@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flame.proto import types_pb2
-from flame.shims.container import inside, trouble_of
+from flame.shims.container import inside, remembered_trouble, trouble_of
 from flame.shims.container_commands import reason
 from flame.shims.container_images import Image, Kept, too_many
 from flame.shims.container_limits import ImageLimits
@@ -188,6 +188,20 @@ def test_a_podman_that_does_not_work_for_its_user(tmp_path: Path) -> None:
     assert trouble_of(str(program)) == "newuidmap is missing"
     assert "No such file" in trouble_of(str(tmp_path / "nothing"))
     assert trouble_of("podman") == ""
+
+
+def test_a_podman_that_works_is_tried_once(tmp_path: Path) -> None:
+    program, tries = tmp_path / "podman", tmp_path / "tries"
+    environ = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for status, count, trouble in ((1, 1, "it exits with status 1"), (1, 2, "it exits with status 1"), (0, 3, "")):
+        program.write_text(f"#!/bin/sh\necho >> {tries}; exit {status}\n")
+        program.chmod(0o755)
+        assert remembered_trouble(str(program), tmp_path, environ) == trouble
+        assert len(tries.read_text()) == count
+    assert remembered_trouble(str(program), tmp_path, environ) == ""
+    assert len(tries.read_text()) == 3
+    program.write_text(f"#!/bin/sh\necho >> {tries}; exit 7\n")  # another one
+    assert remembered_trouble(str(program), tmp_path, environ) == "it exits with status 7"
 
 
 # --- which can be run, which are kept --------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ from flame.shims.environment import expand
 from flame.shims.furnished import Furnished
 from flame.shims.host import HostShim
 from flame.shims.isolation_sandbox import TMP
+from flame.shims.levels import shared_folder
+from flame.shims.notes import Notes
 from flame.shims.reception import Reception
 from flame.shims.rest import RestShim
 from flame.shims.shim import BindError, Instance, Launch, Owner
@@ -65,7 +67,7 @@ class ContainerShim:
     ) -> ContainerShim:
         """Look whether this node can fetch and run images. It unpacks them in `folder`. Raises OSError."""
         podman = shutil.which("podman", path=environ.get("PATH"))
-        broken = trouble_of(podman, environ) if podman is not None and os.geteuid() else ""
+        broken = remembered_trouble(podman, folder, environ) if podman is not None and os.geteuid() else ""
         sandboxes = workshop.confinement.levels.get("process")
         images = Images(podman or "", folder, Commands(workshop.keeper, workshop.folder, environ, limits), limits)
         if podman is None:
@@ -110,6 +112,21 @@ class ContainerShim:
         if labels.get("container") == "rest":
             return await self._rest.start(launch, owner)
         return await (self._stdio if "stdio" in labels else self._host).start(launch, owner)
+
+
+def remembered_trouble(podman: str, folder: Path, environ: Mapping[str, str]) -> str:
+    """Like `trouble_of`, but what worked is not tried again until the machine starts anew. Notes are in `folder` where
+    this user has no better place."""
+    try:
+        notes = Notes(shared_folder("container", environ) or folder, podman, bool)
+    except OSError as error:
+        return str(error)
+    if notes.read():
+        return ""
+    trouble = trouble_of(podman, environ)
+    if not trouble:
+        notes.write(True)
+    return trouble
 
 
 def trouble_of(podman: str, environ: Mapping[str, str] = os.environ) -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 
 from flame.model.isolation import Limits
-from flame.shims.gvisor_notes import Known, Notes
 from flame.shims.gvisor_processes import PREFIX
 from flame.shims.gvisor_root import Copied, plan
 from flame.shims.gvisor_sandbox import DATA, DOOR, LINK, OBJECTS, PANIC
 from flame.shims.isolation_sandbox import TMP, Room, own_folders
 from flame.shims.levels import shared_folder
+from flame.shims.notes import Notes
 from flame.shims.processes import Program
 from flame.shims.shim import Launch
 from flame.shims.snapshots import COMMON_DATA, REFUSED, SEEN, SNAPSHOT, alike
@@ -43,6 +43,14 @@ _SNAPSHOTS_KEPT, _NOTES_KEPT = 8, 64
 _LEAST_FOR_COPIES = 96 * 1024**2  # of memory: to restore takes more than to start
 # gVisor has threads of its own, and while processes inside come and go many more than they are.
 _OWN_PIDS, _PIDS_PER_PID = 1000, 32
+
+
+class Known(msgspec.Struct, frozen=True):
+    """How a sandbox was made that worked. `streams`: this runsc can't give it sockets."""
+
+    platform: str
+    options: Sequence[str]
+    streams: bool
 
 
 class Gvisor:
@@ -79,7 +87,7 @@ class Gvisor:
             os.utime(folder / name, (0, 0))  # a snapshot of another node shall find what it knows
         shared = shared_folder(cls.name, environ) or folder
         cache = Path(environ.get(_CACHE) or shared / "snapshots")
-        notes = Notes(shared, runsc)
+        notes = Notes(shared, runsc, Known)
         known = notes.read()
         if known is not None:
             command = _command(runsc, folder, known)

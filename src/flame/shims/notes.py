@@ -1,4 +1,4 @@
-"""What was found out about this machine's gVisor, for all nodes of this user: a sandbox takes longer to try than a node
+"""What was found out about a program of this machine, for all nodes of this user: to try it takes longer than a node
 needs for all else of its start."""
 
 from __future__ import annotations
@@ -6,39 +6,35 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Known(msgspec.Struct, frozen=True):
-    """How a sandbox was made that worked. `streams`: this runsc can't give it sockets."""
-
-    platform: str
-    options: Sequence[str]
-    streams: bool
+T = TypeVar("T")
 
 
-class Notes:
-    """The note about one runsc. It counts until the machine starts again, or the program changes."""
+class Notes(Generic[T]):
+    """The note about one program, a `kind`. It counts until the machine starts again, or the program changes."""
 
-    def __init__(self, folder: Path, runsc: str) -> None:
+    def __init__(self, folder: Path, program: str, kind: type[T]) -> None:
         """Raises OSError when the program can't be looked at."""
-        status = Path(runsc).stat()
-        marks = (os.path.realpath(runsc), status.st_size, status.st_mtime_ns, status.st_ino, os.geteuid(), _boot())
+        status = Path(program).stat()
+        marks = (os.path.realpath(program), status.st_size, status.st_mtime_ns, status.st_ino, os.geteuid(), _boot())
         self._path = folder / f"{hashlib.sha256(repr(marks).encode()).hexdigest()[:32]}.json"
+        self._kind = kind
 
-    def read(self) -> Known | None:
+    def read(self) -> T | None:
         """What is known, None = nothing, or nothing that can be read."""
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Known)
+            return msgspec.json.decode(self._path.read_bytes(), type=self._kind)
         except (OSError, msgspec.DecodeError):
             return None
 
-    def write(self, known: Known) -> None:
+    def write(self, known: T) -> None:
         """Keep it, in place of all other notes. That it can't be kept costs time only."""
         folder = self._path.parent
         try:
