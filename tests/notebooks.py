@@ -72,12 +72,13 @@ class Notebook:
         return Cell(cells[-1].outputs, self._client.widget_state)
 
     async def interrupted(self, source: str) -> Cell:
-        """Execute a cell that writes to the FIFO `running` when it is time to interrupt it."""
-        running = self.folder / "running"
-        if not running.exists():
-            os.mkfifo(running)
+        """Execute a cell that writes to the FIFO `running` when it is time to interrupt it. `shown` is another one, for
+        what happens before."""
+        for name in ("running", "shown"):
+            if not (self.folder / name).exists():
+                os.mkfifo(self.folder / name)
         execution = asyncio.ensure_future(self.run(source))
-        await asyncio.to_thread(running.read_bytes)
+        await asyncio.to_thread((self.folder / "running").read_bytes)
         await self._client.km.interrupt_kernel()
         return await execution
 

@@ -77,11 +77,14 @@ async def test_the_loop_of_the_kernel_goes_on_while_a_cell_waits(book: Notebook)
     assert cancelled.result == "'CANCELLED'"
 
 
+# Calls of 0 say that they run; those of 1 wait until the cell has begun with its bar, and say so then.
 SLOW = """
-import time
+import pathlib, time
 def slow(number):
     import pathlib
-    if number == 0:
+    if number == 1:
+        pathlib.Path("shown").read_text()
+    if number in (0, 1):
         pathlib.Path("running").write_text("it runs")
     if number >= 0:
         time.sleep(100)
@@ -96,13 +99,14 @@ def unfinished():
 @pytest.mark.parametrize(
     "cell",
     [
-        "list(function.map(range(4)))",
-        "list(flame.progress(function.map(range(4)), total=4))",
+        "list(function.map((0, 2, 3, 4)))",
+        "for _ in flame.progress(function.map((-1, 1, 2, 3)), total=4): pathlib.Path('shown').write_text('it moves')",
         (
-            "with flame.Executor() as executor:\n    futures = [executor.submit(slow, number) for number in range(4)]\n"
-            "    for future in flame.progress(futures): pass"
+            "with flame.Executor() as executor:\n"
+            "    futures = [executor.submit(slow, number) for number in (-1, 1, 2, 3)]\n"
+            "    for future in flame.progress(futures): pathlib.Path('shown').write_text('it moves')"
         ),
-        "executor = flame.Executor()\nlist(executor.map(slow, range(4)))",
+        "executor = flame.Executor()\nlist(executor.map(slow, (0, 2, 3, 4)))",
         "with flame.Runner('cell') as runner:\n    runner.service(slow)(0).get()",
     ],
 )
