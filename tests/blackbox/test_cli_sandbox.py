@@ -112,9 +112,17 @@ def test_snapshots_and_forks_begin_with_its_variables_and_files(cluster: Cluster
     assert re.fullmatch(rb"Snapshot <saved> was saved, \d+ bytes\.\n", done.stdout)
     assert done.stderr.startswith(b"note: variable lock was left out: ")
     made = good(cluster, "create", "--snapshot", "saved", "-o", "name").strip()
-    forked = good(cluster, "fork", sandbox, "-o", "name").strip()
+    fork = call(cluster, "fork", sandbox)
+    match = re.fullmatch(rb"Sandbox <(sandbox-\w{12})> was created\.\n", fork.stdout)
+    assert match is not None
+    forked = match[1].decode()
+    assert fork.stderr.startswith(b"note: variable lock was left out: ")
     for each in (made, forked):
         assert good(cluster, "run", each, "-c", "number + 1") == "42\n"
+    again = call(cluster, "create", "--snapshot", "saved", "-o", "json")
+    document = json.loads(again.stdout)
+    assert (list(document["skipped"]), document["state"], again.stderr) == (["lock"], "Running", b"")
+    good(cluster, "close", document["id"])
     good(cluster, "close", made, forked)
     done = call(cluster, "create", "--snapshot", str(cluster.config))
     assert (done.returncode, b"is no snapshot of a sandbox" in done.stderr) == (2, True)

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from flame.cli.api import Api
     from flame.client.synchronous import Connection
     from flame.sandbox import RunningCommand, Sandbox, Snapshot
-    from flame.sandbox.calling import Caller
 
 TIMED_OUT = 124  # as of `timeout` in shells
 _DELAY = 0.5  # seconds; what is over before says nothing
@@ -51,48 +50,6 @@ def opened(settings: Settings, sandbox_id: str) -> Generator[Sandbox, None, None
 
     with connected(settings) as connection, Sandbox.open(sandbox_id, connection=connection) as sandbox:
         yield sandbox
-
-
-@contextmanager
-def calling(settings: Settings, sandbox_id: str) -> Generator[Caller, None, None]:
-    """As opened, for calls that a Sandbox has no method for."""
-    from flame.sandbox import Sandbox
-    from flame.sandbox.calling import AsyncCaller, Caller
-
-    with connected(settings) as connection:
-        Sandbox.open(sandbox_id, connection=connection)
-        session = connection.get_session(sandbox_id)
-        yield Caller(session, AsyncCaller(session.asynchronous))
-
-
-def start_followed(
-    caller: Caller,
-    words: Sequence[str],
-    *,
-    stdin: bytes | None,
-    timeout: float | None,
-    env: Mapping[str, str],
-    cwd: str | None,
-) -> RunningCommand:
-    """Start a command that waits to be read from its first byte on, so that nothing of its output is lost.
-
-    `stdin`: all that it reads; None leaves it open. Raises InvalidArgumentError when it can't be started.
-    """
-    from flame.client.values import short_name
-    from flame.sandbox import RunningCommand, wire
-    from flame.sandbox.code import check_timeout
-    from flame.sandbox.steps import ask, do
-
-    check_timeout(timeout)
-    name = short_name("command")
-    spool = ""
-    if stdin is not None and len(stdin) > wire.PIECE:
-        for offset in range(0, len(stdin), wire.PIECE):
-            caller.run(do(wire.Spool(name, stdin[offset : offset + wire.PIECE])))
-        spool, stdin = name, None
-    call = wire.StartCommand(name, list(words), stdin, spool, dict(env), cwd or "", timeout, followed=True)
-    caller.run(ask(call, wire.Output))
-    return RunningCommand(caller, name)
 
 
 @contextmanager
@@ -180,6 +137,12 @@ def load_snapshot(file: Path) -> Snapshot:
 def note(text: str) -> None:
     """Say something besides the output that was asked for."""
     print(f"note: {text}", file=sys.stderr)
+
+
+def note_skipped(skipped: Mapping[str, str]) -> None:
+    """Say which variables a snapshot or a fork lacks."""
+    for name, why in skipped.items():
+        note(f"variable {name} was left out: {why}")
 
 
 def variables(entries: tuple[str, ...], ctx: click.Context) -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from flame.cli.sandboxes import follow, network_of, start_followed
+from flame.cli.sandboxes import follow, network_of
 from flame.model.errors import FlameError, TaskFailedError, TimedOutError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from flame.client.synchronous import Connection
     from flame.model.isolation import Limits
     from flame.sandbox import RunningCommand, Sandbox
-    from flame.sandbox.calling import Caller
 
 _IDLE_S = 300.0  # after which a sandbox whose client has gone is closed
 _SUFFIXES = {"shell": ".sh", "python": ".py"}
@@ -75,8 +74,8 @@ def run_one(script: Script, job: Job, settings: Settings) -> int:
     from flame.cli.connecting import open_connection
     from flame.cli.terminals import Feed
 
-    with open_connection(settings) as connection, _patience(job) as end, _sandbox(connection, job, end) as caller:
-        command = _start(caller, script)
+    with open_connection(settings) as connection, _patience(job) as end, _sandbox(connection, job, end) as sandbox:
+        command = _start(sandbox, script)
         with Feed(command) if script.stdin is None else contextlib.nullcontext():
             return follow(command)
 
@@ -154,12 +153,12 @@ def _impatient(job: Job) -> TimedOutError:
 @contextmanager
 def _sandbox(
     connection: Connection, job: Job, end: Callable[[Callable[[], object]], None]
-) -> Generator[Caller, None, None]:
+) -> Generator[Sandbox, None, None]:
     """A sandbox of the job's application, which may be one of the user's with the same service; `end` is told how to
     end it."""
     from dataclasses import replace
 
-    from flame.sandbox import opening
+    from flame.sandbox import Sandbox, opening
     from flame.sandbox.calling import AsyncCaller, Caller
 
     attrs = opening.attributes(
@@ -177,28 +176,25 @@ def _sandbox(
     end(lambda: session.close(force=True))
     try:
         opening.check_begun(session.invoke(opening.beginning(attrs, None)))
-        yield Caller(session, AsyncCaller(session.asynchronous))
+        yield Sandbox(Caller(session, AsyncCaller(session.asynchronous)), created=False)
     finally:
         session.close(force=True)
 
 
-def _start(caller: Caller, script: Script) -> RunningCommand:
+def _start(sandbox: Sandbox, script: Script) -> RunningCommand:
     """Raises TaskFailedError when the node has no interpreter for it."""
-    from flame.sandbox import Sandbox
-
-    sandbox = Sandbox(caller, created=False)
     interpreter = _interpreter(sandbox, script)
     # Without isolation the working folder may hold what another script left there.
     file = f"{sandbox.id}/main{_SUFFIXES.get(script.language.lower(), '')}"
     sandbox.files.write(file, script.code)
     path = PurePosixPath(sandbox.files.stat(file).path)
-    return start_followed(
-        caller,
+    return sandbox.start_command(
         [*interpreter, str(path), *script.arguments],
         stdin=script.stdin,
         timeout=script.time_limit,
         env=script.env,
         cwd=script.cwd or str(path.parent),
+        followed=True,
     )
 
 

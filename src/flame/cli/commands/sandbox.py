@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -129,7 +129,7 @@ def create(
             timeout=timeout,
             connection=connection,
         )
-    _show(settings, made, "was created")
+    _show_made(settings, made)
 
 
 @click.command("list")
@@ -191,7 +191,7 @@ def snapshot(ctx: click.Context, sandbox_id: str, file: Path) -> None:
     All that it runs stands still meanwhile. `flmctl sandbox create --snapshot FILE` begins one with it.
     """
     from flame.cli.output import write_json, write_yaml
-    from flame.cli.sandboxes import note, opened, waiting
+    from flame.cli.sandboxes import note_skipped, opened, waiting
 
     settings = settings_of(ctx)
     with opened(settings, sandbox_id) as found, waiting("the snapshot is taken"):
@@ -205,12 +205,9 @@ def snapshot(ctx: click.Context, sandbox_id: str, file: Path) -> None:
         write_json(document)
     elif settings.output == "yaml":
         write_yaml(document)
-    elif settings.output == "name":
-        print(file)
     else:
-        for name, why in taken.skipped.items():
-            note(f"variable {name} was left out: {why}")
-        print(f"Snapshot <{file}> was saved, {document['bytes']} bytes.")
+        note_skipped(taken.skipped)
+        print(file if settings.output == "name" else f"Snapshot <{file}> was saved, {document['bytes']} bytes.")
 
 
 @click.command()
@@ -226,7 +223,7 @@ def fork(ctx: click.Context, sandbox_id: str, timeout: float) -> None:
     settings = settings_of(ctx)
     with opened(settings, sandbox_id) as found, waiting("the sandbox is forked"):
         made = found.fork(timeout=timeout)
-    _show(settings, made, "was created")
+    _show_made(settings, made)
 
 
 @click.command()
@@ -286,6 +283,17 @@ def expose(ctx: click.Context, sandbox_id: str, port: int) -> None:
             return
 
 
+def _show_made(settings: Settings, made: Sandbox) -> None:
+    """With what it lacks of the sandbox that it began with."""
+    from flame.cli.sandboxes import note_skipped
+
+    if settings.output in ("json", "yaml"):
+        _document(settings, made.id, {"skipped": made.skipped})
+        return
+    note_skipped(made.skipped)
+    _show(settings, made, "was created")
+
+
 def _show(settings: Settings, found: Sandbox, what: str) -> None:
     if settings.output in ("table", "wide"):
         print(f"Sandbox <{found.id}> {what}.")
@@ -295,10 +303,11 @@ def _show(settings: Settings, found: Sandbox, what: str) -> None:
         _document(settings, found.id)
 
 
-def _document(settings: Settings, sandbox_id: str) -> None:
+def _document(settings: Settings, sandbox_id: str, more: Mapping[str, object] | None = None) -> None:
     from flame.cli.api import open_api
     from flame.cli.objects.sandboxes import SANDBOXES
-    from flame.cli.output import show_one
+    from flame.cli.output import write_json, write_yaml
 
     with open_api(settings) as api:
-        show_one(api.session(sandbox_id), SANDBOXES, settings.output)
+        document = {**SANDBOXES.document(api.session(sandbox_id)), **(more or {})}
+    (write_json if settings.output == "json" else write_yaml)(document)

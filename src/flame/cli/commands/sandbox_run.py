@@ -111,7 +111,7 @@ def execute(
     ours, and its exit code is ours: 128 and the signal's number when one killed it, 124 when its time was over.
     Ctrl-C goes to the command, a second one kills it.
     """
-    from flame.cli.sandboxes import calling, follow, start_followed, variables
+    from flame.cli.sandboxes import follow, opened, variables
     from flame.cli.terminals import Feed
 
     if command[0] == "--":
@@ -119,9 +119,9 @@ def execute(
     if not command or command[0].startswith("-"):
         raise click.UsageError("options stand before ID, and the command behind it", ctx)
     known = variables(env, ctx)
-    with calling(settings_of(ctx), sandbox_id) as caller:
+    with opened(settings_of(ctx), sandbox_id) as found:
         stdin = None if pass_stdin else b""
-        started = start_followed(caller, command, stdin=stdin, timeout=time_limit, env=known, cwd=cwd)
+        started = found.start_command(command, stdin=stdin, timeout=time_limit, env=known, cwd=cwd, followed=True)
         with Feed(started) if pass_stdin else contextlib.nullcontext():
             return follow(started)
 
