@@ -159,23 +159,28 @@ Rich()"""
     assert shown == found.results
 
 
-def test_figures_are_taken_from_whoever_plays_matplotlib(sandbox: flame.Sandbox) -> None:
-    code = """
-import os, sys, types
-pyplot = types.ModuleType("matplotlib.pyplot")
-class Figure:
-    def savefig(self, file, format, bbox_inches): file.write(b"picture in " + format.encode())
-    def __repr__(self): return "<Figure>"
-figures = {1: Figure()}
-pyplot.get_fignums = lambda: list(figures)
-pyplot.figure = figures.get
-pyplot.close = lambda which: figures.clear()
-sys.modules["matplotlib.pyplot"] = pyplot
-os.environ["MPLBACKEND"]"""
-    found = sandbox.run_code(code)
-    assert [dict(result.formats) for result in found.results] == [{}, {"image/png": b"picture in png"}]
-    assert found.text == "'Agg'"
-    assert sandbox.run_code("del sys.modules['matplotlib.pyplot'], figures").results == []
+def pictures(found: flame.sandbox.Execution) -> list[tuple[str, list[str]]]:
+    """The beginning of what each result is in words, and its formats."""
+    assert found.error is None, found.error.traceback
+    for result in found.results:
+        data = result.formats.get("image/png", b"\x89PNG")
+        assert isinstance(data, bytes)
+        assert data.startswith(b"\x89PNG")
+    return [(result.text.partition(" ")[0], list(result.formats)) for result in found.results]
+
+
+def test_figures_become_pictures(sandbox: flame.Sandbox) -> None:
+    picture = ("<Figure", ["image/png"])
+    begin = "import os\nimport matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n"
+    found = sandbox.run_code(f"{begin}axes.plot([1, 2])\nos.environ['MPLBACKEND']")
+    assert pictures(found) == [("'Agg'", []), picture]
+    assert pictures(sandbox.run_code("plt.get_fignums()")) == [("[]", [])]
+    # Of one that was closed there is a picture where it is the value; of one that is open there are not two.
+    assert pictures(sandbox.run_code("figure")) == [picture]
+    assert pictures(sandbox.run_code("display(figure)")) == [picture]
+    assert pictures(sandbox.run_code("other, axes = plt.subplots()\nplt.figure()\nother")) == [picture, picture]
+    assert pictures(sandbox.run_code("figure.savefig = None\nfigure")) == [("<Figure", [])]
+    assert pictures(sandbox.run_code("type(figure)")) == [("<class", [])]
 
 
 def test_a_repr_that_raises_is_no_error(sandbox: flame.Sandbox) -> None:

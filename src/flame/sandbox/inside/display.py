@@ -29,21 +29,33 @@ def shown(value: object) -> dict[str, Any]:
     return {"text": _text(value), "formats": _formats(value)}
 
 
-def figures() -> list[dict[str, Any]]:
-    """The figures that matplotlib has open, as PNG; they are closed. Nothing where it is not in use."""
+def figures(told: object) -> list[dict[str, Any]]:
+    """The figures that matplotlib has open, as PNG, but for this value, which was told already; they are closed.
+    Nothing where it is not in use."""
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is None:
         return []
-    import io
-
     found: list[dict[str, Any]] = []
     for number in pyplot.get_fignums():
         figure = pyplot.figure(number)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", bbox_inches="tight")
-        found.append({"text": _text(figure), "formats": {"image/png": _packed(file.getvalue())}})
+        if figure is not told:
+            found.append({"text": _text(figure), "formats": {"image/png": _packed(_drawn(figure))}})
     pyplot.close("all")
     return found
+
+
+def _drawn(figure: Any) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight")
+    return file.getvalue()
+
+
+def _is_figure(value: object) -> bool:
+    """Whether it is one of matplotlib, open or not."""
+    figure = getattr(sys.modules.get("matplotlib.figure"), "Figure", None)
+    return isinstance(figure, type) and isinstance(value, figure)
 
 
 def _text(value: object) -> str:
@@ -68,6 +80,11 @@ def _formats(value: object) -> dict[str, Any]:
             data = _called(value, method)
             if data is not None:
                 found[kind] = _packed(data)
+    if _is_figure(value) and "image/png" not in found:
+        try:
+            found["image/png"] = _packed(_drawn(value))
+        except Exception:
+            pass  # as of a method that raises
     return {kind: data for kind, data in found.items() if data is not None}
 
 

@@ -110,8 +110,8 @@ class Kernel:
         self._interruptible = True
         try:
             try:
-                self._execute(code)
-                for figure in display.figures():
+                value = self._execute(code)
+                for figure in display.figures(told=value):
                     self._show(figure)
             finally:
                 self._interruptible = False
@@ -120,7 +120,8 @@ class Kernel:
             return {"done": True, "error": _described(error)}
         return {"done": True}
 
-    def _execute(self, code: str) -> None:
+    def _execute(self, code: str) -> object:
+        """The value of its last expression, which is shown."""
         self._runs += 1
         name = _CELL.format(self._runs)
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
@@ -131,11 +132,11 @@ class Kernel:
             del tree.body[-1]
         if tree.body:
             self._evaluate(_compiled(tree, name, "exec"))
-        if last is not None:
-            value = self._evaluate(_compiled(last, name, "eval"))
-            if value is not None:
-                self.module.__dict__["_"] = value
-                self._show({**display.shown(value), "value": True})
+        value = None if last is None else self._evaluate(_compiled(last, name, "eval"))
+        if value is not None:
+            self.module.__dict__["_"] = value
+            self._show({**display.shown(value), "value": True})
+        return value
 
     def _evaluate(self, code: CodeType) -> Any:
         if not code.co_flags & 0x80:  # no await at its top
