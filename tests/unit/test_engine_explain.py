@@ -392,7 +392,7 @@ def test_a_closed_session_waits_for_nothing() -> None:
 
 
 def alarms(bench: Bench) -> int:
-    return sum(kind == "hopeless" for _, kind, _ in bench.engine._alarms)
+    return sum(kind == "hopeless" for _, kind, _ in bench.engine.alarms)
 
 
 def test_a_session_that_waits_long_and_submits_often_sets_one_alarm() -> None:

@@ -90,7 +90,7 @@ def test_many_deadlines_cost_one_alarm_and_no_long_turn() -> None:
     bench.session()
     for _ in range(20):
         bench.submit(tasks=1_000, options=TaskOptions(deadline_ms=60_000))
-    alarms = [alarm for alarm in bench.engine._alarms if alarm[1] == "deadline"]
+    alarms = [alarm for alarm in bench.engine.alarms if alarm[1] == "deadline"]
     assert len(alarms) == 1
     bench.turn(ev.Tick(), after_ms=61_000)
     assert bench.engine.sessions["s"].failed == 8_192

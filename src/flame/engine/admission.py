@@ -16,7 +16,7 @@ from flame.model.task_options import check_defaults, check_per_key
 from flame.model.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
-    from flame.engine.engine import Engine
+    from flame.engine.cluster import Cluster
     from flame.engine.sessions import Session
 
 MAX_AMOUNT = 2**63 - 1
@@ -26,27 +26,27 @@ MAX_ENTRIES = 1000
 MEMBER_LOSS = ("", "restart", "fail")
 
 
-def check_session(engine: Engine, spec: SessionSpec) -> Resources:
+def check_session(cluster: Cluster, spec: SessionSpec) -> Resources:
     """The size of one executor. Raises NotFoundError, InvalidArgumentError, or ExhaustedError for a used up quota."""
-    if spec.application not in engine.applications:
-        near = get_close_matches(spec.application, engine.applications, 1)
+    if spec.application not in cluster.applications:
+        near = get_close_matches(spec.application, cluster.applications, 1)
         remedy = f"did you mean {near[0]}? Else register it first" if near else "register it first"
         raise NotFoundError(f"application <{spec.application}> not found", remedy=remedy)
-    resreq = spec.resreq if spec.resreq is not None else engine.settings.resreq
+    resreq = spec.resreq if spec.resreq is not None else cluster.settings.resreq
     _check_size(resreq)
     _check_instances(spec)
-    application = engine.applications[spec.application].spec
+    application = cluster.applications[spec.application].spec
     isolation.check_together(application, spec)
-    isolation.check_doors(application, spec, engine.settings.doors)
-    _check_placement(engine, spec)
-    _check_gang(engine, isolation.placed(application, spec), resreq)
-    _check_tenant(engine, spec)
+    isolation.check_doors(application, spec, cluster.settings.doors)
+    _check_placement(cluster, spec)
+    _check_gang(cluster, isolation.placed(application, spec), resreq)
+    _check_tenant(cluster, spec)
     return resreq
 
 
-def why_full(engine: Engine, session: Session, more: int) -> FlameError | None:
+def why_full(cluster: Cluster, session: Session, more: int) -> FlameError | None:
     """The error that refuses so many further tasks, None = there is room for them. Costs the depth of the tree."""
-    most = engine.settings.max_pending
+    most = cluster.settings.max_pending
     if most and session.pending + more > most:
         what = "submit again when some have run" if more <= most else f"submit at most {most} at once"
         return ExhaustedError(
@@ -57,8 +57,8 @@ def why_full(engine: Engine, session: Session, more: int) -> FlameError | None:
     return tenants.check_pending(session, more)
 
 
-def _check_tenant(engine: Engine, spec: SessionSpec) -> None:
-    tenant = find(engine, spec.tenant or DEFAULT_TENANT)
+def _check_tenant(cluster: Cluster, spec: SessionSpec) -> None:
+    tenant = find(cluster, spec.tenant or DEFAULT_TENANT)
     if tenant.children:
         raise InvalidArgumentError(
             f"tenant {tenant.name} has tenants below it: sessions belong to one of those",
@@ -89,13 +89,13 @@ def _check_instances(spec: SessionSpec) -> None:
     check_defaults(spec.task_defaults)
 
 
-def _check_gang(engine: Engine, spec: SessionSpec, resreq: Resources) -> None:
+def _check_gang(cluster: Cluster, spec: SessionSpec, resreq: Resources) -> None:
     if not spec.gang:
         for field in ("topology", "on_member_loss"):
             if getattr(spec, field):
                 raise InvalidArgumentError(f"{field} {getattr(spec, field)!r} is for gangs", remedy="set gang as well")
         return
-    if not engine.scheduler.policies.gangs:
+    if not cluster.scheduler.policies.gangs:
         raise InvalidArgumentError("gangs are switched off", remedy="add gang to cluster.policies")
     if spec.min_instances < 1:
         raise InvalidArgumentError("a gang needs min_instances, the number of its members", remedy="set min_instances")
@@ -110,12 +110,12 @@ def _check_gang(engine: Engine, spec: SessionSpec, resreq: Resources) -> None:
         )
     if spec.on_member_loss not in MEMBER_LOSS:
         raise InvalidArgumentError(f"unknown on_member_loss {spec.on_member_loss!r}", remedy="write restart or fail")
-    no = engine.scheduler.impossible_gang(spec, resreq)
+    no = cluster.scheduler.impossible_gang(spec, resreq)
     if no is not None:
         raise InvalidArgumentError(no.message, remedy=no.remedy)
 
 
-def _check_placement(engine: Engine, spec: SessionSpec) -> None:
+def _check_placement(cluster: Cluster, spec: SessionSpec) -> None:
     for label, value in spec.selector.items():
         if not label or len(label) > MAX_LABEL or len(value) > MAX_LABEL:
             raise InvalidArgumentError(f"selector label {label[:40]!r} is empty or over {MAX_LABEL} characters")
@@ -127,9 +127,9 @@ def _check_placement(engine: Engine, spec: SessionSpec) -> None:
             raise InvalidArgumentError(
                 f"{field} can't have {what}", remedy=f"up to {MAX_ENTRIES}, of 1 to {2 * MAX_LABEL} characters"
             )
-    if not engine.nodes:
+    if not cluster.nodes:
         return  # they may not have joined yet
-    known = {label for node in engine.nodes.values() for label in node.labels}
+    known = {label for node in cluster.nodes.values() for label in node.labels}
     wanted = [*spec.selector]
     if spec.topology.startswith("same:") and spec.topology != "same:":
         wanted.append(spec.topology[5:])

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flame.engine import lives
+from flame.engine.cluster import Application
 from flame.engine.effects import RecordKind
 from flame.engine.records import ApplicationMeta, NameMeta
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError, ReadOnlyError
 from flame.model.isolation import check, check_shim
 from flame.model.specs import ApplicationSpec
-from flame.model.states import ApplicationState, SessionState
+from flame.model.states import SessionState
 
 if TYPE_CHECKING:
-    from flame.engine.engine import Engine
+    from flame.engine.cluster import Cluster
     from flame.engine.events import RegisterApplication, UnregisterApplication, UpdateApplication
     from flame.engine.turn import Draft
 
 MAX_NAME = 253
 _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-
-
-class Application:
-    """A registered application."""
-
-    __slots__ = ("created", "name", "spec", "state", "version")
-
-    def __init__(self, name: str, spec: ApplicationSpec, created: int, version: int = 1) -> None:
-        self.name = name
-        self.spec = spec
-        self.created = created
-        self.version = version
-        self.state = ApplicationState.ENABLED
 
 
 def check_name(name: str) -> None:
@@ -54,18 +43,18 @@ def check_name(name: str) -> None:
         )
 
 
-def on_register(engine: Engine, draft: Draft, event: RegisterApplication) -> None:
-    known = engine.applications.get(event.name)
+def on_register(cluster: Cluster, draft: Draft, event: RegisterApplication) -> None:
+    known = cluster.applications.get(event.name)
     if known is not None and event.builtin:
-        if known.spec != event.spec and not _open_sessions(engine, event.name):
-            _store(engine, draft, event.name, event.spec, known.created, known.version + 1)
+        if known.spec != event.spec and not _open_sessions(cluster, event.name):
+            _store(cluster, draft, event.name, event.spec, known.created, known.version + 1)
         draft.reply(event.ticket)
         return
     try:
         check_name(event.name)
         check(event.spec.isolation, event.spec.limits, event.spec.network)
         check_shim(event.spec.shim, event.spec.isolation)
-        _check_writable(engine)
+        _check_writable(cluster)
         if known is not None:
             raise AlreadyExistsError(
                 f"Application '{event.name}' already exists", remedy="update it, or choose another name"
@@ -73,59 +62,59 @@ def on_register(engine: Engine, draft: Draft, event: RegisterApplication) -> Non
     except (InvalidArgumentError, AlreadyExistsError, ReadOnlyError) as error:
         draft.refuse(event.ticket, error)
         return
-    _store(engine, draft, event.name, event.spec, draft.now_ms, 1)
+    _store(cluster, draft, event.name, event.spec, draft.now_ms, 1)
     draft.reply(event.ticket)
 
 
-def on_update(engine: Engine, draft: Draft, event: UpdateApplication) -> None:
-    known = engine.applications.get(event.name)
+def on_update(cluster: Cluster, draft: Draft, event: UpdateApplication) -> None:
+    known = cluster.applications.get(event.name)
     try:
         check_name(event.name)
         check(event.spec.isolation, event.spec.limits, event.spec.network)
         check_shim(event.spec.shim, event.spec.isolation)
-        _check_writable(engine)
+        _check_writable(cluster)
         if known is None:
             raise NotFoundError(f"Application {event.name} not found")
-        _check_unused(engine, event.name, "update")
+        _check_unused(cluster, event.name, "update")
     except (InvalidArgumentError, NotFoundError, InvalidStateError, ReadOnlyError) as error:
         draft.refuse(event.ticket, error)
         return
-    _store(engine, draft, event.name, event.spec, known.created, known.version + 1)
+    _store(cluster, draft, event.name, event.spec, known.created, known.version + 1)
     draft.reply(event.ticket)
 
 
-def on_unregister(engine: Engine, draft: Draft, event: UnregisterApplication) -> None:
+def on_unregister(cluster: Cluster, draft: Draft, event: UnregisterApplication) -> None:
     """Also forgets the closed sessions of the application. Unknown names are no error."""
     try:
-        _check_writable(engine)
-        _check_unused(engine, event.name, "unregister")
+        _check_writable(cluster)
+        _check_unused(cluster, event.name, "unregister")
     except (InvalidStateError, ReadOnlyError) as error:
         draft.refuse(event.ticket, error)
         return
-    if engine.applications.pop(event.name, None) is not None:
+    if cluster.applications.pop(event.name, None) is not None:
         draft.record(RecordKind.APPLICATION_GONE, "", NameMeta(event.name))
-        for session in [s for s in engine.sessions.values() if s.spec.application == event.name]:
-            engine.purge(draft, session)
+        for session in [s for s in cluster.sessions.values() if s.spec.application == event.name]:
+            lives.purge(cluster, draft, session)
     draft.reply(event.ticket)
 
 
-def _store(engine: Engine, draft: Draft, name: str, spec: ApplicationSpec, created: int, version: int) -> None:
-    engine.applications[name] = Application(name, spec, created, version)
+def _store(cluster: Cluster, draft: Draft, name: str, spec: ApplicationSpec, created: int, version: int) -> None:
+    cluster.applications[name] = Application(name, spec, created, version)
     draft.record(RecordKind.APPLICATION, "", ApplicationMeta(name, spec, created, version))
 
 
-def _open_sessions(engine: Engine, name: str) -> int:
-    return sum(s.spec.application == name and s.state is SessionState.OPEN for s in engine.sessions.values())
+def _open_sessions(cluster: Cluster, name: str) -> int:
+    return sum(s.spec.application == name and s.state is SessionState.OPEN for s in cluster.sessions.values())
 
 
-def _check_unused(engine: Engine, name: str, verb: str) -> None:
-    count = _open_sessions(engine, name)
+def _check_unused(cluster: Cluster, name: str, verb: str) -> None:
+    count = _open_sessions(cluster, name)
     if count:
         raise InvalidStateError(
             f"Cannot {verb} application '{name}': {count} open sessions in the application", remedy="close them first"
         )
 
 
-def _check_writable(engine: Engine) -> None:
-    if engine.read_only:
-        raise ReadOnlyError(f"the journal can't be written: {engine.read_only}", remedy="free the disk and try again")
+def _check_writable(cluster: Cluster) -> None:
+    if cluster.read_only:
+        raise ReadOnlyError(f"the journal can't be written: {cluster.read_only}", remedy="free the disk and try again")

@@ -16,8 +16,8 @@ from flame.model.tenants import TenantSpec
 from flame.scheduler.groups import dominant
 
 if TYPE_CHECKING:
-    from flame.engine.engine import Engine
-    from flame.engine.tenants import Tenant
+    from flame.engine.cluster import Cluster
+    from flame.engine.tenant_tree import Tenant
 
 
 class ExecutorView(msgspec.Struct, gc=False):
@@ -82,13 +82,13 @@ class TenantMeasure(msgspec.Struct, gc=False):
     pending: int
 
 
-def executors(engine: Engine, session_id: str = "", node: str = "") -> list[ExecutorView]:
+def executors(cluster: Cluster, session_id: str = "", node: str = "") -> list[ExecutorView]:
     views: list[ExecutorView] = []
-    for executor in engine.executors.values():
+    for executor in cluster.executors.values():
         if (session_id and executor.session.id != session_id) or (node and executor.node.name != node):
             continue
         name = executor.session.spec.application
-        known = engine.applications.get(name)
+        known = cluster.applications.get(name)
         views.append(
             ExecutorView(
                 executor.id,
@@ -109,10 +109,10 @@ def executors(engine: Engine, session_id: str = "", node: str = "") -> list[Exec
     return sorted(views, key=lambda view: view.channel)
 
 
-def node_view(engine: Engine, name: str) -> NodeView:
+def node_view(cluster: Cluster, name: str) -> NodeView:
     """A node that is known, or marked."""
-    node = engine.nodes.get(name) or Node(name)
-    mark = engine.marks.get(name)
+    node = cluster.nodes.get(name) or Node(name)
+    mark = cluster.marks.get(name)
     return NodeView(
         name,
         node.hostname,
@@ -132,13 +132,13 @@ def node_view(engine: Engine, name: str) -> NodeView:
     )
 
 
-def nodes(engine: Engine) -> list[NodeView]:
+def nodes(cluster: Cluster) -> list[NodeView]:
     """All that are known, also those that are only marked."""
-    return [node_view(engine, name) for name in sorted({*engine.nodes, *engine.marks})]
+    return [node_view(cluster, name) for name in sorted({*cluster.nodes, *cluster.marks})]
 
 
-def tenant_view(engine: Engine, found: Tenant) -> TenantView:
-    usage = engine.scheduler.usage(found.name)
+def tenant_view(cluster: Cluster, found: Tenant) -> TenantView:
+    usage = cluster.scheduler.usage(found.name)
     return TenantView(
         found.name,
         found.spec,
@@ -153,21 +153,21 @@ def tenant_view(engine: Engine, found: Tenant) -> TenantView:
     )
 
 
-def tenant(engine: Engine, name: str) -> TenantView:
-    return tenant_view(engine, find(engine, name))
+def tenant(cluster: Cluster, name: str) -> TenantView:
+    return tenant_view(cluster, find(cluster, name))
 
 
-def tenants(engine: Engine) -> list[TenantView]:
+def tenants(cluster: Cluster) -> list[TenantView]:
     """All tenants, each followed by those below it."""
-    ordered = sorted(engine.tenants.values(), key=lambda one: [above.name for above in reversed(one.path)])
-    return [tenant_view(engine, found) for found in ordered]
+    ordered = sorted(cluster.tenants.values(), key=lambda one: [above.name for above in reversed(one.path)])
+    return [tenant_view(cluster, found) for found in ordered]
 
 
-def tenant_measures(engine: Engine, most: int) -> list[TenantMeasure]:
+def tenant_measures(cluster: Cluster, most: int) -> list[TenantMeasure]:
     """Of the first `most` tenants by time of creation."""
-    total = engine.scheduler.books.total
-    ordered = sorted(engine.tenants.values(), key=lambda one: (one.created, one.name))[:most]
-    groups = engine.scheduler.tree.groups
+    total = cluster.scheduler.books.total
+    ordered = sorted(cluster.tenants.values(), key=lambda one: (one.created, one.name))[:most]
+    groups = cluster.scheduler.tree.groups
     return [
         TenantMeasure(
             one.name, groups[one.name].used, dominant(groups[one.name].used, total), one.sessions, one.pending

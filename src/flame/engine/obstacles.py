@@ -17,29 +17,29 @@ from flame.model.states import EventCode, NodeState, SessionState
 from flame.scheduler.rooms import Shape
 
 if TYPE_CHECKING:
-    from flame.engine.engine import Engine
+    from flame.engine.cluster import Cluster
     from flame.engine.executors import Executor
     from flame.scheduler.reasons import No
 
 
-def of_session(engine: Engine, session: Session) -> list[Reason]:
+def of_session(cluster: Cluster, session: Session) -> list[Reason]:
     """Every reason, the one that weighs most first."""
     if session.state is not SessionState.OPEN:
         return []
-    found = [*_binding(engine, session), *_settling(engine, session)]
-    found.extend(_of_node(engine, session, no) for no in engine.scheduler.explain(session.id))
-    found.extend(_limits(engine, session))
+    found = [*_binding(cluster, session), *_settling(cluster, session)]
+    found.extend(_of_node(cluster, session, no) for no in cluster.scheduler.explain(session.id))
+    found.extend(_limits(cluster, session))
     found.extend(_starting(session))
-    if engine.read_only:
-        text = f"the journal can't be written: {engine.read_only}"
-        found.append(("journal", "cluster", text, "free the disk", engine.read_only_since))
+    if cluster.read_only:
+        text = f"the journal can't be written: {cluster.read_only}"
+        found.append(("journal", "cluster", text, "free the disk", cluster.read_only_since))
     return found
 
 
-def own(engine: Engine, session: Session) -> Iterator[Reason]:
+def own(cluster: Cluster, session: Session) -> Iterator[Reason]:
     """Why a session has no executor at work although the scheduler has nothing against it; cheap enough for lists."""
-    yield from _binding(engine, session)
-    yield from _settling(engine, session)
+    yield from _binding(cluster, session)
+    yield from _settling(cluster, session)
     yield from _starting(session)
 
 
@@ -52,7 +52,7 @@ def sent_ahead(session: Session, task_id: int) -> Reason:
     return ("order", f"task {task_id}", text, remedy, executor.progress)
 
 
-def _binding(engine: Engine, session: Session) -> Iterator[Reason]:
+def _binding(cluster: Cluster, session: Session) -> Iterator[Reason]:
     if session.paused:
         since = _last(session, EventCode.RETRY_LIMIT)[1]
         yield ("bind", session.id, session.paused, "mend the application, then open a new session", since)
@@ -60,17 +60,17 @@ def _binding(engine: Engine, session: Session) -> Iterator[Reason]:
         count = session.bind_failures
         message, since = _last(session, EventCode.BIND_FAILED)
         text = f"{'1 executor' if count == 1 else f'{count} executors in a row'} could not be bound; {message}"
-        if session.not_before > engine.now:
+        if session.not_before > cluster.now:
             text += f"; the next one starts at {clock(session.not_before)}"
         yield ("bind", session.id, text, f"look at flmctl logs -s {session.id}", since)
 
 
-def _settling(engine: Engine, session: Session) -> Iterator[Reason]:
-    if session.pending and settling.waits(engine, session):
-        names = sorted(engine.settling.absent)
+def _settling(cluster: Cluster, session: Session) -> Iterator[Reason]:
+    if session.pending and settling.waits(cluster, session):
+        names = sorted(cluster.settling.absent)
         text = "the session manager was restarted; executors may come back with " + ", ".join(names[:5])
-        remedy = f"nothing: it goes on without them at {clock(engine.settling.until)}"
-        yield ("restart", names[0], text, remedy, engine.settling.began)
+        remedy = f"nothing: it goes on without them at {clock(cluster.settling.until)}"
+        yield ("restart", names[0], text, remedy, cluster.settling.began)
 
 
 def _last(session: Session, code: EventCode) -> tuple[str, int]:
@@ -93,16 +93,16 @@ def _starting(session: Session) -> Iterator[Reason]:
         yield ("starting", session.id, "its executors are starting", remedy, since)
 
 
-def _limits(engine: Engine, session: Session) -> Iterator[Reason]:
+def _limits(cluster: Cluster, session: Session) -> Iterator[Reason]:
     """Why it does not want more executors than it has, although tasks wait."""
     coming = [executor for executor in session.executors.values() if executor.coming]
     waiting = session.pending - session.waiting
-    if session.spec.gang or waiting <= 0 or not coming or session.paused or engine.scheduler.lacks(session.id):
+    if session.spec.gang or waiting <= 0 or not coming or session.paused or cluster.scheduler.lacks(session.id):
         return
     have = len(coming)
     since = max(executor.since for executor in coming)
     name = session.spec.application
-    application = engine.applications.get(name)
+    application = cluster.applications.get(name)
     mine = session.spec.max_instances
     most = application.spec.max_instances if application is not None else have
     if mine is not None and mine <= min(most, have):
@@ -120,16 +120,16 @@ def _executors(coming: list[Executor]) -> str:
     return "1 executor" if len(coming) == 1 else f"{len(coming)} executors"
 
 
-def _of_node(engine: Engine, session: Session, no: No) -> Reason:
+def _of_node(cluster: Cluster, session: Session, no: No) -> Reason:
     """A rule of the scheduler; of a node that is marked or away the engine knows since when, and what helps."""
     reason = (no.rule, no.object, no.message, no.remedy, no.since)
-    ask = engine.scheduler.books.asks.get(session.id)
-    place = engine.scheduler.books.places.get(no.object)
-    node = engine.nodes.get(no.object)
+    ask = cluster.scheduler.books.asks.get(session.id)
+    place = cluster.scheduler.books.places.get(no.object)
+    node = cluster.nodes.get(no.object)
     if no.rule != "node" or ask is None or place is None or node is None:
         return reason
-    mark = engine.marks.get(no.object)
-    if isinstance(ask.shape, Shape) and engine.scheduler.rooms.why_not(ask.shape, place):
+    mark = cluster.marks.get(no.object)
+    if isinstance(ask.shape, Shape) and cluster.scheduler.rooms.why_not(ask.shape, place):
         return (*reason[:3], no.remedy or "change selector or tolerations, or the node's labels and taints", no.since)
     if node.state is not NodeState.READY:
         return (*reason[:3], no.remedy or "start its executor manager, or look at its log", node.since)

@@ -23,7 +23,7 @@ from flame.model.states import SessionState, TaskState
 
 if TYPE_CHECKING:
     from flame.engine.executors import Executor
-    from flame.engine.tenants import Tenant
+    from flame.engine.tenant_tree import Tenant
 
 STORY_LENGTH = 200
 

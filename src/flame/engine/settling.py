@@ -14,69 +14,57 @@ from flame.engine.records import NameMeta
 from flame.engine.sessions import Session
 
 if TYPE_CHECKING:
-    from flame.engine.engine import Engine
+    from flame.engine.cluster import Cluster
     from flame.engine.turn import Draft
 
 SETTLE_MS = 6_000  # a node that lost its session manager tries again after five seconds at most
 
 
-class Settling:
-    """`known` nodes are in the journal; `absent` are those of them that have not come back since the restart."""
-
-    __slots__ = ("absent", "began", "known", "until")
-
-    def __init__(self) -> None:
-        self.known: set[str] = set()
-        self.absent: set[str] = set()
-        self.began = 0  # Unix ms
-        self.until = 0
-
-
-def begin(engine: Engine) -> None:
+def begin(cluster: Cluster) -> None:
     """All records are replayed."""
-    settling = engine.settling
+    settling = cluster.settling
     settling.absent = set(settling.known)
-    settling.began = engine.now
+    settling.began = cluster.now
     if settling.absent:
-        settling.until = engine.now + min(SETTLE_MS, engine.settings.drain_ms)
-        engine.alarm(settling.until, "settled", "")
-        engine.alarm(engine.now + engine.settings.drain_ms, "absent", "")
+        settling.until = cluster.now + min(SETTLE_MS, cluster.settings.drain_ms)
+        cluster.alarm(settling.until, "settled", "")
+        cluster.alarm(cluster.now + cluster.settings.drain_ms, "absent", "")
 
 
-def waits(engine: Engine, session: Session) -> bool:
+def waits(cluster: Cluster, session: Session) -> bool:
     """Whether executors of this session may still come back."""
-    settling = engine.settling
-    return bool(settling.absent) and engine.now < settling.until and session.created <= settling.began
+    settling = cluster.settling
+    return bool(settling.absent) and cluster.now < settling.until and session.created <= settling.began
 
 
-def joined(engine: Engine, draft: Draft, name: str) -> None:
+def joined(cluster: Cluster, draft: Draft, name: str) -> None:
     """The node is there. When it was the last one, sessions go on."""
-    settling = engine.settling
+    settling = cluster.settling
     if name not in settling.known:
         settling.known.add(name)
         draft.record(RecordKind.NODE, "", NameMeta(name))
     if name in settling.absent:
         settling.absent.discard(name)
         if not settling.absent:
-            on_settled(engine)
+            on_settled(cluster)
 
 
-def lost(engine: Engine, draft: Draft, name: str) -> None:
+def lost(cluster: Cluster, draft: Draft, name: str) -> None:
     """The node is given up: nobody waits for it after the next restart."""
-    if name in engine.settling.known:
-        engine.settling.known.discard(name)
+    if name in cluster.settling.known:
+        cluster.settling.known.discard(name)
         draft.record(RecordKind.NODE_GONE, "", NameMeta(name))
 
 
-def on_settled(engine: Engine) -> None:
+def on_settled(cluster: Cluster) -> None:
     """Nobody waits any longer: what each session wants is to be worked out again."""
-    for session in engine.sessions.values():
-        if session.created <= engine.settling.began:
-            engine.changed(session)
+    for session in cluster.sessions.values():
+        if session.created <= cluster.settling.began:
+            cluster.changed(session)
 
 
-def on_absent_alarm(engine: Engine, draft: Draft) -> None:
+def on_absent_alarm(cluster: Cluster, draft: Draft) -> None:
     """Nodes that have not come back since the restart count as lost."""
-    for name in sorted(engine.settling.absent):
-        lost(engine, draft, name)
-    engine.settling.absent.clear()
+    for name in sorted(cluster.settling.absent):
+        lost(cluster, draft, name)
+    cluster.settling.absent.clear()

@@ -19,9 +19,9 @@ from flame.model.resources import Resources, format_size
 from flame.model.tenants import DEFAULT_TENANT, MAX_WEIGHT, TenantSpec
 
 if TYPE_CHECKING:
-    from flame.engine.engine import Engine
+    from flame.engine.cluster import Cluster
     from flame.engine.events import SetTenant
-    from flame.engine.tenants import Tenant
+    from flame.engine.tenant_tree import Tenant
 
 MAX_NAME = 128
 MAX_DEPTH = 16
@@ -31,35 +31,35 @@ _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 _FIELDS = ("cpu", "memory", "gpu")
 
 
-def find(engine: Engine, name: str) -> Tenant:
+def find(cluster: Cluster, name: str) -> Tenant:
     """Raises NotFoundError, with the name that may have been meant."""
-    tenant = engine.tenants.get(name)
+    tenant = cluster.tenants.get(name)
     if tenant is None:
-        near = get_close_matches(name, engine.tenants, 1)
+        near = get_close_matches(name, cluster.tenants, 1)
         remedy = f"did you mean {near[0]}?" if near else "flmctl tenant list shows them"
         raise NotFoundError(f"tenant <{name[:MAX_NAME]}> not found", remedy=remedy)
     return tenant
 
 
-def why_not(engine: Engine, event: SetTenant) -> FlameError | None:
+def why_not(cluster: Cluster, event: SetTenant) -> FlameError | None:
     """Why the change is refused. Guarantees of configured tenants are not added up: a parent comes before its children,
     and they may fit together only when all of them are there (see `unkept`)."""
     name, spec = event.name, event.spec
     try:
         check_name(name)
         _check_values(name, spec)
-        known = engine.tenants.get(name)
-        if engine.read_only:
-            raise ReadOnlyError(f"the journal can't be written: {engine.read_only}", remedy="free the disk first")
+        known = cluster.tenants.get(name)
+        if cluster.read_only:
+            raise ReadOnlyError(f"the journal can't be written: {cluster.read_only}", remedy="free the disk first")
         if not event.configured:
             if event.create and known is not None:
                 raise AlreadyExistsError(f"tenant {name} already exists", remedy="update it, or choose another name")
             if not event.create:
-                find(engine, name)
+                find(cluster, name)
         if spec.parent:
-            _check_parent(engine, name, spec.parent)
+            _check_parent(cluster, name, spec.parent)
         if not event.configured:
-            for text in unkept({**{one.name: one.spec for one in engine.tenants.values()}, name: spec}, name):
+            for text in unkept({**{one.name: one.spec for one in cluster.tenants.values()}, name: spec}, name):
                 raise InvalidArgumentError(text, remedy="lower the guarantees below it, or raise its own amounts")
     except FlameError as error:
         return error
@@ -109,8 +109,8 @@ def _check_values(name: str, spec: TenantSpec) -> None:
             )
 
 
-def _check_parent(engine: Engine, name: str, parent: str) -> None:
-    above = find(engine, parent)
+def _check_parent(cluster: Cluster, name: str, parent: str) -> None:
+    above = find(cluster, parent)
     line = [one.name for one in above.path]
     if name in line:
         loop = " < ".join([name, *line[: line.index(name) + 1]])
@@ -120,7 +120,7 @@ def _check_parent(engine: Engine, name: str, parent: str) -> None:
             f"tenant {DEFAULT_TENANT} has no others below it: it takes the sessions that name none",
             remedy="choose another parent",
         )
-    depth = len(line) + _height(engine, name)
+    depth = len(line) + _height(cluster, name)
     if depth > MAX_DEPTH:
         raise InvalidArgumentError(
             f"tenant {name} below {parent} would make a tree of {depth} levels, the limit is {MAX_DEPTH}",
@@ -134,10 +134,10 @@ def _check_parent(engine: Engine, name: str, parent: str) -> None:
         )
 
 
-def _height(engine: Engine, name: str) -> int:
+def _height(cluster: Cluster, name: str) -> int:
     """Levels of the tree from this tenant down."""
-    tenant = engine.tenants.get(name)
-    return 1 + max((_height(engine, child) for child in tenant.children), default=0) if tenant is not None else 1
+    tenant = cluster.tenants.get(name)
+    return 1 + max((_height(cluster, child) for child in tenant.children), default=0) if tenant is not None else 1
 
 
 def unkept(specs: Mapping[str, TenantSpec], name: str = "") -> Iterator[str]:

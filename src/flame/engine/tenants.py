@@ -12,6 +12,7 @@ from flame.engine import cluster_views
 from flame.engine.effects import RecordKind
 from flame.engine.records import NameMeta, TenantMeta
 from flame.engine.tenant_rules import find, plural, why_not
+from flame.engine.tenant_tree import Tenant
 from flame.model.errors import (
     ExhaustedError,
     FlameError,
@@ -19,61 +20,38 @@ from flame.model.errors import (
     InvalidStateError,
     ReadOnlyError,
 )
-from flame.model.tenants import DEFAULT_TENANT, TenantSpec
+from flame.model.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
-    from flame.engine.engine import Engine
+    from flame.engine.cluster import Cluster
     from flame.engine.events import DeleteTenant, SetTenant
     from flame.engine.sessions import Session
     from flame.engine.turn import Draft
 
 
-class Tenant:
-    """One tenant. `sessions` are open ones, `pending` tasks that have not ended; both of it and those below it.
-
-    Invariants: `path` is this tenant and those above it, the top one last; one with `children` has no own sessions.
-    """
-
-    __slots__ = ("children", "created", "name", "path", "pending", "sessions", "spec")
-
-    def __init__(self, name: str, spec: TenantSpec, created: int) -> None:
-        self.name = name
-        self.spec = spec
-        self.created = created
-        self.children: set[str] = set()
-        self.path: tuple[Tenant, ...] = (self,)
-        self.sessions = 0
-        self.pending = 0
-
-
-def first_tenants() -> dict[str, Tenant]:
-    """Those of a cluster in which nobody made any."""
-    return {DEFAULT_TENANT: Tenant(DEFAULT_TENANT, TenantSpec(), 0)}
-
-
 # --- changes -----------------------------------------------------------------------------------------------------
 
 
-def on_set(engine: Engine, draft: Draft, event: SetTenant) -> None:
+def on_set(cluster: Cluster, draft: Draft, event: SetTenant) -> None:
     """Create a tenant or replace its spec. A lower quota takes nothing away: it only keeps more from coming."""
-    error = why_not(engine, event)
+    error = why_not(cluster, event)
     if error is not None:
         draft.refuse(event.ticket, error)
         return
-    known = engine.tenants.get(event.name)
+    known = cluster.tenants.get(event.name)
     if known is None or known.spec != event.spec:
         meta = TenantMeta(event.name, event.spec, draft.now_ms if known is None else known.created)
         draft.record(RecordKind.TENANT, "", meta)
-        apply(engine, meta)
-    draft.reply(event.ticket, cluster_views.tenant_view(engine, engine.tenants[event.name]))
+        apply(cluster, meta)
+    draft.reply(event.ticket, cluster_views.tenant_view(cluster, cluster.tenants[event.name]))
 
 
-def on_delete(engine: Engine, draft: Draft, event: DeleteTenant) -> None:
+def on_delete(cluster: Cluster, draft: Draft, event: DeleteTenant) -> None:
     """Closed sessions do not keep a tenant: they only go on to show its name."""
     try:
-        tenant = find(engine, event.name)
-        if engine.read_only:
-            raise ReadOnlyError(f"the journal can't be written: {engine.read_only}", remedy="free the disk first")
+        tenant = find(cluster, event.name)
+        if cluster.read_only:
+            raise ReadOnlyError(f"the journal can't be written: {cluster.read_only}", remedy="free the disk first")
         if event.name == DEFAULT_TENANT:
             raise InvalidArgumentError(f"tenant {DEFAULT_TENANT} exists always", remedy="it may be updated")
         if tenant.children:
@@ -89,66 +67,66 @@ def on_delete(engine: Engine, draft: Draft, event: DeleteTenant) -> None:
     except FlameError as error:
         draft.refuse(event.ticket, error)
         return
-    view = cluster_views.tenant_view(engine, tenant)
+    view = cluster_views.tenant_view(cluster, tenant)
     draft.record(RecordKind.TENANT_GONE, "", NameMeta(event.name))
-    forget(engine, event.name)
+    forget(cluster, event.name)
     draft.reply(event.ticket, view)
 
 
-def apply(engine: Engine, meta: TenantMeta) -> None:
+def apply(cluster: Cluster, meta: TenantMeta) -> None:
     """A tenant is there, or has another spec; the same at run time and at replay."""
-    tenant = engine.tenants.get(meta.name)
+    tenant = cluster.tenants.get(meta.name)
     if tenant is None:
-        tenant = engine.tenants[meta.name] = Tenant(meta.name, meta.spec, meta.created)
-        _hang(engine, tenant, "", meta.spec.parent)
+        tenant = cluster.tenants[meta.name] = Tenant(meta.name, meta.spec, meta.created)
+        _hang(cluster, tenant, "", meta.spec.parent)
     else:
         before, tenant.spec = tenant.spec.parent, meta.spec
         if before != meta.spec.parent:
-            moved = [session for session in engine.sessions.values() if tenant in session.tenants]
+            moved = [session for session in cluster.sessions.values() if tenant in session.tenants]
             for session in moved:
                 count_out(session)
-            _hang(engine, tenant, before, meta.spec.parent)
+            _hang(cluster, tenant, before, meta.spec.parent)
             for session in moved:
-                count_in(engine, session)
-    engine.scheduler.put_tenant(meta.name, meta.spec)
+                count_in(cluster, session)
+    cluster.scheduler.put_tenant(meta.name, meta.spec)
 
 
-def forget(engine: Engine, name: str) -> None:
+def forget(cluster: Cluster, name: str) -> None:
     """A tenant without children and sessions is gone; the same at run time and at replay."""
-    tenant = engine.tenants.pop(name, None)
+    tenant = cluster.tenants.pop(name, None)
     if tenant is not None:
         if tenant.spec.parent:
-            engine.tenants[tenant.spec.parent].children.discard(name)
-        engine.scheduler.drop_tenant(name)
+            cluster.tenants[tenant.spec.parent].children.discard(name)
+        cluster.scheduler.drop_tenant(name)
 
 
-def _hang(engine: Engine, tenant: Tenant, before: str, parent: str) -> None:
+def _hang(cluster: Cluster, tenant: Tenant, before: str, parent: str) -> None:
     """Put the tenant, with all below it, under another parent."""
     if before:
-        engine.tenants[before].children.discard(tenant.name)
+        cluster.tenants[before].children.discard(tenant.name)
     if parent:
-        engine.tenants[parent].children.add(tenant.name)
-    _walk(engine, tenant)
+        cluster.tenants[parent].children.add(tenant.name)
+    _walk(cluster, tenant)
 
 
-def _walk(engine: Engine, tenant: Tenant) -> None:
-    above = engine.tenants[tenant.spec.parent].path if tenant.spec.parent else ()
+def _walk(cluster: Cluster, tenant: Tenant) -> None:
+    above = cluster.tenants[tenant.spec.parent].path if tenant.spec.parent else ()
     tenant.path = (tenant, *above)
     for name in tenant.children:
-        _walk(engine, engine.tenants[name])
+        _walk(cluster, cluster.tenants[name])
 
 
 # --- sessions and tasks of a tenant ------------------------------------------------------------------------------
 
 
-def of_session(engine: Engine, session: Session) -> Tenant:
+def of_session(cluster: Cluster, session: Session) -> Tenant:
     """Whose session it is. A tenant that is unknown, as in a journal from before there were any, is the default one."""
-    return engine.tenants.get(session.spec.tenant) or engine.tenants[DEFAULT_TENANT]
+    return cluster.tenants.get(session.spec.tenant) or cluster.tenants[DEFAULT_TENANT]
 
 
-def count_in(engine: Engine, session: Session) -> None:
+def count_in(cluster: Cluster, session: Session) -> None:
     """The session is open: it and its tasks count from now on."""
-    session.tenants = of_session(engine, session).path
+    session.tenants = of_session(cluster, session).path
     for one in session.tenants:
         one.sessions += 1
         one.pending += session.pending + session.running

@@ -9,34 +9,34 @@ from flame.model.resources import Resources
 from flame.model.states import SessionState, TaskState
 
 if TYPE_CHECKING:
-    from flame.engine.engine import Engine
+    from flame.engine.cluster import Cluster
 
 
-def validate(engine: Engine) -> None:
+def validate(cluster: Cluster) -> None:
     """Raise AssertionError with the first broken invariant."""
-    for session in engine.sessions.values():
+    for session in cluster.sessions.values():
         _session(session)
-    for channel, executor in engine.executors.items():
+    for channel, executor in cluster.executors.items():
         _true(executor.channel == channel, f"executor {executor.id} under channel {channel}")
-        _true(engine.sessions.get(executor.session.id) is executor.session, f"executor {executor.id} of no session")
+        _true(cluster.sessions.get(executor.session.id) is executor.session, f"executor {executor.id} of no session")
         _true(executor.session.executors.get(channel) is executor, f"session does not know executor {executor.id}")
         _true(executor.node.executors.get(channel) is executor, f"node does not know executor {executor.id}")
-    for node in engine.nodes.values():
+    for node in cluster.nodes.values():
         used = sum(node.leaving.values(), Resources())
         gpus: list[int] = []
         for executor in node.executors.values():
             used += executor.resreq
             gpus.extend(executor.gpus)
-        place = engine.scheduler.books.places[node.name]
+        place = cluster.scheduler.books.places[node.name]
         _true(place.used == used, f"the scheduler counts {place.used} on node {node.name}, its executors hold {used}")
         _true(used == node.allocated, f"node {node.name} counts {node.allocated}, its executors hold {used}")
         _true(len(set(gpus)) == len(gpus), f"node {node.name} gave a GPU twice: {gpus}")
         _true(not set(gpus) & set(node.free_gpus), f"node {node.name} has GPUs both free and in use")
 
-    _tenants(engine)
-    engine.scheduler.validate()
-    for executor in engine.executors.values():
-        holding = engine.scheduler.books.holdings.get(executor.channel)
+    _tenants(cluster)
+    cluster.scheduler.validate()
+    for executor in cluster.executors.values():
+        holding = cluster.scheduler.books.holdings.get(executor.channel)
         _true(holding is not None, f"the scheduler does not know executor {executor.id}")
         if holding is not None and holding.ask is not None:
             _true(
@@ -44,32 +44,32 @@ def validate(engine: Engine) -> None:
             )
 
 
-def _tenants(engine: Engine) -> None:
+def _tenants(cluster: Cluster) -> None:
     """Each counts what is open and unfinished below it; sessions of an engine that only replays are not counted yet."""
-    sessions = dict.fromkeys(engine.tenants, 0)
-    pending = dict.fromkeys(engine.tenants, 0)
-    for session in engine.sessions.values():
+    sessions = dict.fromkeys(cluster.tenants, 0)
+    pending = dict.fromkeys(cluster.tenants, 0)
+    for session in cluster.sessions.values():
         for tenant in session.tenants:
-            _true(engine.tenants.get(tenant.name) is tenant, f"tenant {tenant.name} of {session.id} is gone")
+            _true(cluster.tenants.get(tenant.name) is tenant, f"tenant {tenant.name} of {session.id} is gone")
             sessions[tenant.name] += 1
             pending[tenant.name] += session.pending + session.running
         if session.tenants:
             _true(session.state is SessionState.OPEN, f"closed session {session.id} is counted")
             _true(session.tenants == session.tenants[0].path, f"session {session.id} is counted by another branch")
             _true(not session.tenants[0].children, f"tenant {session.tenants[0].name} of {session.id} is no leaf")
-    for name, tenant in engine.tenants.items():
-        above = engine.tenants[tenant.spec.parent].path if tenant.spec.parent else ()
+    for name, tenant in cluster.tenants.items():
+        above = cluster.tenants[tenant.spec.parent].path if tenant.spec.parent else ()
         _true(tenant.path == (tenant, *above), f"tenant {name} does not know who is above it")
-        children = {other for other, its in engine.tenants.items() if its.spec.parent == name}
+        children = {other for other, its in cluster.tenants.items() if its.spec.parent == name}
         _true(tenant.children == children, f"tenant {name} has {tenant.children} below it, not {children}")
         counted, kept = (tenant.sessions, tenant.pending), (sessions[name], pending[name])
         _true(counted == kept, f"tenant {name} counts {counted} sessions and tasks, has {kept}")
-    _true(engine.tenants.keys() == engine.scheduler.tree.groups.keys(), "the scheduler knows other tenants")
+    _true(cluster.tenants.keys() == cluster.scheduler.tree.groups.keys(), "the scheduler knows other tenants")
 
 
-def over_committed(engine: Engine) -> list[str]:
+def over_committed(cluster: Cluster) -> list[str]:
     """Nodes whose executors hold more than the node has (legal only after its capacity shrank or by adoption)."""
-    return [node.name for node in engine.nodes.values() if not node.allocated.fits(node.capacity)]
+    return [node.name for node in cluster.nodes.values() if not node.allocated.fits(node.capacity)]
 
 
 def _session(session: Session) -> None:

@@ -18,7 +18,7 @@ from flame.model.specs import ApplicationSpec, RecordedEvent, SessionSpec
 from flame.model.states import ApplicationState, SessionState, TaskState
 
 if TYPE_CHECKING:
-    from flame.engine.engine import Engine
+    from flame.engine.cluster import Cluster
     from flame.engine.executors import Executor
 
 
@@ -89,22 +89,22 @@ class ExplainView(msgspec.Struct, gc=False):
     story: Sequence[RecordedEvent]
 
 
-def _find(engine: Engine, session_id: str) -> Session:
-    session = engine.sessions.get(session_id)
+def _find(cluster: Cluster, session_id: str) -> Session:
+    session = cluster.sessions.get(session_id)
     if session is None:
         raise NotFoundError(f"session <{session_id}> not found")
     return session
 
 
-def application(engine: Engine, name: str) -> ApplicationView:
-    found = engine.applications.get(name)
+def application(cluster: Cluster, name: str) -> ApplicationView:
+    found = cluster.applications.get(name)
     if found is None:
         raise NotFoundError(f"application <{name}> not found")
     return ApplicationView(found.name, found.spec, found.state, found.created, found.version)
 
 
-def applications(engine: Engine) -> list[ApplicationView]:
-    return [application(engine, name) for name in sorted(engine.applications)]
+def applications(cluster: Cluster) -> list[ApplicationView]:
+    return [application(cluster, name) for name in sorted(cluster.applications)]
 
 
 def _working(found: Session) -> int:
@@ -112,9 +112,9 @@ def _working(found: Session) -> int:
     return min(sum(executor.running for executor in found.executors.values()), found.running)
 
 
-def session_view(engine: Engine, found: Session) -> SessionView:
+def session_view(cluster: Cluster, found: Session) -> SessionView:
     working = _working(found)
-    ask = engine.scheduler.books.asks.get(found.id)
+    ask = cluster.scheduler.books.asks.get(found.id)
     return SessionView(
         found.id,
         found.spec,
@@ -129,8 +129,8 @@ def session_view(engine: Engine, found: Session) -> SessionView:
         found.cancelled,
         sum(executor.coming for executor in found.executors.values()),
         list(found.events),
-        _pending_reason(engine, found),
-        engine.scheduler.since(found.id),
+        _pending_reason(cluster, found),
+        cluster.scheduler.since(found.id),
         ask.want if ask is not None else 0,
         found.cpu_ms,
         found.peak_memory,
@@ -140,21 +140,21 @@ def session_view(engine: Engine, found: Session) -> SessionView:
     )
 
 
-def session(engine: Engine, session_id: str) -> SessionView:
-    return session_view(engine, _find(engine, session_id))
+def session(cluster: Cluster, session_id: str) -> SessionView:
+    return session_view(cluster, _find(cluster, session_id))
 
 
-def sessions(engine: Engine) -> list[SessionView]:
+def sessions(cluster: Cluster) -> list[SessionView]:
     """All sessions, the open ones first, then by time of creation."""
-    ordered = sorted(engine.sessions.values(), key=lambda item: (item.state, item.created, item.id))
-    return [session_view(engine, found) for found in ordered]
+    ordered = sorted(cluster.sessions.values(), key=lambda item: (item.state, item.created, item.id))
+    return [session_view(cluster, found) for found in ordered]
 
 
-def totals(engine: Engine) -> Totals:
+def totals(cluster: Cluster) -> Totals:
     """One pass over all sessions."""
     whole = Totals()
-    whole.succeed, whole.failed, whole.cancelled = engine.purged
-    for found in engine.sessions.values():
+    whole.succeed, whole.failed, whole.cancelled = cluster.purged
+    for found in cluster.sessions.values():
         whole.succeed += found.succeed
         whole.failed += found.failed
         whole.cancelled += found.cancelled
@@ -168,19 +168,19 @@ def totals(engine: Engine) -> Totals:
     return whole
 
 
-def _pending_reason(engine: Engine, found: Session) -> str:
+def _pending_reason(cluster: Cluster, found: Session) -> str:
     if found.state is not SessionState.OPEN or not found.pending:
         return ""
     if found.paused:
         return found.paused
-    no = engine.scheduler.why(found.id)
+    no = cluster.scheduler.why(found.id)
     if no is not None:
         return no.message
-    return next((message for _, _, message, _, _ in obstacles.own(engine, found)), "")
+    return next((message for _, _, message, _, _ in obstacles.own(cluster, found)), "")
 
 
-def task(engine: Engine, session_id: str, task_id: int) -> TaskView:
-    found = _find(engine, session_id)
+def task(cluster: Cluster, session_id: str, task_id: int) -> TaskView:
+    found = _find(cluster, session_id)
     if not 1 <= task_id <= found.total:
         raise NotFoundError(f"task <{task_id}> not found")
     return _task_view(found, task_id)
@@ -226,10 +226,10 @@ def _holder(found: Session, task_id: int) -> Executor | None:
 
 
 def tasks(
-    engine: Engine, session_id: str, states: Sequence[int] = (), after: int = 0, limit: int = 0
+    cluster: Cluster, session_id: str, states: Sequence[int] = (), after: int = 0, limit: int = 0
 ) -> Iterator[TaskView]:
     """Tasks of a session by ascending id; raises NotFoundError at once, not at the first step."""
-    found = _find(engine, session_id)
+    found = _find(cluster, session_id)
     wanted = frozenset(states)
 
     def walk() -> Iterator[TaskView]:
@@ -245,16 +245,16 @@ def tasks(
     return walk()
 
 
-def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
+def explain(cluster: Cluster, session_id: str, task_id: int = 0) -> ExplainView:
     """Why a session (or one of its tasks) is where it is: the rules that say no, in a user's words."""
-    found = _find(engine, session_id)
+    found = _find(cluster, session_id)
     if task_id:
-        view = task(engine, session_id, task_id)
+        view = task(cluster, session_id, task_id)
         reasons = delays.reasons(found, task_id)
         if view.state is TaskState.PENDING and view.executor_id:
             reasons.append(obstacles.sent_ahead(found, task_id))
         elif view.state is TaskState.PENDING:
-            reasons.extend(obstacles.of_session(engine, found))
+            reasons.extend(obstacles.of_session(cluster, found))
         summary = f"task {task_id} is {view.state.name.capitalize()}"
         if view.finish is not None:
             summary += f": {view.finish.message}"
@@ -264,8 +264,8 @@ def explain(engine: Engine, session_id: str, task_id: int = 0) -> ExplainView:
             ahead = found.states.count(PENDING, 0, task_id - 1)
             summary += f", {ahead} pending tasks were submitted before it"
     else:
-        reasons = obstacles.of_session(engine, found)
-        whole = session_view(engine, found)
+        reasons = obstacles.of_session(cluster, found)
+        whole = session_view(cluster, found)
         summary = (
             f"session {session_id} is {found.state.name.capitalize()}: {whole.pending} pending, "
             f"{whole.running} running, {whole.executors} executors"
