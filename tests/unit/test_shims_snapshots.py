@@ -12,11 +12,11 @@ import pytest
 
 from flame.model.isolation import Limits
 from flame.proto import shim_pb2, types_pb2
+from flame.shims.build_cache import Cache
 from flame.shims.gvisor import Gvisor
 from flame.shims.gvisor_processes import PREFIX
 from flame.shims.gvisor_root import Plan
 from flame.shims.isolation_sandbox import Room
-from flame.shims.microvm_cache import Cache
 from flame.shims.processes import Program
 from flame.shims.shim import Launch
 from flame.shims.snapshots import alike, common

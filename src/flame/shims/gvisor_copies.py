@@ -20,9 +20,9 @@ from contextlib import closing, suppress
 from functools import partial
 from io import FileIO
 
+from flame.shims.build_cache import Cache, digest, fingerprints, room_state, system_state
 from flame.shims.gvisor_processes import Ended, Signals, complain, end, exit_status, reaped
 from flame.shims.gvisor_sandbox import LINK, Sandbox
-from flame.shims.microvm_cache import Cache, digest, fingerprints, room_state, system_state
 from flame.shims.snapshots import REFUSED, RESUME_S, SEEN, SNAPSHOT, boot_id, common, fresh, mark, saved
 
 _IMAGE = "checkpoint.img"  # as runsc calls it

@@ -17,9 +17,9 @@ import msgspec
 
 from flame.model.isolation import Limits
 from flame.proto import types_pb2
+from flame.shims.build_cache import Cache
 from flame.shims.isolation_sandbox import Room
 from flame.shims.levels import shared_folder
-from flame.shims.microvm_cache import Cache
 from flame.shims.microvm_kernel import KernelError, find_kernel, module_files
 from flame.shims.microvm_probe import Acceleration, find_acceleration
 from flame.shims.processes import Program

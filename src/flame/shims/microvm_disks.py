@@ -15,7 +15,7 @@ import stat
 import subprocess
 from collections.abc import Sequence
 
-from flame.shims.microvm_cache import Cache, digest, fingerprint, fingerprints, room_state, system_state
+from flame.shims.build_cache import Cache, digest, fingerprint, fingerprints, room_state, system_state
 
 IMAGE = "disk.ext4"
 _LAYOUT = 1  # a part of each key: grows when what is made of the same files changes

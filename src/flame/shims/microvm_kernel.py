@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from flame.shims.microvm_cache import Cache, digest, fingerprint, fingerprints
+from flame.shims.build_cache import Cache, digest, fingerprint, fingerprints
 
 INITRD = "initrd.cpio"
 # What a machine needs and kernels of distributions have as modules; what depends on what is read from them.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flame.shims.microvm_cache import Cache, digest, fingerprint
+from flame.shims.build_cache import Cache, digest, fingerprint
 from flame.shims.microvm_kernel import Kernel, initrd
 from flame.shims.microvm_machine import Machine, VmmError
 from flame.shims.microvm_qemu import Qemu

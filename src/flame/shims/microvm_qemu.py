@@ -12,7 +12,7 @@ import socket
 from collections.abc import Generator
 from typing import Any
 
-from flame.shims.microvm_cache import digest, fingerprint
+from flame.shims.build_cache import digest, fingerprint
 from flame.shims.microvm_machine import Machine, Running, Template, VmmError
 
 _ANSWER_S = 20.0  # for one command of QEMU's monitor; a state is a few hundred KiB

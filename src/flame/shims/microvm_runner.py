@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from flame.shims.microvm_cache import Cache, digest
+from flame.shims.build_cache import Cache, digest
 from flame.shims.microvm_disks import DiskError, directory_disk, room_disk, system_disk
 from flame.shims.microvm_inside import Inside, LiesError, Ports, Signalled, Signals
 from flame.shims.microvm_kernel import KernelError, initrd

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
-    from flame.shims.microvm_cache import Cache
+    from flame.shims.build_cache import Cache
 
 NO_SNAPSHOT = "snapshot=off"  # a label of applications
 SNAPSHOT, REFUSED, SEEN = "snapshot", "refused", "seen"  # kinds of things in a Cache
