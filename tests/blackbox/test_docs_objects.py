@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cache_daemon import CacheDaemon
+from cluster import Cluster
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -17,11 +18,14 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def test_the_guide_to_objects(tmp_path: Path) -> None:
     program = tmp_path / "guide.py"
     program.write_text("\n".join(BLOCK.findall((ROOT / "docs" / "objects.md").read_text())))
-    with CacheDaemon(tmp_path, storage=True) as cache:
+    with (
+        CacheDaemon(tmp_path, storage=True) as cache,
+        Cluster(tmp_path / "cluster", storage="none", cache=cache.endpoint) as cluster,
+    ):
         done = subprocess.run(
             [sys.executable, "-W", "error", str(program)],
             cwd=tmp_path,
-            env={**os.environ, **cache.environ()},
+            env={**os.environ, **cluster.environ(**cache.environ())},
             capture_output=True,
             text=True,
             timeout=100,

@@ -239,6 +239,65 @@ def test_what_its_application_shares_is_read(connection: flame.Connection, cache
         assert run(session, source, shared.encode()) == str(len(LARGE))
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_its_session_and_its_application_let_it_read(
+    connection: flame.Connection, cache: CacheDaemon, level: str
+) -> None:
+    client = cache.client()
+    array = client.put("datasets/shared/train", np.arange(500_000))
+    one = client.put("datasets/s7/one", "one")
+    model = client.put("models/s1/weights", "weights")
+    arguments = [str(SERVICES / "evaluating.py")]
+    document = {"command": sys.executable, "arguments": arguments, "start_timeout": PATIENCE}
+    connection.register_application(f"let-{level}", {**document, "readable_objects": ["models/*"]})
+    readable = ["datasets/shared", one.key]
+    with connection.create_session(f"let-{level}", isolation=level, readable_objects=readable) as session:
+        run(session, "from flame import objects")
+        source = "answer = int(objects.get(objects.ObjectRef.decode(data)).sum())"
+        assert run(session, source, array.encode()) == str(np.arange(500_000).sum())
+        source = "answer = objects.get(objects.ObjectRef.decode(data))"
+        assert [run(session, source, ref.encode()) for ref in (one, model)] == ["'one'", "'weights'"]
+        source = "answer = [info.key for info in objects.list_objects('datasets/shared')]"
+        assert run(session, source) == "['datasets/shared/train']"
+        for change in ("objects.update(ref, 1)", "objects.delete(ref)", "objects.put('datasets/shared', 1)"):
+            said = run(session, f"ref = objects.ObjectRef.decode(data); {change}", array.encode())
+            assert said.startswith("PermissionDeniedError"), change
+        assert run(session, "answer = objects.list_objects('datasets/s7')").startswith("PermissionDeniedError")
+        two = client.put("datasets/s7/two", "two")
+        said = run(session, "answer = objects.get(objects.ObjectRef.decode(data))", two.encode())
+        assert said.startswith("PermissionDeniedError")
+        assert "readable_objects=['datasets/s7']" in said
+    assert np.array_equal(client.get(array), np.arange(500_000))
+
+
+def test_an_instance_that_waited_reads_what_its_session_lets_it(
+    connection: flame.Connection, cache: CacheDaemon
+) -> None:
+    """Sessions that let their instances read something else are served by the same ones that were started ahead."""
+    refs = [cache.client().put(f"datasets/ahead-{n}", n) for n in range(2)]
+    arguments = [str(SERVICES / "evaluating.py")]
+    document = {"command": sys.executable, "arguments": arguments, "isolation": "process", "warm_instances": 1}
+    connection.register_application("ahead-reading", document)
+    source = "from flame import objects; answer = objects.get(objects.ObjectRef.decode(data))"
+    for number in range(100):
+        mine, other = refs[number % 2], refs[1 - number % 2]
+        prefix = mine.key.rpartition("/")[0]
+        with connection.create_session("ahead-reading", readable_objects=[prefix]) as session:
+            assert run(session, source, mine.encode()) == str(number % 2)
+            assert run(session, source, other.encode()).startswith("PermissionDeniedError")
+            if run(session, "answer = ahead") == "True":
+                return
+    raise AssertionError("none was started ahead")
+
+
+def test_what_no_session_can_let_read(connection: flame.Connection) -> None:
+    for wrong in (["datasets"], ["datasets/../x"], ["*/shared"], ["a/b/c/d"]):
+        with pytest.raises(flame.InvalidArgumentError, match="readable_objects"):
+            connection.create_session("evaluating", isolation="process", readable_objects=wrong)
+    with pytest.raises(flame.InvalidArgumentError, match="must be a list of texts, not 'datasets/shared'"):
+        connection.create_session("evaluating", readable_objects="datasets/shared")
+
+
 # --- what is out of reach --------------------------------------------------------------------------------------------
 
 

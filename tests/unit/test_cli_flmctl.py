@@ -221,16 +221,21 @@ def test_what_keeps_an_application_apart_comes_back_as_it_was(
     script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limits = ty.Limits(memory=1 << 20, pids=9, cpu_millis=500, disk=1 << 19, wall_ms=1500, output=7)
-    spec = ty.ApplicationSpec(command="x", isolation="process", network="none", limits=limits)
+    readable = ["datasets/shared", "models/*"]
+    spec = ty.ApplicationSpec(
+        command="x", isolation="process", network="none", limits=limits, readable_objects=readable
+    )
     script.answers["GetApplication"] = ty.Application(metadata=ty.Metadata(id="pi", name="pi"), spec=spec)
     assert flame("view", "-a", "pi", "-o", "yaml") == 0
     [document] = parse_applications(tmp_path, capsys.readouterr().out)
     sent = application_spec_message(document.spec)
     assert (sent.isolation, sent.network, sent.limits) == ("process", "none", limits)
+    assert list(sent.readable_objects) == readable
     assert flame("view", "-a", "pi") == 0
     page = capsys.readouterr().out
     assert "Isolation:       process" in page
     assert "memory=1Mi, pids=9, cpu=0.5, disk=512Ki, wall=1.5, output=7" in page
+    assert "Reads Objects:   datasets/shared, models/*" in page
 
 
 def test_create_may_ask_for_more_isolation(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,14 +246,23 @@ def test_create_may_ask_for_more_isolation(script: Script, capsys: pytest.Captur
     assert (request.session.isolation, request.session.network) == ("process", "host")
 
 
+def test_create_may_name_what_instances_read(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.answers["CreateSession"] = session("mine")
+    assert flame("create", "-a", "pi", "--readable-objects", "data/shared", "--readable-objects", "models/*") == 0
+    request = fe.CreateSessionRequest.FromString(script.asked[-1][1])
+    assert list(request.session.readable_objects) == ["data/shared", "models/*"]
+
+
 def test_view_shows_what_a_session_asks_for(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     found = session("s")
     found.spec.isolation = "gvisor"
+    found.spec.readable_objects.append("data/shared")
     found.spec.limits.CopyFrom(ty.Limits(memory=256 << 20, pids=9, cpu_millis=500, wall_ms=2500))
     script.answers["GetSession"] = found
     assert flame("view", "-s", "s") == 0
     page = capsys.readouterr().out
     assert re.search(r"^Isolation: +gvisor$", page, re.MULTILINE)
+    assert re.search(r"^Reads Objects: +data/shared$", page, re.MULTILINE)
     assert re.search(r"^Limits: +memory=256Mi, pids=9, cpu=0.5, wall=2.5$", page, re.MULTILINE)
 
 

@@ -39,6 +39,7 @@ spec:
   isolation: process
   network: none
   limits: {memory: 64Mi, pids: 20, cpu: 0.5, disk: 8Mi, wall: 1.5, output: 1Mi}
+  readable_objects: [datasets/shared, models/*]
 ---
 metadata: {name: rest}
 spec: {shim: rest}
@@ -67,6 +68,7 @@ def test_all_fields_of_several_documents() -> None:
         isolation="process",
         network="none",
         limits=Limits(64 << 20, 20, 500, 8 << 20, 1500, 1 << 20),
+        readable_objects=("datasets/shared", "models/*"),
     )
     assert (second.name, second.spec) == ("rest", ApplicationSpec(shim=Shim.REST))
 
@@ -86,6 +88,8 @@ def test_all_fields_of_several_documents() -> None:
         ("metadata: {name: a}\nspec: {network: [lan]}\n", "spec.network: unknown network 'lan'"),
         ("metadata: {name: a}\nspec: {network: [a.b, host]}\n", "spec.network: 'host' is no host or address"),
         ("metadata: {name: a}\nspec: {limits: {ram: 1}}\n", "spec.limits.ram: unknown key"),
+        ("metadata: {name: a}\nspec: {readable_objects: [b]}\n", "spec.readable_objects: readable_objects: invalid"),
+        ("metadata: {name: a}\nspec: {readable_objects: b/c}\n", "spec.readable_objects: has to be a list"),
         ("- a\n", "apps.yaml:1: has to be a mapping"),
     ],
 )

@@ -30,6 +30,10 @@ def session(**asked: Any) -> SessionSpec:
         ({"network": "lan"}, "unknown network 'lan'"),
         ({"limits": Limits(memory=1000)}, "limits.memory 1000 is below"),
         ({"limits": Limits(pids=1)}, "limits.pids 1 is below 4"),
+        ({"readable_objects": ("data",)}, "readable_objects: invalid object key 'data'"),
+        ({"readable_objects": ("data/../x",)}, "readable_objects: the session '..' of an object key could be a path"),
+        ({"readable_objects": ("*/x",)}, "readable_objects: an application can't be '\\*'"),
+        ({"readable_objects": tuple(f"data/{n}" for n in range(257))}, "has 257 entries, more than 256"),
     ],
 )
 def test_what_can_not_work_is_refused(asked: dict[str, Any], message: str) -> None:
@@ -56,7 +60,6 @@ def test_what_can_not_work_is_refused(asked: dict[str, Any], message: str) -> No
         ({"network": "none", "isolation": "process"}, {"network": "host"}, "application app has network none"),
         ({}, {"network": "none"}, "network none needs isolation"),
         ({"limits": Limits(disk=1)}, {}, "limits.disk needs isolation"),
-        ({"shim": Shim.CONTAINER}, {"isolation": "microvm"}, "isolation microvm can't run images"),
     ],
 )
 def test_a_session_asks_for_no_less_than_its_application(
@@ -115,6 +118,14 @@ def test_the_stricter_of_both_holds() -> None:
     assert strictest(ApplicationSpec(isolation="process"), session(isolation="gvisor")).isolation == "gvisor"
     assert strictest(ApplicationSpec(isolation="microvm"), session(isolation="microvm")).isolation == "microvm"
     assert stricter(NO_LIMITS, NO_LIMITS) == NO_LIMITS
+
+
+def test_what_both_let_instances_read_is_added_up() -> None:
+    """Who opens a session may read all objects: so may those that they let."""
+    application = ApplicationSpec(readable_objects=("data/shared", "models/*"))
+    asked = session(readable_objects=("other/s1/object", "data/shared"))
+    check_together(application, asked)
+    assert strictest(application, asked).readable_objects == ("data/shared", "models/*", "other/s1/object")
 
 
 @pytest.mark.parametrize(

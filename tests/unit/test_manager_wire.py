@@ -28,6 +28,7 @@ apart = {
     "isolation": st.text(max_size=5),
     "limits": st.builds(Limits, uint64, uint32, uint32, uint64, uint32, uint64),
     "network": st.text(max_size=5),
+    "readable_objects": st.lists(st.text(max_size=5), max_size=3).map(tuple),
 }
 specs = st.builds(
     ApplicationSpec,

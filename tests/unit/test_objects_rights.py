@@ -46,6 +46,39 @@ def test_nothing_else_is_an_instances(path: str) -> None:
     assert not any(may(INSTANCE, deed, path) for deed in Deed)
 
 
+@pytest.mark.parametrize(
+    ("readable", "paths"),
+    [
+        ("data/shared", ["data/shared", "data/shared/train"]),
+        ("data/s1/train", ["data/s1/train"]),
+        ("models/*", ["models/*", "models/s7", "models/s7/weights", "models/shared"]),
+        ("app/s2", ["app/s2", "app/s2/object"]),
+    ],
+)
+def test_what_it_is_let_is_read_and_not_changed(readable: str, paths: list[str]) -> None:
+    visitor = Visitor(Role.INSTANCE, "app", "s1", (readable, "none/such"))
+    for path in paths:
+        assert may(visitor, Deed.READ, path)
+        assert not may(visitor, Deed.CHANGE, path)
+        assert not may(visitor, Deed.KEEP_HOUSE, path)
+    for path in ("data/*", "data/s1", "data/s1/train2", "data/shared2", "app/*", "modelsx/s7", "dat/shared", ""):
+        assert not may(visitor, Deed.READ, path)
+
+
+def test_what_it_is_let_is_nothing_without_a_session() -> None:
+    assert not may(Visitor(Role.INSTANCE, "app", "", ("data/shared",)), Deed.READ, "data/shared/train")
+
+
+def test_a_refusal_says_how_to_allow_it() -> None:
+    with pytest.raises(PermissionDeniedError) as caught:
+        authorize(INSTANCE, [(Deed.READ, "data/shared/train")])
+    assert caught.value.message == "an instance of session 's1' may not read 'data/shared/train'"
+    assert "readable_objects=['data/shared']" in caught.value.remedy
+    with pytest.raises(PermissionDeniedError) as caught:
+        authorize(INSTANCE, [(Deed.CHANGE, "data/shared/train")])
+    assert "readable_objects" not in caught.value.remedy
+
+
 @pytest.mark.parametrize("session_id", ["shared", "pkg"])
 def test_a_session_with_the_name_of_what_is_shared_can_not_change_it(session_id: str) -> None:
     visitor = Visitor(Role.INSTANCE, "app", session_id)

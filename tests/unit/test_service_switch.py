@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ class Door:
         self.path = Path("/nowhere")
         self.served = 0
 
-    def belongs_to(self, session_id: str) -> None: ...
+    def belongs_to(self, session_id: str, readable: Sequence[str] = ()) -> None: ...
     def close(self) -> None: ...
 
     def adopt(self, connection: socket.socket) -> None:

@@ -33,6 +33,7 @@ def launch(name: str = "app", devices: str | None = None, gang: types_pb2.Gang |
         {"delay_release": 9},
         {"start_timeout_ms": 5},
         {"warm_instances": 4},
+        {"readable_objects": ["data/shared"]},
         {"schema": types_pb2.ApplicationSchema(input="{}")},
     ],
 )

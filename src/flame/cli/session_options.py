@@ -45,6 +45,17 @@ def network_option(otherwise: str) -> Callable[[F], F]:
     return click.option("--network", metavar=FORM, help=f"What it may reach ({otherwise}).")
 
 
+def readable_option(function: F) -> F:
+    """Add --readable-objects, as `readable_objects`."""
+    return click.option(
+        "--readable-objects",
+        multiple=True,
+        metavar="KEY",
+        help="What it may read of the object cache besides, when it is isolated: APPLICATION/SESSION[/OBJECT] or"
+        " APPLICATION/*; may be repeated.",
+    )(function)
+
+
 def limit_option(function: F) -> F:
     """Add --limit, as `limits`."""
     words = "What an instance may use: memory=256Mi, pids=64, cpu=0.5, disk=64Mi, wall=600, output=10Mi."

@@ -94,7 +94,9 @@ class SessionAttributes:
     the labels that a node must have, `tolerations` the taints that it may have ("key=value", or "key" for every value),
     `prefer_nodes` the nodes to try first, by name, host or address, or as references to objects (`flame.put`): then the
     nodes beside the caches that hold them. `isolation`, `limits` and `network` may be stricter than those of the
-    application. The session is closed when it has had no unfinished task for `idle_timeout` seconds (None = never).
+    application. `readable_objects` are what its instances may read of the object cache besides, when they are isolated:
+    keys, `APPLICATION/SESSION` or `APPLICATION/*`; they are added to those of the application. The session is closed
+    when it has had no unfinished task for `idle_timeout` seconds (None = never).
     """
 
     application: str
@@ -120,6 +122,7 @@ class SessionAttributes:
     limits: Limits | None = None
     network: str | Sequence[str] = ""
     idle_timeout: int | None = None
+    readable_objects: Sequence[str] = ()
 
 
 @dataclass
@@ -137,7 +140,9 @@ class ApplicationAttributes:
 
     `warm_instances` are started ahead on each node that ran one, so that the next session need not wait for them.
     `isolation` is "none", "process", "gvisor" or "microvm"; `network` "none", "host", or a list of what may be reached,
-    such as ["pypi.org", "*.example.com:443", "10.1.2.0/24"]; `limits` are of each instance.
+    such as ["pypi.org", "*.example.com:443", "10.1.2.0/24"]; `limits` are of each instance. `readable_objects` are
+    what isolated instances may read of the object cache beside what is their session's: keys, `APPLICATION/SESSION` or
+    `APPLICATION/*`.
     """
 
     shim: Shim | None = None
@@ -158,6 +163,7 @@ class ApplicationAttributes:
     isolation: str = ""
     limits: Limits | None = None
     network: str | Sequence[str] = ""
+    readable_objects: Sequence[str] = ()
 
 
 @dataclass
@@ -220,6 +226,7 @@ class Application:
     isolation: str = ""
     limits: Limits | None = None
     network: str = ""
+    readable_objects: Sequence[str] = ()
 
 
 class _OfMessage:

@@ -101,6 +101,7 @@ def application_to(attrs: ApplicationAttributes | Mapping[str, Any]) -> ty.Appli
         if unknown:
             raise InvalidArgumentError(f"unknown attributes of an application: {', '.join(sorted(unknown))}")
         attrs = ApplicationAttributes(**attrs)
+    _check_texts(attrs, "readable_objects")
     try:
         spec = ty.ApplicationSpec(
             shim=ty.Shim.Name(attrs.shim or Shim.HOST),
@@ -120,6 +121,7 @@ def application_to(attrs: ApplicationAttributes | Mapping[str, Any]) -> ty.Appli
             isolation=attrs.isolation,
             limits=limits_to(attrs.limits),
             network=joined(attrs.network),
+            readable_objects=attrs.readable_objects,
         )
         schema = attrs.schema
         if schema is not None and (schema.input or schema.output or schema.common_data):
@@ -163,6 +165,7 @@ def application_from(message: ty.Application) -> Application:
         isolation=spec.isolation,
         limits=values.limits_of(spec.limits) if spec.HasField("limits") else None,
         network=spec.network,
+        readable_objects=tuple(spec.readable_objects),
     )
 
 
@@ -179,14 +182,18 @@ def _place_of(item: str | Located) -> str:
     return host
 
 
+def _check_texts(attrs: object, name: str) -> None:
+    if isinstance(getattr(attrs, name), str):  # its letters would be taken one by one
+        raise InvalidArgumentError(f"{name} must be a list of texts, not {getattr(attrs, name)!r}")
+
+
 def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
     """Raises InvalidArgumentError."""
     data: Any = attrs.common_data
     if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
         raise InvalidArgumentError(f"common_data must be bytes, not {type(data).__name__}")
-    for name in ("tolerations", "prefer_nodes"):
-        if isinstance(getattr(attrs, name), str):  # its letters would be taken one by one
-            raise InvalidArgumentError(f"{name} must be a list of texts, not {getattr(attrs, name)!r}")
+    for name in ("tolerations", "prefer_nodes", "readable_objects"):
+        _check_texts(attrs, name)
     try:
         check_per_key(attrs.max_running_per_key)
         spec = ty.SessionSpec(
@@ -210,6 +217,7 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
             limits=limits_to(attrs.limits),
             network=joined(attrs.network),
             idle_timeout_s=attrs.idle_timeout,
+            readable_objects=attrs.readable_objects,
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"invalid attributes of a session: {error}") from error

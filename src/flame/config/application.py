@@ -11,6 +11,7 @@ from flame.config.executors import SHIMS
 from flame.model.errors import InvalidArgumentError
 from flame.model.isolation import LEVELS, NO_LIMITS, Limits
 from flame.model.network import is_list, joined, parse
+from flame.model.object_keys import check_readable
 from flame.model.specs import DEFAULT_DELAY_RELEASE, DEFAULT_MAX_INSTANCES, ApplicationSchema, ApplicationSpec
 
 
@@ -61,6 +62,7 @@ def _application(root: Section) -> ApplicationDocument:
             isolation=spec.choice("isolation", ("", *LEVELS), ""),
             limits=_limits(spec.section("limits")),
             network=_network(spec),
+            readable_objects=_readable_objects(spec),
         ),
     )
     root.finish()
@@ -76,6 +78,15 @@ def _network(spec: Section) -> str:
     except InvalidArgumentError as error:
         raise spec.error("network", error.message, error.remedy) from None
     return network
+
+
+def _readable_objects(spec: Section) -> tuple[str, ...]:
+    named = spec.texts("readable_objects")
+    try:
+        check_readable(named)
+    except InvalidArgumentError as error:
+        raise spec.error("readable_objects", error.message, error.remedy) from None
+    return named
 
 
 def _limits(section: Section | None) -> Limits:

@@ -9,7 +9,7 @@ from flame.engine.cluster import Application
 from flame.engine.effects import RecordKind
 from flame.engine.records import ApplicationMeta, NameMeta
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError, ReadOnlyError
-from flame.model.isolation import check, check_shim
+from flame.model.isolation import check
 from flame.model.specs import ApplicationSpec
 from flame.model.states import SessionState
 
@@ -43,6 +43,10 @@ def check_name(name: str) -> None:
         )
 
 
+def _check_spec(spec: ApplicationSpec) -> None:
+    check(spec.isolation, spec.limits, spec.network, spec.readable_objects)
+
+
 def on_register(cluster: Cluster, draft: Draft, event: RegisterApplication) -> None:
     known = cluster.applications.get(event.name)
     if known is not None and event.builtin:
@@ -52,8 +56,7 @@ def on_register(cluster: Cluster, draft: Draft, event: RegisterApplication) -> N
         return
     try:
         check_name(event.name)
-        check(event.spec.isolation, event.spec.limits, event.spec.network)
-        check_shim(event.spec.shim, event.spec.isolation)
+        _check_spec(event.spec)
         _check_writable(cluster)
         if known is not None:
             raise AlreadyExistsError(
@@ -70,8 +73,7 @@ def on_update(cluster: Cluster, draft: Draft, event: UpdateApplication) -> None:
     known = cluster.applications.get(event.name)
     try:
         check_name(event.name)
-        check(event.spec.isolation, event.spec.limits, event.spec.network)
-        check_shim(event.spec.shim, event.spec.isolation)
+        _check_spec(event.spec)
         _check_writable(cluster)
         if known is None:
             raise NotFoundError(f"Application {event.name} not found")

@@ -62,6 +62,7 @@ def session_spec_of(message: types_pb2.SessionSpec) -> SessionSpec:
         limits=limits_of(message.limits),
         network=message.network,
         idle_timeout_s=message.idle_timeout_s,
+        readable_objects=tuple(message.readable_objects),
     )
 
 
@@ -92,6 +93,7 @@ def session_message(view: views.SessionView, *, common_data: bool = True, events
             limits=limits_message(spec.limits),
             network=spec.network,
             idle_timeout_s=spec.idle_timeout_s,
+            readable_objects=spec.readable_objects,
         ),
         status=types_pb2.SessionStatus(
             state=number(view.state),

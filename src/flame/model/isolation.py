@@ -10,6 +10,7 @@ import msgspec
 
 from flame.model import network as networks
 from flame.model.errors import InvalidArgumentError, PermissionDeniedError
+from flame.model.object_keys import check_readable
 from flame.model.resources import parse_size
 from flame.model.states import Shim
 
@@ -87,7 +88,7 @@ def isolated(level: str) -> bool:
     return level not in ("", NONE)
 
 
-def check(isolation: str, limits: Limits, network: str) -> None:
+def check(isolation: str, limits: Limits, network: str, readable_objects: Iterable[str] = ()) -> None:
     """Raises InvalidArgumentError for what no application and no session may ask for."""
     if isolation not in ("", *LEVELS):
         raise InvalidArgumentError(
@@ -95,25 +96,16 @@ def check(isolation: str, limits: Limits, network: str) -> None:
         )
     if networks.is_list(network):
         networks.parse(network)
+    check_readable(readable_objects)
     if 0 < limits.memory < MIN_MEMORY:
         raise InvalidArgumentError(f"limits.memory {limits.memory} is below {MIN_MEMORY} bytes: nothing would start")
     if 0 < limits.pids < MIN_PIDS:
         raise InvalidArgumentError(f"limits.pids {limits.pids} is below {MIN_PIDS}: nothing would start")
 
 
-def check_shim(shim: Shim, isolation: str) -> None:
-    """Raises InvalidArgumentError for a shim whose instances can't be had at this level on any node."""
-    if shim is Shim.CONTAINER and isolation == "microvm":
-        raise InvalidArgumentError(
-            "isolation microvm can't run images",
-            remedy="use gvisor or process; or make the image's files the root of a node's machines"
-            " (FLAME_MICROVM_ROOT), and use shim host",
-        )
-
-
 def check_together(application: ApplicationSpec, session: SessionSpec) -> None:
     """Raises InvalidArgumentError when the session asks for less than its application, or for what can't be held."""
-    check(session.isolation, session.limits, session.network)
+    check(session.isolation, session.limits, session.network, session.readable_objects)
     if session.isolation and _strictness(session.isolation) < _strictness(application.isolation):
         raise InvalidArgumentError(
             f"application {session.application} has isolation {application.isolation}; a session of it can't have less",
@@ -126,7 +118,6 @@ def check_together(application: ApplicationSpec, session: SessionSpec) -> None:
             remedy="leave network out",
         )
     together = strictest(application, session)
-    check_shim(application.shim, together.isolation)
     if not isolated(together.isolation):
         if together.network not in ("", "host"):
             raise InvalidArgumentError(
@@ -164,7 +155,11 @@ def strictest(application: ApplicationSpec, session: SessionSpec) -> Application
     isolation = max(session.isolation or application.isolation, application.isolation, key=_strictness)
     limits = stricter(application.limits, session.limits)
     network = session.network or application.network
-    return msgspec.structs.replace(application, isolation=isolation, limits=limits, network=network)
+    # Who opens a session may read all objects, and so may let its instances read them.
+    readable = tuple(dict.fromkeys((*application.readable_objects, *session.readable_objects)))
+    return msgspec.structs.replace(
+        application, isolation=isolation, limits=limits, network=network, readable_objects=readable
+    )
 
 
 def placed(application: ApplicationSpec, session: SessionSpec) -> SessionSpec:

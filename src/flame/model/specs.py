@@ -43,6 +43,7 @@ class ApplicationSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     isolation: str = ""  # one of isolation.LEVELS
     limits: Limits = NO_LIMITS  # of each instance
     network: str = ""  # none, host, or a list as in network.py; "" is none above level none, which has the node's
+    readable_objects: tuple[str, ...] = ()  # what instances above level none may read besides, as in object_keys.py
 
 
 class TaskOptions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -73,8 +74,8 @@ class SessionSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     A `gang` gets `min_instances` executors at once or none, placed by `topology` (one of TOPOLOGIES, or
     `same:LABEL`); when it loses one, all of it starts again or its tasks fail (`on_member_loss`). `selector` names the
     labels that a node must have, `tolerations` the taints it may have, `prefer_nodes` those that hold its data.
-    `isolation`, `limits` and `network` may be stricter than those of the application. It is closed when it had no
-    unfinished task for `idle_timeout_s` (0 = never).
+    `isolation`, `limits` and `network` may be stricter than those of the application; `readable_objects` are added to
+    its. It is closed when it had no unfinished task for `idle_timeout_s` (0 = never).
     """
 
     application: str
@@ -98,6 +99,7 @@ class SessionSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     limits: Limits = NO_LIMITS
     network: str = ""
     idle_timeout_s: int = 0
+    readable_objects: tuple[str, ...] = ()
 
 
 class Gang(msgspec.Struct, frozen=True, gc=False):

@@ -16,7 +16,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -84,9 +84,9 @@ class RelayDoor:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._listening.fileno(), self._begin)
 
-    def belongs_to(self, session_id: str) -> None:
-        """The instance serves this session from now on."""
-        self._visitor = msgspec.structs.replace(self._visitor, session_id=session_id)
+    def belongs_to(self, session_id: str, readable: Sequence[str] = ()) -> None:
+        """The instance serves this session from now on, and may read what is `readable` besides."""
+        self._visitor = msgspec.structs.replace(self._visitor, session_id=session_id, readable=tuple(readable))
 
     def close(self) -> None:
         """Nobody comes in any more, and who is in is thrown out."""

@@ -9,16 +9,12 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
-from flame.model.errors import InvalidArgumentError
+from flame.model.object_keys import MAX_PART, WILDCARD_SESSION, InvalidKeyError, check_parts, parts_of
 from flame.objects import bson
 
-WILDCARD_SESSION = "*"
+__all__ = ["MAX_PART", "SHARED_SESSION", "WILDCARD_SESSION", "InvalidKeyError", "ObjectKey", "ObjectRef"]
+
 SHARED_SESSION = "shared"
-MAX_PART = 200  # bytes of one part of a key: it becomes a file name
-
-
-class InvalidKeyError(InvalidArgumentError, ValueError):
-    """A key or a prefix is malformed. It is a ValueError too, as programs written for `flamepy` expect."""
 
 
 @dataclass(frozen=True)
@@ -30,28 +26,12 @@ class ObjectKey:
     object_id: str | None = None
 
     def __post_init__(self) -> None:
-        _check("application", self.app_name)
-        if self.app_name == WILDCARD_SESSION:
-            raise InvalidKeyError("an application can't be '*'", remedy="only the session may be '*'")
-        if self.is_all_sessions():
-            if self.object_id is not None:
-                raise InvalidKeyError("the session '*' can't have an object", remedy=f"write {self.app_name}/*")
-            return
-        _check("session", self.session_id)
-        if self.object_id is not None:
-            _check("object", self.object_id)
-            if self.object_id == WILDCARD_SESSION:
-                raise InvalidKeyError("an object can't be '*'", remedy="leave it out to mean all of the session")
+        check_parts(self.app_name, self.session_id, self.object_id)
 
     @classmethod
     def from_path(cls, path: str) -> ObjectKey:
         """The key or prefix in a text of two or three parts."""
-        parts = path.split("/")
-        if len(parts) not in (2, 3):
-            raise InvalidKeyError(
-                f"invalid object key {path!r}", remedy="write APPLICATION/SESSION or APPLICATION/SESSION/OBJECT"
-            )
-        return cls(*parts)
+        return cls(*parts_of(path))
 
     @classmethod
     def from_prefix(cls, prefix: str) -> ObjectKey:
@@ -128,17 +108,3 @@ class ObjectRef:
         if not isinstance(endpoint, str) or not isinstance(key, str) or not isinstance(version, int):
             raise ValueError(f"not a reference to an object: {sorted(document)}")
         return cls(endpoint, key, version)
-
-
-def _check(what: str, part: str) -> None:
-    problem = ""
-    if not part:
-        problem = "is empty"
-    elif ".." in part or "/" in part or "\\" in part or part == ".":
-        problem = "could be a path"
-    elif not part.isprintable():
-        problem = "has characters that can't be printed"
-    elif len(part.encode("utf-8", "surrogatepass")) > MAX_PART:
-        problem = f"is longer than {MAX_PART} bytes"
-    if problem:
-        raise InvalidKeyError(f"the {what} {part[:60]!r} of an object key {problem}")

@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from flame.model.errors import InvalidArgumentError, PermissionDeniedError
+from flame.model.object_keys import covers
 from flame.objects import messages as m
 from flame.objects.keys import SHARED_SESSION, ObjectKey
 from flame.objects.parcels import APPLICATION as PARCELS
@@ -33,11 +34,13 @@ class Deed(StrEnum):
 
 
 class Visitor(msgspec.Struct, frozen=True):
-    """Who asks. `application` and `session_id` are those of an instance; without a session it has nothing."""
+    """Who asks. `application` and `session_id` are those of an instance; without a session it has nothing. `readable`
+    are keys and prefixes that its application or its session let it read besides."""
 
     role: Role
     application: str = ""
     session_id: str = ""
+    readable: tuple[str, ...] = ()
 
 
 Need = tuple[Deed, str]  # and the key or prefix, empty = the cache itself
@@ -111,9 +114,14 @@ def _check_instance(visitor: Visitor, deed: Deed, key: ObjectKey | None) -> None
     shared = key.app_name == application and key.session_id in _SHARED
     if (mine and deed is not Deed.KEEP_HOUSE) or (shared and deed is Deed.READ):
         return
+    if deed is Deed.READ and any(covers(entry, str(key)) for entry in visitor.readable):
+        return
+    remedy = f"use {own}; what it shall only read may also be in {application}/{SHARED_SESSION}"
+    if deed is Deed.READ:
+        remedy += f", or be named when its session is created: readable_objects=[{key.to_prefix()!r}]"
     raise PermissionDeniedError(
         f"an instance of session {session_id!r} may not {deed} {str(key)!r}",
-        remedy=f"use {own}; what it shall only read may also be in {application}/{SHARED_SESSION}",
+        remedy=remedy,
     )
 
 

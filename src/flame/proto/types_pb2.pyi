@@ -173,7 +173,7 @@ class SessionStatus(_message.Message):
     def __init__(self, state: _Optional[_Union[SessionState, str]] = ..., creation_time: _Optional[int] = ..., completion_time: _Optional[int] = ..., pending: _Optional[int] = ..., running: _Optional[int] = ..., succeed: _Optional[int] = ..., failed: _Optional[int] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cancelled: _Optional[int] = ..., executors: _Optional[int] = ..., pending_reason: _Optional[str] = ..., pending_since: _Optional[int] = ..., wanted: _Optional[int] = ..., cpu_ms: _Optional[int] = ..., peak_memory: _Optional[int] = ..., written: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
-    __slots__ = ("application", "common_data", "min_instances", "max_instances", "batch_size", "priority", "resreq", "tenant", "labels", "task_defaults", "retention_s", "gang", "topology", "on_member_loss", "selector", "tolerations", "prefer_nodes", "max_running_per_key", "isolation", "limits", "network", "idle_timeout_s")
+    __slots__ = ("application", "common_data", "min_instances", "max_instances", "batch_size", "priority", "resreq", "tenant", "labels", "task_defaults", "retention_s", "gang", "topology", "on_member_loss", "selector", "tolerations", "prefer_nodes", "max_running_per_key", "isolation", "limits", "network", "idle_timeout_s", "readable_objects")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +210,7 @@ class SessionSpec(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    READABLE_OBJECTS_FIELD_NUMBER: _ClassVar[int]
     application: str
     common_data: bytes
     min_instances: int
@@ -232,7 +233,8 @@ class SessionSpec(_message.Message):
     limits: Limits
     network: str
     idle_timeout_s: int
-    def __init__(self, application: _Optional[str] = ..., common_data: _Optional[bytes] = ..., min_instances: _Optional[int] = ..., max_instances: _Optional[int] = ..., batch_size: _Optional[int] = ..., priority: _Optional[int] = ..., resreq: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., tenant: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., task_defaults: _Optional[_Union[TaskOptions, _Mapping]] = ..., retention_s: _Optional[int] = ..., gang: _Optional[bool] = ..., topology: _Optional[str] = ..., on_member_loss: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., tolerations: _Optional[_Iterable[str]] = ..., prefer_nodes: _Optional[_Iterable[str]] = ..., max_running_per_key: _Optional[int] = ..., isolation: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., network: _Optional[str] = ..., idle_timeout_s: _Optional[int] = ...) -> None: ...
+    readable_objects: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, application: _Optional[str] = ..., common_data: _Optional[bytes] = ..., min_instances: _Optional[int] = ..., max_instances: _Optional[int] = ..., batch_size: _Optional[int] = ..., priority: _Optional[int] = ..., resreq: _Optional[_Union[ResourceRequirement, _Mapping]] = ..., tenant: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., task_defaults: _Optional[_Union[TaskOptions, _Mapping]] = ..., retention_s: _Optional[int] = ..., gang: _Optional[bool] = ..., topology: _Optional[str] = ..., on_member_loss: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., tolerations: _Optional[_Iterable[str]] = ..., prefer_nodes: _Optional[_Iterable[str]] = ..., max_running_per_key: _Optional[int] = ..., isolation: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., network: _Optional[str] = ..., idle_timeout_s: _Optional[int] = ..., readable_objects: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("metadata", "spec", "status")
@@ -341,7 +343,7 @@ class Limits(_message.Message):
     def __init__(self, memory: _Optional[int] = ..., pids: _Optional[int] = ..., cpu_millis: _Optional[int] = ..., disk: _Optional[int] = ..., wall_ms: _Optional[int] = ..., output: _Optional[int] = ...) -> None: ...
 
 class ApplicationSpec(_message.Message):
-    __slots__ = ("shim", "description", "labels", "image", "command", "arguments", "environments", "working_directory", "max_instances", "delay_release", "schema", "url", "installer", "start_timeout_ms", "warm_instances", "isolation", "limits", "network")
+    __slots__ = ("shim", "description", "labels", "image", "command", "arguments", "environments", "working_directory", "max_instances", "delay_release", "schema", "url", "installer", "start_timeout_ms", "warm_instances", "isolation", "limits", "network", "readable_objects")
     SHIM_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -360,6 +362,7 @@ class ApplicationSpec(_message.Message):
     ISOLATION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
+    READABLE_OBJECTS_FIELD_NUMBER: _ClassVar[int]
     shim: Shim
     description: str
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -378,7 +381,8 @@ class ApplicationSpec(_message.Message):
     isolation: str
     limits: Limits
     network: str
-    def __init__(self, shim: _Optional[_Union[Shim, str]] = ..., description: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., image: _Optional[str] = ..., command: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., environments: _Optional[_Iterable[_Union[Environment, _Mapping]]] = ..., working_directory: _Optional[str] = ..., max_instances: _Optional[int] = ..., delay_release: _Optional[int] = ..., schema: _Optional[_Union[ApplicationSchema, _Mapping]] = ..., url: _Optional[str] = ..., installer: _Optional[str] = ..., start_timeout_ms: _Optional[int] = ..., warm_instances: _Optional[int] = ..., isolation: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., network: _Optional[str] = ...) -> None: ...
+    readable_objects: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, shim: _Optional[_Union[Shim, str]] = ..., description: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., image: _Optional[str] = ..., command: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., environments: _Optional[_Iterable[_Union[Environment, _Mapping]]] = ..., working_directory: _Optional[str] = ..., max_instances: _Optional[int] = ..., delay_release: _Optional[int] = ..., schema: _Optional[_Union[ApplicationSchema, _Mapping]] = ..., url: _Optional[str] = ..., installer: _Optional[str] = ..., start_timeout_ms: _Optional[int] = ..., warm_instances: _Optional[int] = ..., isolation: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., network: _Optional[str] = ..., readable_objects: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Application(_message.Message):
     __slots__ = ("metadata", "spec", "status")

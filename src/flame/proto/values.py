@@ -122,6 +122,7 @@ def application_spec_of(message: types_pb2.ApplicationSpec) -> ApplicationSpec:
         isolation=message.isolation,
         limits=limits_of(message.limits),
         network=message.network,
+        readable_objects=tuple(message.readable_objects),
     )
 
 
@@ -148,4 +149,5 @@ def application_spec_message(spec: ApplicationSpec) -> types_pb2.ApplicationSpec
         isolation=spec.isolation,
         limits=limits_message(spec.limits),
         network=spec.network,
+        readable_objects=spec.readable_objects,
     )

@@ -59,7 +59,7 @@ class HostShim:
     async def _bind(self, instance: ProgramInstance, launch: Launch, owner: Owner) -> None:
         try:
             instance.bind(owner)
-            instance.place.claim(launch.executor_id, launch.context.session_id)
+            instance.place.claim(launch)
         except OSError as error:
             instance.kill()
             await instance.ended

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -58,8 +58,9 @@ class ObjectDoor(Protocol):
 
     path: Path
 
-    def belongs_to(self, session_id: str) -> None:
-        """It may have the objects of this session from now on; before it has none."""
+    def belongs_to(self, session_id: str, readable: Sequence[str] = ()) -> None:
+        """It may have the objects of this session from now on, and read those that are `readable` (keys and prefixes);
+        before it has none."""
         ...
 
     def adopt(self, connection: socket.socket) -> None:

@@ -19,6 +19,7 @@ _NO_MATTER = (
     "delay_release",
     "start_timeout_ms",
     "warm_instances",
+    "readable_objects",
 )
 _PAUSES = (1.0, 5.0, 25.0)
 

@@ -119,7 +119,7 @@ class Workplace:
         except OSError as error:
             raise BindError(BindCode.START, f"can't make the socket of the instance's objects: {error}") from error
         if launch.context.session_id:
-            self.objects.belongs_to(launch.context.session_id)
+            self.objects.belongs_to(launch.context.session_id, launch.application.readable_objects)
 
     def furnish(self, variables: Mapping[str, str]) -> None:
         """Hold the package, find the command, lay out the session's common data. Raises BindError."""
@@ -163,11 +163,12 @@ class Workplace:
         except OSError as error:
             raise BindError(BindCode.START, f"can't make the socket of the instance's network: {error}") from error
 
-    def claim(self, executor_id: str, session_id: str) -> None:
-        """What was started ahead belongs to this executor from now on. Raises OSError."""
-        self._workshop.logs.claim(self.log, executor_id, session_id)
+    def claim(self, launch: Launch) -> None:
+        """What was started ahead belongs to the executor of this launch from now on. Raises OSError."""
+        session_id = launch.context.session_id
+        self._workshop.logs.claim(self.log, launch.executor_id, session_id)
         if self.objects is not None:
-            self.objects.belongs_to(session_id)
+            self.objects.belongs_to(session_id, launch.application.readable_objects)
 
     def watch_output(self, broken: Callable[[str], None]) -> None:
         """Call `broken` with the reason, once, when more is written to the log than the limits allow."""

@@ -20,6 +20,7 @@ from flame.cli.session_options import (
     memory_option,
     network_option,
     priority_option,
+    readable_option,
     resreq_option,
     tenant_option,
 )
@@ -63,6 +64,7 @@ _LETTERS = string.ascii_letters + string.digits
 @click.option("--max-running-per-key", type=whole(1), metavar="N", help="Tasks of one key at a time (1).")
 @isolation_option("as its application says, or stricter")
 @network_option("as its application says")
+@readable_option
 @limit_option
 @memory_option
 @common_data_option()
@@ -91,6 +93,7 @@ def create(
     max_running_per_key: int | None,
     isolation: str | None,
     network: str | None,
+    readable_objects: tuple[str, ...],
     limits: tuple[str, ...],
     memory: str | None,
     common_data: str | None,
@@ -132,6 +135,7 @@ def create(
         max_running_per_key=max_running_per_key or 0,
         isolation=isolation or "",
         network=network or "",
+        readable_objects=readable_objects,
         limits=limits_message(parse_limits(asked)) if asked else None,
         retention_s=retention,
         resreq=resources_message(parse_resources(resreq)) if resreq is not None else None,

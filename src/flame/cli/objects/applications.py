@@ -35,6 +35,8 @@ def _document(application: ty.Application) -> Document:
     limits = limits_document(spec.limits)
     if limits:
         body["limits"] = limits
+    if spec.readable_objects:
+        body["readable_objects"] = list(spec.readable_objects)
     schema = _schema(spec)
     if schema:
         body["schema"] = schema
@@ -71,6 +73,7 @@ def _page(application: ty.Application) -> list[tuple[str, object]]:
         ("Isolation", spec.isolation or "none"),
         ("Network", spec.network),
         ("Limits", limits_text(spec.limits)),
+        ("Reads Objects", ", ".join(spec.readable_objects)),
         ("Created", local_time(application.status.creation_time)),
         ("Schema", "\n".join(f"{part}: {_schema_type(text)}" for part, text in schema.items())),
     ]
