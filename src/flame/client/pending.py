@@ -107,6 +107,7 @@ class PendingWatch:
         self._patience = Patience(max(1, int(LONGEST_PAUSE / period)))
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._due = asyncio.Event()  # it is time to ask, and nobody has begun to
         self._since = 0.0
         self._stopped = False
 
@@ -116,15 +117,22 @@ class PendingWatch:
             self._patience.restart(self._stream.news)
             self._since = time.time()
             self._timer = self._loop.call_later(self._period, self._tick)
+            if self._looking is None:
+                self._looking = self._loop.create_task(self._look_when_due())
+                # A program that never ends its loop properly has left it, and knows nothing of this task.
+                self._looking._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
 
     def stop(self) -> None:
         """Say no more."""
+        self._end()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _end(self) -> None:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._looking is not None:
-            self._looking.cancel()
 
     def _tick(self) -> None:
         self._timer = None
@@ -135,8 +143,19 @@ class PendingWatch:
         ask = self._patience.tick(stream.news)
         if not ask and self._patience.fresh:
             self._since = time.time()
-        if ask and self._uplink.link is not None and (self._looking is None or self._looking.done()):
-            self._looking = self._loop.create_task(self._look())
+        if ask and self._uplink.link is not None:
+            self._due.set()
+
+    async def _look_when_due(self) -> None:
+        # One task from the first tick on, not one for each question: asyncio.run cancels the tasks that it finds at the
+        # end of a program, and a timer that makes another one after that leaves it in a closed loop.
+        try:
+            while True:
+                await self._due.wait()
+                self._due.clear()
+                await self._look()
+        finally:
+            self._end()
 
     async def _look(self) -> None:
         stream = self._stream

@@ -19,7 +19,7 @@ from typing import Protocol
 from flame.client.batches import Batch, Item, take_batch
 from flame.client.chunks import BulkChunk, Chunk, Chunks, FutureChunk
 from flame.client.freeing import free_after
-from flame.client.futures import TaskFuture, settle
+from flame.client.futures import CancelledTaskError, TaskFuture, settle
 from flame.client.gather import Gather
 from flame.client.outbox import Outbox
 from flame.client.outcomes import values_of
@@ -72,7 +72,7 @@ class TaskStream:
         self.on_lost: dict[object, Callable[[str], FlameError]] = {}
         self._idle_callbacks: list[Callable[[], object]] = []
         self.watch: PendingWatch | None = None  # warns of tasks that wait for long
-        self.news = 0  # results that came, by frames
+        self.news = 0  # results that came, by frames, other than of cancelled tasks
         self._known_wait: tuple[int, Wait] | None = None  # what the session waited for when `news` was that
         self._elsewhere = 0  # futures whose results come in another way
         self._wake = wake
@@ -334,7 +334,8 @@ class TaskStream:
         if not count:
             return
         values, plain = values_of(results)
-        self.news += 1
+        if plain or any(type(value) is not CancelledTaskError for value in values):
+            self.news += 1  # somebody got somewhere; what was cancelled says nothing of the others
         chunk = self._chunks.of(ids[0])
         if isinstance(chunk, BulkChunk):
             chunk.gather.weigh(count, len(body))
