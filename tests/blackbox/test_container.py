@@ -218,7 +218,6 @@ async def test_an_image_that_can_not_be_fetched(node: Node) -> None:
     [
         ({"command": "nonsense"}, "command 'nonsense' was not found in image"),
         ({"image": ""}, "the application has no image"),
-        ({"isolation": "microvm"}, "isolation microvm can't run images"),
         ({"labels": ["stdio=nonsense"]}, "unknown label stdio=nonsense"),
     ],
 )
@@ -246,15 +245,3 @@ def test_sessions_go_to_nodes_that_run_images(tmp_path: Path, image: str, monkey
             with connection.create_session("busy") as session:
                 assert list(session.map([b"1", b"2", b"3"])) == [b"blue image"] * 3
                 assert {executor.node for executor in connection.list_executors(session.id)} == {"able"}
-
-
-def test_a_level_that_runs_no_images_is_refused_before_anything_waits_for_it(tmp_path: Path) -> None:
-    with Cluster(tmp_path, nodes=0) as cluster, flame.connect(cluster.endpoint) as connection:
-        connection.register_application("box", {"shim": flame.Shim.CONTAINER, "image": "app:1"})
-        with pytest.raises(flame.InvalidArgumentError, match="microvm can't run images") as caught:
-            connection.create_session("box", isolation="microvm")
-        assert "use gvisor or process" in caught.value.remedy
-        with pytest.raises(flame.InvalidArgumentError, match="microvm can't run images"):
-            connection.register_application(
-                "machine", {"shim": flame.Shim.CONTAINER, "image": "app:1", "isolation": "microvm"}
-            )

@@ -18,6 +18,7 @@ import flame
 from cluster import Cluster
 from flame.proto import types_pb2
 from flame.shims.container_commands import Commands, TooMuchError
+from flame.shims.container_disk import disk_of
 from flame.shims.container_images import Images
 from flame.shims.container_limits import ImageLimits
 from flame.shims.processes import Keeper
@@ -184,6 +185,21 @@ async def test_images_that_are_not_used_go_from_podman_too_if_they_came_for_us(
         await images.provide(names[0])
         assert not second.root.exists()
         assert known() == {*before, f"sha256:{had}"}
+
+
+async def test_the_disk_of_an_image_goes_with_it_and_counts(tmp_path: Path, before: set[str]) -> None:
+    """It is larger than the image itself, which may be as large as this node allows."""
+    names = [oci_layout(tmp_path / text, [layer({text: MIB})]) for text in ("first", "second")]
+    folder = tmp_path / "images"
+    async with a_store(tmp_path, msgspec.structs.replace(SMALL, keep_bytes=4 * MIB)) as images:
+        first = await images.provide(names[0])
+        second = await images.provide(names[1])
+        assert {path.stem for path in folder.iterdir()} == {first.identity, second.identity}
+        await images.provide(names[0], disk=True)
+        assert {path.stem for path in folder.iterdir()} == {first.identity}
+        assert disk_of(first.root).stat().st_size > 4 * MIB
+        await images.provide(names[1])
+        assert {path.stem for path in folder.iterdir()} == {second.identity}
 
 
 # --- podman ----------------------------------------------------------------------------------------------------------

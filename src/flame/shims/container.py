@@ -38,7 +38,7 @@ from flame.shims.stdio import StdioShim, label_values
 from flame.shims.workplace import Workshop
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LEVELS = ("", "none", "process", "gvisor")
+_IN_MACHINES = "microvm"
 _PROBE_S = 20.0
 
 
@@ -88,14 +88,17 @@ class ContainerShim:
         application = launch.application
         if not application.image:
             raise BindError(BindCode.START, "the application has no image: shim container needs one")
-        if application.isolation not in _LEVELS:
+        in_machine = application.isolation == _IN_MACHINES
+        if in_machine and label_values(application.labels).get("container") == "rest":
             raise BindError(
-                BindCode.START, f"isolation {application.isolation} can't run images: use gvisor or process"
+                BindCode.START, f"an HTTP server can't be reached at isolation {_IN_MACHINES}: use gvisor or process"
             )
-        if is_list(application.network):
-            await asyncio.to_thread(_look_for_bridge, application)
+        if is_list(application.network) and not isolated(application.isolation):
+            raise BindError(BindCode.START, "a network of listed hosts needs isolation: set it to process or more")
+        if in_machine or is_list(application.network):
+            await asyncio.to_thread(_look_for_python, "machines" if in_machine else "a network of listed hosts")
         launch = await self._workshop.prepare(launch)
-        image = await self._images.provide(application.image)
+        image = await self._images.provide(application.image, disk=in_machine)
         return msgspec.structs.replace(
             launch,
             application=inside(application, image),
@@ -142,14 +145,12 @@ def trouble_of(podman: str, environ: Mapping[str, str] = os.environ) -> str:
     return (reason(done.stderr.strip()) or f"it exits with status {done.returncode}") if done.returncode else ""
 
 
-def _look_for_bridge(application: types_pb2.ApplicationSpec) -> None:
-    """Raises BindError when its network can't be a list."""
-    if not isolated(application.isolation):
-        raise BindError(BindCode.START, "a network of listed hosts needs isolation: set it to process or more")
+def _look_for_python(what: str) -> None:
+    """Raises BindError when this node's own can't be moved into images, which have `what` by it."""
     try:
         image_python.find()
     except OSError as error:
-        raise BindError(BindCode.START, f"images can't have a network of listed hosts here: {error}") from error
+        raise BindError(BindCode.START, f"images can't have {what} here: {error}") from error
 
 
 def inside(application: types_pb2.ApplicationSpec, image: Image) -> types_pb2.ApplicationSpec:

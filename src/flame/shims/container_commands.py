@@ -48,10 +48,10 @@ class Commands:
         self._environ = environ
         self._limits = limits
 
-    async def run(self, *command: str, listing: bool = False) -> Done:
-        """Run it to its end. No file that it writes is larger than an image may be, nor is all of it much more;
-        `listing` means that each line on stdout stands for a file of an image, and they are counted and not kept.
-        Raises TooMuchError and OSError."""
+    async def run(self, *command: str, listing: bool = False, most: int = 0) -> Done:
+        """Run it to its end. No file that it writes is larger than an image may be, or than `most` bytes where that is
+        more, nor is all of it much more; `listing` means that each line on stdout stands for a file of an image, and
+        they are counted and not kept. Raises TooMuchError and OSError."""
         identity = f"image-{secrets.token_hex(8)}"
         own = self._folder / identity
         own.mkdir(mode=0o700)
@@ -63,19 +63,19 @@ class Commands:
                 {**self._environ, "FLAME_INSTANCE_ID": identity, "TMPDIR": str(own)},
                 str(own),
             )
-            return await self._run(identity, program, words, listing=listing)
+            return await self._run(identity, program, words, max(most, self._limits.max_bytes), listing=listing)
         finally:
             os.close(words)
             await asyncio.to_thread(remove_tree, own)
 
-    async def do(self, *command: str, listing: bool = False) -> None:
+    async def do(self, *command: str, listing: bool = False, most: int = 0) -> None:
         """The same; raises BindError with code 10 too, when it fails."""
-        done = await self.run(*command, listing=listing)
+        done = await self.run(*command, listing=listing, most=most)
         if done.status:
             why = reason(done.words) or f"it exits with status {done.status}"
             raise BindError(BindCode.INSTALL, f"can't unpack the image: {Path(command[0]).name}: {why}")
 
-    async def _run(self, identity: str, program: Program, words: int, *, listing: bool) -> Done:
+    async def _run(self, identity: str, program: Program, words: int, most: int, *, listing: bool) -> Done:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             process = await self._keeper.spawn(identity, program, writing, words)
@@ -87,7 +87,7 @@ class Commands:
         jobs: list[asyncio.Task[object]] = []
         try:
             async with asyncio.timeout(self._limits.timeout):
-                jobs = [asyncio.ensure_future(self._watch(process))]
+                jobs = [asyncio.ensure_future(self._watch(process, most))]
                 text = asyncio.ensure_future(self._read(reading, listing=listing))
                 jobs.append(text)
                 for job in asyncio.as_completed(jobs):
@@ -105,9 +105,8 @@ class Commands:
             await asyncio.wait({process.ended})
         return Done(status, text.result(), _end_of(words))
 
-    async def _watch(self, process: Process) -> None:
+    async def _watch(self, process: Process, most: int) -> None:
         """Returns when it has ended. Raises TooMuchError."""
-        most = self._limits.max_bytes
         try:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
         except ProcessLookupError:

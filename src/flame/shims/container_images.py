@@ -17,9 +17,11 @@ import msgspec
 from flame.model.errors import NotFoundError
 from flame.model.states import BindCode
 from flame.shims.container_commands import Commands, TooMuchError
+from flame.shims.container_disk import disk_of, make_disk
 from flame.shims.container_limits import ImageLimits
-from flame.shims.container_podman import Podman, unfit
+from flame.shims.container_podman import Podman, size_of, unfit
 from flame.shims.container_tree import locate, prepare, user_of
+from flame.shims.isolation_sandbox import USER
 from flame.shims.removal import remove_tree
 from flame.shims.shim import BindError
 
@@ -110,14 +112,14 @@ class Images:
         for path in left:
             remove_tree(path)
 
-    async def provide(self, name: str) -> Image:
-        """The image of that name, as podman understands it, fetched and unpacked now if need be. Raises BindError with
-        code 10."""
+    async def provide(self, name: str, *, disk: bool = False) -> Image:
+        """The image of that name, as podman understands it, fetched and unpacked now if need be; with `disk`, there is
+        one of it too. Raises BindError with code 10."""
         until, error = self._hopeless.get(name, (0.0, None))
         if error is not None and until > time.monotonic():
             raise error
         try:
-            return await self._provide(name)
+            return await self._provide(name, disk=disk)
         except TooMuchError as much:
             logger.warning("image %s can't be had: %s", name, much)
             refused = BindError(BindCode.INSTALL, f"image {name!r} can't be had: {much}")
@@ -128,7 +130,7 @@ class Images:
         except OSError as error:
             raise BindError(BindCode.INSTALL, f"image {name!r} can't be had: {error}") from error
 
-    async def _provide(self, name: str) -> Image:
+    async def _provide(self, name: str, *, disk: bool) -> Image:
         async with self._turn(name):  # two of the same name would do the same work twice
             found, fetched = await self._podman.look_up(name)
         identity = str(found["Id"]).removeprefix("sha256:")
@@ -146,12 +148,14 @@ class Images:
                     await self._podman.forget(fetched)
                     raise
             os.utime(root)
+            try:
+                user = await asyncio.to_thread(user_of, root, config.get("User") or "")
+            except LookupError as error:
+                raise BindError(BindCode.INSTALL, f"image {name!r} can't be run: {error}") from None
+            if disk and not disk_of(root).exists():
+                await self._make_disk(root, user or USER)
         await self._tidy(identity)
         command = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
-        try:
-            user = await asyncio.to_thread(user_of, root, config.get("User") or "")
-        except LookupError as error:
-            raise BindError(BindCode.INSTALL, f"image {name!r} can't be run: {error}") from None
         return Image(identity, root, command, config.get("Env") or (), cwd, user)
 
     def hold(self, image: Image) -> None:
@@ -189,6 +193,15 @@ class Images:
         finally:
             await asyncio.to_thread(remove_tree, part)
 
+    async def _make_disk(self, root: Path, user: tuple[int, int]) -> None:
+        part = root.with_suffix(_PART)
+        await asyncio.to_thread(remove_tree, part)
+        part.mkdir()
+        try:
+            await make_disk(self._commands, root, user, part)
+        finally:
+            await asyncio.to_thread(remove_tree, part)
+
     async def _tidy(self, current: str) -> None:
         """Remove those that nobody used lately, and the oldest when there are too many, here and from podman."""
         for path in await asyncio.to_thread(self._surplus, current):
@@ -199,12 +212,13 @@ class Images:
                 path.rename(part)
                 await asyncio.to_thread(remove_tree, part)
                 path.with_suffix(_NOTE).unlink(missing_ok=True)
+                disk_of(path).unlink(missing_ok=True)
                 await self._podman.forget(note.fetched)
             logger.info("removed image %s", path.name)
 
     def _surplus(self, current: str) -> list[Path]:
         there = {path: path.stat().st_mtime for path in self._folder.iterdir() if not path.suffix}
-        kept = {path: Kept(used, _note_of(path).size) for path, used in there.items()}
+        kept = {path: Kept(used, _note_of(path).size + size_of(disk_of(path))) for path, used in there.items()}
         used = {path for path in kept if path.name == current or self._holds.get(path.name)}
         return too_many(kept, used, self._limits, time.time())
 

@@ -85,7 +85,7 @@ class Podman:
             try:
                 await self._commands.do(self._program, "export", f"--output={archive}", container)
             except BindError:
-                if await asyncio.to_thread(_size_of, archive) >= self._max_bytes:
+                if await asyncio.to_thread(size_of, archive) >= self._max_bytes:
                     raise TooMuchError(larger(self._max_bytes)) from None
                 raise
         finally:
@@ -100,7 +100,8 @@ class Podman:
             subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_END_S, check=False)
 
 
-def _size_of(file: Path) -> int:
+def size_of(file: Path) -> int:
+    """In bytes; 0 = it is not there."""
     try:
         return file.stat().st_size
     except OSError:

@@ -1,5 +1,6 @@
 """The node's Python for the root of an image: with its own loader and libraries, since the image may have no Python,
-another one, or another C library. It runs what belongs to the node in there, such as the bridge of its network."""
+another one, or another C library. It runs what belongs to the node in there: the bridge of its network, and process 1
+of a virtual machine."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 FOLDER = "/.flame"  # of images; nothing else is there
-_MODULES = ("_asyncio", "_socket", "math", "select")  # what the bridge imports, where that is no part of the program
+# What these two import, where that is no part of the program.
+_MODULES = ("_asyncio", "_ctypes", "_socket", "fcntl", "math", "resource", "select")
 _LOADER = re.compile(r" (/\S*/ld-\S*\.so\S*)$", re.MULTILINE)
 _LIBRARY = re.compile(r"^\s*(\S+) => (/\S+) ", re.MULTILINE)
 _LIST_S = 10.0

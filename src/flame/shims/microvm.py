@@ -17,8 +17,10 @@ import msgspec
 
 from flame.model.isolation import Limits
 from flame.proto import types_pb2
+from flame.shims import image_python
 from flame.shims.build_cache import Cache
-from flame.shims.isolation_sandbox import Room
+from flame.shims.container_disk import disk_of
+from flame.shims.isolation_sandbox import USER, Room
 from flame.shims.levels import shared_folder
 from flame.shims.microvm_kernel import KernelError, find_kernel, module_files
 from flame.shims.microvm_probe import Acceleration, find_acceleration
@@ -38,7 +40,7 @@ _INSIDE = 96 * _MIB  # what the machine's own kernel takes of its memory
 _BRIDGE = 24 * _MIB  # and what passes on connections, where there is a list of what may be reached
 _OUTSIDE = 320 * _MIB  # what QEMU takes besides it, and the runner
 _OUTSIDE_PIDS = 512  # threads and processes of both
-_KEPT = {"system": 4, "room": 32, "initrd": 4, "snapshot": 8, "refused": 64, "probe": 8}
+_KEPT = {"system": 4, "room": 32, "python": 4, "initrd": 4, "snapshot": 8, "refused": 64, "probe": 8}
 _PIECE = 100_000  # bytes; one variable of an environment may have 128 KiB
 _INSTALL = "install QEMU (qemu-system-x86), busybox-static and e2fsprogs"
 
@@ -99,11 +101,19 @@ class Microvm:
         verdict = str(self._verdicts / launch.executor_id)
         env = dict(program.env)
         # Who speaks the link gets the session's common data over it, when it enters the session.
-        data = env.pop(COMMON_DATA, "") if launch.application.shim == types_pb2.Host else ""
-        own = [] if any(_FLAME.is_relative_to(each) for each in self._settings["system"]["prefixes"]) else [_FLAME]
+        data = env.pop(COMMON_DATA, "") if _by_sdk(launch.application) else ""
+        prefixes = self._settings["system"]["prefixes"]
+        own = [] if room.root is not None or any(_FLAME.is_relative_to(each) for each in prefixes) else [_FLAME]
         spec = {
             **self._settings,
-            "program": {"path": program.path, "argv": list(program.argv), "env": env, "cwd": room.cwd},
+            "image": None if room.root is None else _image(room.root),
+            "program": {
+                "path": program.path,
+                "argv": list(program.argv),
+                "env": env,
+                "cwd": room.cwd,
+                "user": room.user if room.root is not None else USER,
+            },
             "room": {
                 "readable": [str(path) for path in (*own, *room.readable) if str(path) != data],
                 "hidden": [*(str(path) for path in room.hidden), self._settings["cache"]["folder"]],
@@ -184,6 +194,20 @@ def _counter_khz() -> int:
         if line.startswith("cpu MHz"):
             return round(float(line.partition(":")[2]) * 1000)
     return 2_000_000
+
+
+def _by_sdk(application: types_pb2.ApplicationSpec) -> bool:
+    """Whether its program is one of the SDK, of the node or of an image."""
+    forms = [label for label in application.labels if label.startswith("stdio=")]
+    return application.shim == types_pb2.Host or (application.shim == types_pb2.Container and not forms)
+
+
+def _image(root: Path) -> dict[str, Any]:
+    """The unpacked image that is the root of a machine, and the Python of its process 1."""
+    python = image_python.find()
+    places = {path.removeprefix(image_python.FOLDER): str(file) for path, file in python.files.items()}
+    program = python.command[-1].removeprefix(image_python.FOLDER)
+    return {"identity": root.name, "disk": str(disk_of(root)), "python": places, "program": program}
 
 
 def _size(memory: int, proxy: Path | None = None) -> int:

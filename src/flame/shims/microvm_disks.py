@@ -1,8 +1,9 @@
 """Disks of virtual machines, made from files of the node: ext4, read-only, with what is in them at the same path.
 
 The disk of the system is the same for all machines of a node: the Python that runs it, Flame, the shared libraries that
-those need, and busybox for everything else. The disk of the room has what one program is shown besides. Only the
-standard library: the runner uses it.
+those need, and busybox for everything else. The disk of the room has what one program is shown besides. A machine whose
+root is an image has the disk of that (container_disk.py), and one with a Python for process 1. Only the standard
+library: the runner uses it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flame.shims.build_cache import Cache, digest, fingerprint, fingerprints, room_state, system_state
 
@@ -35,6 +36,7 @@ _TEXTS = {
     "/etc/hosts": "127.0.0.1 localhost flame\n::1 localhost\n",
     "/etc/resolv.conf": "nameserver 10.0.2.3\n",  # there is one when the machine has a network
 }
+_NOT_FOR_INIT = ("site-packages", "dist-packages", "lib2to3", "pydoc_data", "tkinter", "unittest")
 _BATCH = 400  # files that ldd looks at at a time
 _SLACK = 1.15, 32 * 1024**2  # room that the file system itself takes
 
@@ -67,20 +69,22 @@ def system_disk(cache: Cache, prefixes: Sequence[str], added: Sequence[str], bus
 
 def room_disk(cache: Cache, paths: Sequence[str], hidden: Sequence[str], program: str) -> tuple[str, int | None]:
     """The key of a room's disk, and the disk, open for reading; None = nothing is in it. `program` is a file that is
-    needed with its libraries even where it is one of the system's. Raises DiskError, OSError."""
+    needed with its libraries even where it is one of the system's; empty = it is one of an image, which nothing of the
+    system is mixed with. Raises DiskError, OSError."""
     covered = frozenset(hidden)
     programs = [program] if program.startswith(tuple(f"{top}/" for top in ("/usr", "/bin", "/sbin"))) else []
     if not paths and not programs:
         return "", None
-    key = digest(_LAYOUT, room_state(paths, covered), [fingerprint(path) for path in programs])
+    key = digest(_LAYOUT, room_state(paths, covered), [fingerprint(path) for path in programs], bool(program))
 
     def make(folder: str) -> None:
-        tree = Tree(folder + "/tree")
+        tree = Tree(folder + "/tree", aliases=_ALIASES if program else ())
         for path in paths:
             tree.add(path, hidden=covered)
         for path in programs:
             tree.add_program(path)
-        tree.add_libraries()
+        if program:
+            tree.add_libraries()
         tree.finish({})
         write_disk(tree.top, f"{folder}/{IMAGE}")
 
@@ -93,8 +97,42 @@ def directory_disk(cache: Cache, folder: str) -> tuple[str, int]:
     return key, cache.make("system", key, [IMAGE], lambda into: write_disk(folder, f"{into}/{IMAGE}"))[0]
 
 
+def python_disk(cache: Cache, files: Mapping[str, str]) -> tuple[str, int]:
+    """The key of a disk with a Python for process 1 in the root of an image, and the disk. `files` are what belongs to
+    it, by the path on the disk. Raises as above."""
+    key = digest(_LAYOUT, [(path, fingerprint(_mark_of(file))) for path, file in sorted(files.items())])
+
+    def make(folder: str) -> None:
+        tree = folder + "/tree"
+        for path, file in files.items():
+            os.makedirs(os.path.dirname(tree + path), exist_ok=True)
+            if os.path.isdir(file):
+                left_out = shutil.ignore_patterns(*_LEFT_OUT, *_NOT_FOR_INIT)
+                shutil.copytree(file, tree + path, symlinks=True, ignore=left_out)
+            else:
+                shutil.copy(file, tree + path)
+        write_disk(tree, f"{folder}/{IMAGE}")
+
+    return key, cache.make("python", key, [IMAGE], make)[0]
+
+
+def _mark_of(path: str) -> str:
+    """The file that changes when another Python is installed there."""
+    return f"{path}/os.py" if os.path.isdir(path) else path
+
+
 def write_disk(tree: str, path: str) -> None:
     """Make an ext4 image of a folder, and remove the folder if it lies beside the image. Raises DiskError."""
+    command, _ = making(tree, path)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DiskError(f"mke2fs can't make a disk of {tree}: {done.stderr.strip() or done.returncode}")
+    if os.path.dirname(path) == os.path.dirname(tree):
+        shutil.rmtree(tree)
+
+
+def making(tree: str, path: str) -> tuple[list[str], int]:
+    """The command that makes an ext4 image of a folder, and its size in bytes. Raises DiskError."""
     used = 0
     count = 0
     for folder, folders, files in os.walk(tree):
@@ -110,22 +148,18 @@ def write_disk(tree: str, path: str) -> None:
     tool = shutil.which(command[0], path=path_of_tools)
     if tool is None:
         raise DiskError("mke2fs is not installed")
-    done = subprocess.run([tool, *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DiskError(f"mke2fs can't make a disk of {tree}: {done.stderr.strip() or done.returncode}")
-    if os.path.dirname(path) == os.path.dirname(tree):
-        shutil.rmtree(tree)
+    return [tool, *command[1:]], size
 
 
 class Tree:
     """The files of a disk before it is made: links to those of the node where that is possible."""
 
-    def __init__(self, top: str) -> None:
+    def __init__(self, top: str, aliases: Sequence[str] = _ALIASES) -> None:
         self.top = top
         self._machine_code: list[str] = []
         os.makedirs(top)
         # Where /bin is a link into /usr there, it is one here.
-        for name in _ALIASES:
+        for name in aliases:
             if os.path.islink(f"/{name}"):
                 inside = os.readlink(f"/{name}").lstrip("/")
                 os.makedirs(f"{top}/{inside}", exist_ok=True)

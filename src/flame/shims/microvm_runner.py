@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from flame.shims.build_cache import Cache, digest
-from flame.shims.microvm_disks import DiskError, directory_disk, room_disk, system_disk
+from flame.shims.microvm_disks import DiskError, directory_disk, python_disk, room_disk, system_disk
 from flame.shims.microvm_inside import Inside, LiesError, Ports, Signalled, Signals
 from flame.shims.microvm_kernel import KernelError, initrd
 from flame.shims.microvm_machine import Machine, Running, Template, Vmm, VmmError
@@ -47,13 +47,19 @@ class Runner:
     def run(self) -> int:
         """Run the program to its end; gives the exit status. Raises DiskError, KernelError, VmmError, OSError."""
         spec, room, system = self.spec, self.spec["room"], self.spec["system"]
-        if system["directory"]:
+        image, python = spec["image"], None
+        if image:
+            python_key, python = python_disk(self.cache, image["python"])
+            system_key = digest(image["identity"], python_key)
+            disk = os.open(image["disk"], os.O_RDONLY | os.O_CLOEXEC)
+        elif system["directory"]:
             system_key, disk = directory_disk(self.cache, system["directory"])
         else:
             system_key, disk = system_disk(self.cache, system["prefixes"], system["added"], system["busybox"])
-        room_key, room_file = room_disk(self.cache, room["readable"], room["hidden"], spec["program"]["path"])
+        program = "" if image else spec["program"]["path"]
+        room_key, room_file = room_disk(self.cache, room["readable"], room["hidden"], program)
         initrd_key, self.initrd = initrd(self.cache, spec["kernel"]["modules"], system["busybox"])
-        self.disks = (disk,) if room_file is None else (disk, room_file)
+        self.disks = tuple(each for each in (disk, room_file, python) if each is not None)
         if spec["snapshots"]:
             program = {**spec["program"], "env": common(spec["program"]["env"])}
             key = digest(_LAYOUT, system_key, room_key, initrd_key, spec["kernel"], self.vmm.identity(), program,
@@ -137,8 +143,8 @@ class Runner:
         inside = self.begun(start)
         program = {**spec["program"], "env": env}
         room, system = spec["room"], spec["system"]
-        # A folder of the operator's has its own programs in place of these.
-        own = () if system["directory"] else (*system["prefixes"], *system["added"])
+        # A folder of the operator's has its own programs in place of these, and so has an image.
+        own = () if system["directory"] or spec["image"] else (*system["prefixes"], *system["added"])
         paths = (*room["readable"], *own)
         shown = sorted(path for path in paths if path.startswith(_MOUNTED))
         inside.tell("start", program=program, limits=spec["limits"], shown=shown, network=room["network"],
@@ -149,12 +155,19 @@ class Runner:
         spec = self.spec
         ports = Ports(listed=bool(spec["room"]["listed"]))
         words = ("console=ttyS0", "quiet", "loglevel=3", "reboot=t", "panic=-1", "random.trust_cpu=on",
-                 f"flame.python={spec['system']['python']}", f"flame.disks={len(self.disks)}")  # fmt: skip
+                 f"flame.disks={len(self.disks)}", *self.python())  # fmt: skip
         machine = Machine(
             spec["memory"], spec["processors"], spec["kernel"]["image"], self.initrd, words, self.disks,
             ports.descriptors(), spec["room"]["network"],
         )  # fmt: skip
         return Inside(start(machine), ports, self.signals, spec["room"]["proxy"])
+
+    def python(self) -> tuple[str, ...]:
+        """What the kernel's command line says of the Python of process 1."""
+        image = self.spec["image"]
+        if not image:
+            return (f"flame.python={self.spec['system']['python']}",)
+        return (f"flame.python={image['program']}", "flame.apart")
 
 
 def load_vmm(named: dict[str, Any]) -> Vmm:

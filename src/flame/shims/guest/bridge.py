@@ -66,8 +66,9 @@ class Bridge:
             self._multiplex.add(self._last, connection)
 
 
-def leave_behind(port: int) -> dict[str, str]:
-    """Start the process that serves; `port` is its own from now on. Gives the variables by which programs know it."""
+def leave_behind(port: int, user: int) -> dict[str, str]:
+    """Start the process that serves, not as `user`, who is the program's; `port` is its own from now on. Gives the
+    variables by which programs know it."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
     listening.setblocking(False)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # those that come have them too
@@ -75,7 +76,7 @@ def leave_behind(port: int) -> dict[str, str]:
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     if not os.fork():
         try:
-            _alone(port, listening.fileno())
+            _alone(USER + (user == USER), port, listening.fileno())
             loop = Loop()
             bridge = Bridge(loop, port, listening)
             while bridge:
@@ -92,7 +93,7 @@ def leave_behind(port: int) -> dict[str, str]:
     return variables
 
 
-def _alone(*kept: int) -> None:
+def _alone(user: int, *kept: int) -> None:
     """Without any privilege, and with nothing open but these and stdin, stdout, stderr."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -104,6 +105,6 @@ def _alone(*kept: int) -> None:
                 pass  # the one that the folder was read with
     os.setsid()
     os.setgroups([])
-    os.setgid(USER)
-    os.setuid(USER)
+    os.setgid(user)
+    os.setuid(user)
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -7,8 +7,8 @@ limits), `signal`, `ended` (stdin ends after so many bytes), `resume` (after a s
 From here: `prepared` (take a snapshot now), `resumed`, `exited` (the exit status, whether memory ran out, how many
 bytes went to link and log).
 
-The program is user 1000 without any capability, in a control group of its own: the kernel may have to kill it, but
-never this process.
+The program is user 1000, or that of its image, without any capability, in a control group of its own: the kernel may
+have to kill it, but never this process.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirna
 from flame.shims.guest.bridge import leave_behind
 from flame.shims.guest.pump import Lines, Loop, Pump
 
-USER = 1000
 GROUP = "/sys/fs/cgroup/flame"
 MAX_LINE = 16 * 1024 * 1024  # an environment and arguments have no limit worth the name
 DISKS = "/run/disks"  # where boot.sh shows what is on the disks, whatever is mounted above them
+RESOLVER = "nameserver 10.0.2.3\n"  # of the network that QEMU makes
 SHARED_MEMORY = 64 * 1024**2
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCADDRT = 0x8916, 0x891C, 0x8913, 0x8914, 0x890B
@@ -108,10 +108,12 @@ class Guest:
         asked to say when a snapshot may be taken."""
         refresh(now, entropy)
         furnish(limits, network=network)
+        if network:
+            name_servers()
         for path in shown:
             show(path)
         if listed:
-            self.proxies = leave_behind(port("flame.network"))
+            self.proxies = leave_behind(port("flame.network"), program["user"][0])
             program["env"].update(self.proxies)
         ours, theirs = socket.socketpair()
         error_out, error_in = os.pipe2(os.O_CLOEXEC)
@@ -271,6 +273,13 @@ def furnish(limits: dict[str, int], *, network: bool) -> None:
             fcntl.ioctl(sock, _SIOCADDRT, route + bytes(64))
 
 
+def name_servers() -> None:
+    """Images have those of the machine that they were made on, if any."""
+    if os.path.exists("/etc/resolv.conf"):
+        write("/run/resolv.conf", RESOLVER)
+        mount("/run/resolv.conf", "/etc/resolv.conf", "none", _MS_BIND, "")
+
+
 def show(path: str) -> None:
     """Something of the disks that lies where another file system has been mounted since."""
     source = DISKS + path
@@ -335,8 +344,9 @@ def start(program: dict[str, Any], streams: tuple[int, int], asked: socket.socke
         for capability in range(_LAST_CAPABILITY):
             _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
         os.setgroups([])
-        os.setgid(USER)
-        os.setuid(USER)
+        number, group = program["user"]
+        os.setgid(group)
+        os.setuid(number)
         _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         os.chdir(program["cwd"])
         os.execve(program["path"], program["argv"], env)
