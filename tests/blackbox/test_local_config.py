@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import flame
-from flame.local import Cluster
+from flame.local import Cluster, find_or_start
 from flame.model.errors import FlameError, InvalidConfigError
 
 SERVICE = Path(__file__).parent / "services" / "trouble.py"
@@ -77,3 +78,26 @@ def test_what_can_not_be_is_told_to_the_starter(folder: Path) -> None:
     with pytest.raises(InvalidConfigError, match="unknown policy 'spraed'") as caught, Cluster(config=file):
         pass
     assert "did you mean spread?" in caught.value.remedy
+
+
+def test_all_who_wait_learn_why_it_does_not_start_and_who_comes_later_gets_another(folder: Path) -> None:
+    file = folder / "cluster.yaml"
+    file.write_text(FILE.replace("spread", "spraed"))
+    cluster = Cluster(config=file).start(wait=False)
+
+    def error() -> FlameError:
+        with pytest.raises(FlameError) as caught:
+            assert cluster.endpoint
+        return caught.value
+
+    with ThreadPoolExecutor(8) as threads:
+        errors = [future.result(60) for future in [threads.submit(error) for _ in range(8)]]
+    assert {(type(error), str(error)) for error in errors} == {(InvalidConfigError, str(errors[0]))}
+    assert "unknown policy 'spraed'" in errors[0].message
+    assert list((folder / "flame").iterdir()) == []  # nothing of it is left
+
+    started = find_or_start()
+    assert isinstance(started, Cluster)
+    assert started is not cluster
+    with started, flame.connect(started.endpoint) as connection:
+        assert connection.list_nodes()

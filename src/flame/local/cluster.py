@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import threading
@@ -13,7 +14,7 @@ from flame.local.folders import private_folder, state_root, temporary_folder
 from flame.local.launch import Daemon, launch
 from flame.local.registry import DEFAULT_NAME, ClusterRecord, cluster_folder, find
 from flame.local.settings import DaemonSettings
-from flame.model.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
+from flame.model.errors import AlreadyExistsError, FlameError, InvalidArgumentError, InvalidStateError, NotFoundError
 from flame.model.resources import Resources
 
 
@@ -68,7 +69,11 @@ class Cluster:
         """Where clients connect, such as unix:/run/user/1000/flame/x/link.sock. Raises InvalidStateError."""
         if self._daemon is None:
             raise InvalidStateError("the cluster is not started", remedy="use it in a with statement or call start()")
-        return self._daemon.wait_ready()
+        try:
+            return self._daemon.wait_ready()
+        except FlameError:
+            self._clear(self._daemon)  # who asks for a cluster from now on gets another one
+            raise
 
     @property
     def belongs_here(self) -> bool:
@@ -145,11 +150,14 @@ class Cluster:
 
     def _end(self) -> None:
         daemon, self._daemon = self._daemon, None
-        if self in _started:
+        if daemon is not None:
+            daemon.stop()
+            self._clear(daemon)
+
+    def _clear(self, daemon: Daemon) -> None:
+        """Its daemon has ended."""
+        with contextlib.suppress(ValueError):  # another thread was quicker
             _started.remove(self)
-        if daemon is None:
-            return
-        daemon.stop()
         # Where all went well nothing of this is left; a daemon that failed left its log to be read.
         if self._temporary:
             shutil.rmtree(daemon.settings.data, ignore_errors=True)

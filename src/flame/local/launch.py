@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import msgspec
 
 from flame.local.registry import ClusterRecord, cluster_folder, find, listener, retire, sweep, take_lock
 from flame.local.settings import DaemonSettings, Ready
-from flame.model.errors import InternalError, NotFoundError, TimedOutError, error_of
+from flame.model.errors import FlameError, InternalError, NotFoundError, TimedOutError, error_of
 
 # A large journal takes its time to be read; whoever loses patience before has Ctrl-C.
 START_TIMEOUT = 300.0
@@ -30,6 +31,8 @@ class Daemon:
         self.settings = settings
         self.log = Path(settings.data) / LOG
         self.endpoint = ""
+        self._fault: FlameError | None = None  # why it did not start
+        self._asking = threading.Lock()  # its one line is read once, whoever waits for it
         self._deadline = time.monotonic() + START_TIMEOUT
         with self.log.open("ab") as log:
             # A session of its own keeps the terminal's Ctrl-C from it: it ends when its standard input does.
@@ -53,9 +56,22 @@ class Daemon:
         return self._process.poll() is None
 
     def wait_ready(self) -> str:
-        """Wait until clients can connect: the endpoint. Raises the daemon's error, with the last lines of its log."""
+        """Wait until clients can connect: the endpoint. Raises the daemon's error, with the last lines of its log; any
+        number of threads may wait."""
         if self.endpoint:
             return self.endpoint
+        with self._asking:
+            if not self.endpoint and self._fault is None:
+                try:
+                    self.endpoint = self._started()
+                except FlameError as error:
+                    self._fault = error
+                    raise
+            if self._fault is not None:
+                raise error_of(self._fault.code, self._fault.message, self._fault.remedy)
+        return self.endpoint
+
+    def _started(self) -> str:
         line = self._read_line()
         if not line:
             self.stop()
@@ -67,10 +83,9 @@ class Daemon:
         if ready.error:
             self.stop()
             raise error_of(ready.code, ready.error, "\n".join(filter(None, (ready.remedy, self.last_words()))))
-        self.endpoint = ready.endpoint
         if self.settings.detached and self._process.stdout is not None:
             self._process.stdout.close()
-        return self.endpoint
+        return ready.endpoint
 
     def stop(self) -> None:
         """End it and wait for that; a daemon that does not end in time is killed. Harmless when it has ended."""
