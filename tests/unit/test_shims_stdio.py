@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable
 
 import pytest
@@ -71,7 +72,8 @@ def test_a_request_is_one_line(data: bytes | None, fields: dict[str, object]) ->
 )
 def test_outputs_of_answers(fields: str, output: bytes | None) -> None:
     line = '{"task_id": 1%s}\n' % (fields and f", {fields}")
-    (answer,) = read_answers(line.encode())
+    (answer,), fault = read_answers(line.encode())
+    assert fault == ""
     assert output_of(answer) == output
 
 
@@ -80,23 +82,35 @@ def test_outputs_of_answers(fields: str, output: bytes | None) -> None:
     ['"output": "/w", "encoding": "base64"', '"output": "a", "encoding": "hex"', '"output": 1, "encoding": "base64"'],
 )
 def test_outputs_that_are_not_what_they_say(fields: str) -> None:
-    (answer,) = read_answers(f'{{"task_id": 1, {fields}}}\n'.encode())
+    (answer,), _ = read_answers(f'{{"task_id": 1, {fields}}}\n'.encode())
     with pytest.raises(ValueError, match=r"base64|encoding"):
         output_of(answer)
 
 
 def test_lines_that_are_no_answers_are_shown() -> None:
     lines = b'{"task_id": 1, "output": "fine"}\n\n\nLoading the model: 12%' + b"." * 300 + b"\n"
-    with pytest.raises(ValueError, match=r"no answer .*: 'Loading the model: 12%\.+' and 122 bytes more"):
-        read_answers(lines)
-    with pytest.raises(ValueError, match="no answer"):
-        read_answers(b'{"output": "whose?"}\n')
-    with pytest.raises(ValueError, match="no answer"):
-        read_answers(b'{"task_id": 1, "error": "\xff"}\n')
+    found, fault = read_answers(lines)
+    assert [answer.task_id for answer in found] == [1]
+    assert re.search(r"no answer .*: 'Loading the model: 12%\.+' and 122 bytes more", fault)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"output": "whose?"}',
+        b'{"task_id": 1, "error": "\xff"}',
+        b'{"task_id": 1, "error": "too bad", "code": 2147483648}',
+        b'{"task_id": 1, "output": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=["no task", "no text", "no code", "lists in lists"],
+)
+def test_lines_that_are_almost_answers(line: bytes) -> None:
+    found, fault = read_answers(line + b"\n")
+    assert (list(found), "no answer" in fault) == ([], True)
 
 
 def test_empty_lines_mean_nothing() -> None:
-    assert [answer.task_id for answer in read_answers(b'\n{"task_id": 1}\n\n{"task_id": "2"}\r\n')] == [1, "2"]
+    assert [answer.task_id for answer in read_answers(b'\n{"task_id": 1}\n\n{"task_id": "2"}\r\n')[0]] == [1, "2"]
 
 
 def test_quick_tasks_are_written_ahead_and_slow_ones_are_not() -> None:
@@ -272,7 +286,7 @@ async def test_answers_come_in_any_pieces(stream: LinesStream, owner: Listener) 
     ("said", "words"),
     [
         (answers(2), "it answered for task 2, which it does not have"),
-        (answers(1, 1), "it answered for task 1, which it does not have"),
+        (b'{"task_id": "%s"}\n' % (b"1" * 5000), "it answered for task '1111"),
         (b'{"task_id": "one"}\n', "it answered for task 'one', which it does not have"),
         (b"x" * 1_100_000, "longer than 1050576 bytes"),
         (b"Hello\n" + answers(1), "'Hello'"),
@@ -286,3 +300,14 @@ async def test_what_breaks_the_contract(stream: LinesStream, owner: Listener, sa
     stream.data_received(answers(1))
     stream.connection_lost(None)
     assert (owner.heard, len(owner.complaints)) == ([], 1)
+
+
+@pytest.mark.parametrize(("more", "words"), [(answers(1), "for task 1"), (b"Hello\n", "'Hello'")])
+async def test_what_was_answered_before_counts(
+    stream: LinesStream, pipe: Pipe, owner: Listener, more: bytes, words: str
+) -> None:
+    stream.tasks(tasks([1, 2]))
+    stream.data_received(answers(1) + more)
+    (complaint,) = owner.complaints
+    assert words in complaint
+    assert (owner.heard, pipe.written) == ([1], [1])

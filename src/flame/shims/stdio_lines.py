@@ -12,7 +12,7 @@ import base64
 import binascii
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 
@@ -46,7 +46,7 @@ class Answer(msgspec.Struct):
     output: msgspec.Raw = msgspec.Raw(b"null")
     encoding: str = ""
     error: str | None = None
-    code: int = FAILED
+    code: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] = FAILED
     retryable: bool = False
     traceback: str = ""
 
@@ -54,6 +54,8 @@ class Answer(msgspec.Struct):
 _ENCODER = msgspec.json.Encoder()
 _ANSWERS = msgspec.json.Decoder(Answer)
 _TEXT = msgspec.json.Decoder(str)
+# The last one is for lists in lists without end.
+_NO_ANSWER = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def request_line(session_id: str, task: Waiting) -> bytes:
@@ -67,17 +69,18 @@ def request_line(session_id: str, task: Waiting) -> bytes:
     return _ENCODER.encode(Request(session_id, task.task_id, task.attempt, text, encoding))
 
 
-def read_answers(lines: bytes) -> Sequence[Answer]:
-    """The answers in whole lines. Raises ValueError, which shows the first line that is none."""
+def read_answers(lines: bytes) -> tuple[Sequence[Answer], str]:
+    """The answers in whole lines, up to the first line that is none; and what is wrong with that one, or nothing."""
     try:
-        return cast("Sequence[Answer]", _ANSWERS.decode_lines(lines))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return cast("Sequence[Answer]", _ANSWERS.decode_lines(lines)), ""
+    except _NO_ANSWER:
+        found: list[Answer] = []
         for line in filter(bytes.strip, lines.split(b"\n")):
             try:
-                _ANSWERS.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"it wrote a line to stdout that is no answer ({error}): {_shown(line)}") from None
-        raise
+                found.append(_ANSWERS.decode(line))
+            except _NO_ANSWER as error:
+                return found, f"it wrote a line to stdout that is no answer ({error}): {_shown(line)}"
+        return found, ""
 
 
 def output_of(answer: Answer) -> bytes | None:
@@ -241,30 +244,29 @@ class LinesStream(asyncio.Protocol):
     def _answered(self, lines: bytes) -> None:
         if self._deaf:
             return
-        try:
-            answers = self._settled(read_answers(lines))
-        except ValueError as error:
-            self._break(str(error))
-            return
-        if not answers:
-            return
-        now = time.monotonic_ns()
-        elapsed, self._since = now - self._since, now
-        mean = elapsed / len(answers)
-        self._mean_ns = (3 * self._mean_ns + mean) / 4 if self._mean_ns else mean
-        self._limit = tasks_ahead(self._mean_ns, self.concurrency)
-        self.owner.results(answers.wire(elapsed * min(self.concurrency, len(answers)) // 1000))
-        self._pump()
+        found, fault = read_answers(lines)
+        answers, stray = self._settled(found)
+        if answers:
+            now = time.monotonic_ns()
+            elapsed, self._since = now - self._since, now
+            mean = elapsed / len(answers)
+            self._mean_ns = (3 * self._mean_ns + mean) / 4 if self._mean_ns else mean
+            self._limit = tasks_ahead(self._mean_ns, self.concurrency)
+            self.owner.results(answers.wire(elapsed * min(self.concurrency, len(answers)) // 1000))
+        if stray or fault:
+            self._break(stray or fault)
+        elif answers:
+            self._pump()
 
-    def _settled(self, found: Sequence[Answer]) -> Answers:
-        """What came of the tasks that are answered here. Raises ValueError when the program does not have one."""
+    def _settled(self, found: Sequence[Answer]) -> tuple[Answers, str]:
+        """What came of the tasks that are answered here, up to one that it does not have, which is then said."""
         answers = Answers()
         for answer in found:
             try:
                 task_id = int(answer.task_id)
                 attempt = self._given.pop(task_id)
             except (KeyError, ValueError):
-                raise ValueError(f"it answered for task {answer.task_id!r}, which it does not have") from None
+                return answers, f"it answered for task {repr(answer.task_id)[:_SHOWN]}, which it does not have"
             if answer.error is not None:
                 answers.failed(
                     task_id,
@@ -281,7 +283,7 @@ class LinesStream(asyncio.Protocol):
                 answers.failed(task_id, attempt, FAILED, str(error))
             else:
                 answers.succeeded(task_id, attempt, output, self._max_payload)
-        return answers
+        return answers, ""
 
     def _break(self, why: str) -> None:
         """It does not keep to its contract: what else it says is nonsense."""
