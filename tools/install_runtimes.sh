@@ -1,6 +1,6 @@
 # What isolation and containers need on the machine that runs the tests, from the system's packages: bubblewrap, gVisor,
-# podman, and for virtual machines QEMU with busybox, mke2fs and a kernel. Without the right to install, or without
-# apt-get, it says what is missing and goes on: the tests that need it fail by name.
+# podman with newuidmap, and for virtual machines QEMU with busybox, mke2fs and a kernel. Without the right to install,
+# or without apt-get, it says what is missing and goes on: the tests that need it fail by name.
 set -eu
 
 export DEBIAN_FRONTEND=noninteractive
@@ -26,6 +26,7 @@ provide() {
 
 has_bwrap() { command -v bwrap >/dev/null; }
 has_runsc() { command -v runsc >/dev/null; }
+has_newuidmap() { command -v newuidmap >/dev/null; }
 has_podman() { command -v podman >/dev/null && test -x /bin/busybox; }
 has_qemu() {
 	command -v qemu-system-x86_64 >/dev/null && command -v busybox >/dev/null &&
@@ -56,6 +57,7 @@ provide_kernel() {
 
 provide "bubblewrap (bwrap)" has_bwrap bubblewrap
 provide "gVisor (runsc)" has_runsc runsc
+provide "newuidmap, for podman of other users than root" has_newuidmap uidmap
 provide "podman or busybox" has_podman podman runc busybox-static
 if [ "$(uname -m)" = x86_64 ]; then
 	provide "QEMU, busybox or mke2fs" has_qemu qemu-system-x86 busybox-static e2fsprogs
