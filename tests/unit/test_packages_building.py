@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -67,12 +69,126 @@ def test_what_is_left_out(tmp_path: Path) -> None:
 
 
 def test_virtual_environments_are_left_out_whatever_their_name(tmp_path: Path) -> None:
-    for name in ("app/x.py", "app/.own/pyvenv.cfg", "app/.own/lib/y.py", "app/deep/env/pyvenv.cfg", "app/deep/z.py"):
+    for name in (
+        "app/x.py",
+        "app/.own/pyvenv.cfg",
+        "app/.own/lib/y.py",
+        "app/deep/env/pyvenv.cfg",
+        "app/deep/z.py",
+        "app/conda/conda-meta/history",
+    ):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     (tmp_path / "app" / ".own" / "python").symlink_to(sys.executable)
     assert pack_folder(tmp_path / "app", tmp_path / "a.tar.gz").names == ("deep/z.py", "x.py")
+
+
+def test_what_git_ignores_is_left_out_where_that_is_wanted(tmp_path: Path) -> None:
+    repository = files(
+        tmp_path,
+        {
+            ".git/config": "",
+            ".gitignore": "*.out\n/app/data/\n",
+            "app/.gitignore": "!keep.out\ngenerated\nlogs/\n",
+            "app/x.py": "",
+            "app/x.out": "",
+            "app/keep.out": "",
+            "app/data/large": "",
+            "app/generated/made.py": "",
+            "app/logs": "a file",
+            "app/sub/.gitignore": "/only-here\n",
+            "app/sub/only-here": "",
+            "app/sub/y.py": "",
+        },
+    )
+    kept = (".gitignore", "keep.out", "logs", "sub/.gitignore", "sub/y.py", "x.py")
+    assert pack_folder(repository / "app", tmp_path / "a.tgz", gitignore=True).names == kept
+    files(repository, {"app/.flameignore": "!generated\n!x.out\nlogs\n"})
+    chosen = (".gitignore", "generated/made.py", "keep.out", "sub/.gitignore", "sub/y.py", "x.out", "x.py")
+    assert pack_folder(repository / "app", tmp_path / "a.tgz", gitignore=True).names == chosen
+    assert "data/large" in pack_folder(repository / "app", tmp_path / "a.tgz").names
+    # Somebody who names a folder that Git ignores means it.
+    assert pack_folder(repository / "app" / "data", tmp_path / "a.tgz", gitignore=True).names == ("large",)
+
+
+def test_what_changes_or_vanishes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = files(
+        tmp_path / "app", {"a.py": "1", "gone/b.py": "2", "log": "one\n", "torn.py": "old text", "z.py": "3"}
+    )
+    os.utime(folder / "torn.py", (1, 1))
+    opened: list[str] = []
+    what_happens = {
+        "a.py": [(folder / "gone" / "b.py").unlink],
+        "log": [lambda: (folder / "log").write_text("one\ntwo\n")],
+        "torn.py": [lambda: (folder / "torn.py").write_text("new text"), lambda: None],
+    }
+    add = tarfile.TarFile.addfile
+
+    def addfile(archive: tarfile.TarFile, info: tarfile.TarInfo, stream: IO[bytes] | None = None) -> None:
+        opened.append(info.name)
+        if what_happens.get(info.name):
+            what_happens[info.name].pop(0)()
+        add(archive, info, stream)
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", addfile)
+    built = pack_folder(folder, tmp_path / "a.tgz")
+    assert built.names == ("a.py", "log", "torn.py", "z.py")
+    assert opened == ["a.py", "log", "torn.py", *built.names]
+    with tarfile.open(built.file) as archive:
+        torn, log = archive.extractfile("torn.py"), archive.extractfile("log")
+        assert torn is not None
+        assert log is not None
+        assert (torn.read(), log.read()) == (b"new text", b"one\ntwo\n")
+
+    def shrink() -> None:
+        (folder / "z.py").write_text((folder / "z.py").read_text()[1:])
+
+    (folder / "z.py").write_text("0123456789")
+    what_happens["z.py"] = [shrink] * 5
+    with pytest.raises(
+        InvalidArgumentError, match=r"z\.py in .* changes while it is packed, 3 times in a row"
+    ) as raised:
+        pack_folder(folder, tmp_path / "a.tgz")
+    assert ".flameignore" in raised.value.remedy
+
+
+def test_a_folder_that_was_packed_while_it_grew(tmp_path: Path) -> None:
+    folder = files(tmp_path / "app", {"log": "", "x.py": ""})
+    stop = threading.Event()
+
+    def write() -> None:
+        with (folder / "log").open("a") as log:
+            while not stop.is_set():
+                log.write("line\n" * 100)
+                log.flush()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        built = pack_folder(folder, tmp_path / "a.tgz")
+    finally:
+        stop.set()
+        writer.join()
+    assert built.names == ("log", "x.py")
+    with tarfile.open(built.file) as archive:
+        assert archive.getnames() == ["log", "x.py"]
+
+
+def test_a_large_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flame.packages.building.LARGE", 4_000_000)
+    folder = files(tmp_path / "app", {"x.py": "", "data/one": "1" * 2_000_000, "data/two": "2" * 1_000_000})
+    pack_folder(folder, tmp_path / "a.tgz")
+    assert caplog.messages == []
+    files(folder, {"model": "3" * 2_000_000})
+    pack_folder(folder, tmp_path / "a.tgz")
+    (said,) = caplog.messages
+    assert said == (
+        f"{folder} is sent to the nodes with 5 MB in 4 files (data/ 3 MB, model 2 MB, x.py 0 MB); "
+        "what they do not need can be named in .flameignore"
+    )
 
 
 def test_more_files_are_added_but_replace_none(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def _pack(folder: Path | None, dependencies: Sequence[str], into: Path, excludes
         raise InvalidArgumentError(
             f"{folder} says itself what it depends on", remedy=f"put the dependencies into {where}"
         )
-    return pack_folder(folder, into, excludes=excludes, more=more)
+    return pack_folder(folder, into, excludes=excludes, more=more, gitignore=True)
 
 
 def _keep(base: str, context: ClientContext, name: str) -> None:

@@ -97,7 +97,10 @@ class FlameRunpyService(FlameService):
             loaded = pickle.loads(data)
         except (Exception, SystemExit) as error:
             check_libraries(self._libraries)
-            missing = "install that there, or give the Runner dependencies=[...] or package=FOLDER"
+            missing = (
+                "install that there, or give the Runner dependencies=[...] or package=FOLDER "
+                "(what .gitignore or .flameignore name in it is not sent)"
+            )
             raise InvalidArgumentError(
                 f"{what} can't be loaded by the executor: {type(error).__name__}: {error}",
                 remedy=missing if isinstance(error, ImportError) else "",
