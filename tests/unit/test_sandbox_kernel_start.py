@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flame.sandbox.inside.kernel_start import can_change
+from flame.sandbox.inside.kernel_start import changes
 
 # A service that makes a kernel in a folder, closes its socket, and tells how the kernel ended.
 SERVICE = """
@@ -54,5 +54,12 @@ def test_a_copy_that_cant_begin_says_why_and_ends(tmp_path: Path) -> None:
 )
 def test_variables_that_only_a_new_process_heeds(changed: dict[str, str], can: bool) -> None:
     before = {"LANG": "C", "HOME": "/"}
-    assert can_change(before, {**before, **changed}) is can
-    assert can_change({**before, **changed}, before) is can
+    after = {**before, **changed}
+    there, back = changes(before, after), changes(after, before)
+    if not can:
+        assert there is back is None
+        return
+    assert there is not None
+    assert back is not None
+    told = {name: value for name, value in changed.items() if before.get(name) != value}
+    assert (there, back) == (told, {name: before.get(name) for name in told})

@@ -21,6 +21,7 @@ from typing import Any
 from flame.sandbox.inside import display
 
 _CELL = "<run {}>"
+_CHUNK = 64 * 1024
 
 
 class GoneError(Exception):
@@ -33,29 +34,31 @@ class Channel:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._owner = os.getpid()
+        self._received = bytearray()
 
     def receive(self) -> dict[str, Any]:
         """The next request. Raises GoneError."""
-        size = int.from_bytes(self._exactly(4), "little")
-        return json.loads(self._exactly(size))
+        size = int.from_bytes(self._take(4), "little")
+        return json.loads(self._take(size))
 
     def send(self, message: dict[str, Any]) -> None:
         """A child that code has forked says nothing."""
         if os.getpid() != self._owner:
             return
-        data = memoryview(json.dumps(message).encode())
-        os.write(self._descriptor, len(data).to_bytes(4, "little"))
+        text = json.dumps(message).encode()
+        data = memoryview(len(text).to_bytes(4, "little") + text)
         while data:
             data = data[os.write(self._descriptor, data) :]
 
-    def _exactly(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            piece = os.read(self._descriptor, min(size - len(data), 1 << 20))
+    def _take(self, size: int) -> bytes:
+        while len(self._received) < size:
+            piece = os.read(self._descriptor, max(size - len(self._received), _CHUNK))
             if not piece:
                 raise GoneError
-            data += piece
-        return bytes(data)
+            self._received += piece
+        data = bytes(self._received[:size])
+        del self._received[:size]
+        return data
 
 
 class Kernel:
@@ -188,12 +191,15 @@ class Kernel:
         return {"done": True}
 
 
-def _take(env: dict[str, str]) -> None:
-    """Have this environment, and chance of one's own: this may be a copy of a process that waited for a session."""
-    zone = os.environ.get("TZ")
-    os.environ.clear()
-    os.environ.update(env)
-    if env.get("TZ") != zone:
+def _take(changed: dict[str, str | None]) -> None:
+    """Have these variables, or no more, and chance of one's own: this may be a copy of a process that waited for a
+    session."""
+    for name, value in changed.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if "TZ" in changed:
         time.tzset()
     if "random" in sys.modules:
         sys.modules["random"].seed()

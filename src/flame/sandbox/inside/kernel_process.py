@@ -9,13 +9,14 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flame.sandbox.inside.kernel_start import Started, complete
+from flame.sandbox.inside.kernel_start import Started
 from flame.sandbox.inside.kernel_words import Message, understood
 from flame.sandbox.inside.processes import describe, when_ended
 from flame.sandbox.wire import Shown
 
 _MAX_MESSAGE = 64 * 1024**2
 _CHUNK = 64 * 1024
+Answered = Callable[[Message | None], None]
 
 
 class Kernel:
@@ -27,7 +28,8 @@ class Kernel:
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
         self._unsent = bytearray()
-        self._answer: asyncio.Future[Message] | None = None
+        self._writing = False  # its socket is full
+        self._answered: Answered | None = None  # who waits for its answer
         self.printed: Callable[[bool, bytes], None] = _ignored
         self.told: Callable[[Shown], None] = _nothing
         self.ended: asyncio.Future[str] = self._loop.create_future()  # in words
@@ -43,33 +45,24 @@ class Kernel:
     def pid(self) -> int:
         return self._started.pid
 
-    def tell(self, request: dict[str, Any]) -> None:
-        """Something that it does not answer."""
-        data = json.dumps(request).encode()
-        self._unsent += len(data).to_bytes(4, "little") + data
-        self._send()
+    def take(self, env: Mapping[str, str]) -> bool:
+        """These are its variables from now on, and its chance begins anew: it may be one of many copies. False when
+        that takes a new kernel."""
+        changed = self._started.learn(env)
+        if changed is None:
+            return False
+        self._put({"do": "take", "env": changed})
+        self._loop.call_later(0, self._send)  # after what is to be answered now
+        return True
 
-    def can_take(self, env: Mapping[str, str]) -> bool:
-        """Whether `take` does as well as a new kernel."""
-        return self._started.can_take(env)
-
-    def take(self, env: Mapping[str, str]) -> None:
-        """These are its variables from now on, and its chance begins anew: it may be one of many copies."""
-        self.tell({"do": "take", "env": complete(env)})
-
-    async def ask(self, request: dict[str, Any]) -> Message:
-        """Its answer. Raises EOFError, with the reason, when it ends instead."""
+    def ask(self, request: dict[str, Any], answered: Answered) -> None:
+        """`answered` is called with its answer, or with None when it ends instead. One thing at a time."""
         if self.ended.done():
-            raise EOFError(self.ended.result())
-        self._answer = self._loop.create_future()
-        self.tell(request)
-        try:
-            await asyncio.wait({self._answer, self.ended}, return_when=asyncio.FIRST_COMPLETED)
-            if self._answer.done():
-                return self._answer.result()
-            raise EOFError(self.ended.result())
-        finally:
-            self._answer = None
+            answered(None)
+            return
+        self._answered = answered
+        self._put(request)
+        self._send()
 
     def interrupt(self) -> None:
         """As Ctrl-C does."""
@@ -85,21 +78,29 @@ class Kernel:
         """Have nothing more to do with it; it goes on."""
         if self.ended.done():
             return
+        self._send()
         self._unwatch()
         self._loop.remove_reader(self._socket)
         for pipe in self._pipes:
             self._loop.remove_reader(pipe)
+
+    def _put(self, request: dict[str, Any]) -> None:
+        data = json.dumps(request).encode()
+        self._unsent += len(data).to_bytes(4, "little") + data
 
     def _send(self) -> None:
         try:
             while self._unsent:
                 del self._unsent[: self._socket.send(self._unsent[:_CHUNK])]
         except BlockingIOError:
+            self._writing = True
             self._loop.add_writer(self._socket, self._send)
             return
         except OSError:
             self._unsent.clear()  # it has ended; its exit status is on its way
-        self._loop.remove_writer(self._socket)
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._socket)
 
     def _on_message(self) -> None:
         try:
@@ -133,8 +134,13 @@ class Kernel:
         self.drain()  # what it printed before it said so
         if shown is not None:
             self.told(shown)
-        if message.done and self._answer is not None and not self._answer.done():
-            self._answer.set_result(message)
+        if message.done:
+            self._tell(message)
+
+    def _tell(self, answer: Message | None) -> None:
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered(answer)
 
     def drain(self) -> None:
         """Take what is in the pipes."""
@@ -170,6 +176,7 @@ class Kernel:
         for pipe in list(self._pipes):
             self._close(pipe)
         self.ended.set_result(describe(status))
+        self._tell(None)
 
 
 def _ignored(stderr: bool, data: bytes) -> None:

@@ -56,9 +56,13 @@ class Started:
         for pipe in (self.stdout, self.stderr):
             os.close(pipe)
 
-    def can_take(self, env: Mapping[str, str]) -> bool:
-        """Whether it can be told these variables."""
-        return can_change(self._env, complete(env))
+    def learn(self, env: Mapping[str, str]) -> dict[str, str | None] | None:
+        """What it has to be told, so that it has these variables from now on; None = it takes a new process."""
+        after = complete(env)
+        changed = changes(self._env, after)
+        if changed is not None:
+            self._env = after
+        return changed
 
 
 def interpreter(env: Mapping[str, str], cwd: str) -> Started:
@@ -127,10 +131,11 @@ class _Ends:
             self.ours.close()
 
 
-def can_change(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
-    """Whether a process that has begun heeds what is different. Some variables are read at the beginning only."""
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None] | None:
+    """The variables that are different, None for what is gone; nothing at all where a process that has begun would not
+    heed them: some are read at the beginning only."""
     names = {name for name, _ in before.items() ^ after.items()}
-    return not any(name.startswith(_AT_START) for name in names)
+    return None if any(name.startswith(_AT_START) for name in names) else {name: after.get(name) for name in names}
 
 
 def complete(env: Mapping[str, str]) -> dict[str, str]:

@@ -31,7 +31,8 @@ class Run:
         self.request = request
         self.pieces: list[Piece] = []
         self.ended: Ended | None = None
-        self.bell = Bell()
+        self.heard = Bell()  # rings when something came of it
+        self.over = Bell()
         self.verdict = ""  # why it shall end
         self.cut = 0
         self._printed = 0
@@ -54,7 +55,7 @@ class Run:
             self.pieces[-1] = Piece(stderr=last.stderr + text) if stderr else Piece(stdout=last.stdout + text)
         else:
             self.pieces.append(Piece(stderr=text) if stderr else Piece(stdout=text))
-        self.bell.ring()
+        self.heard.ring()
 
     def told(self, shown: Shown) -> None:
         """It shows a value."""
@@ -63,12 +64,13 @@ class Run:
             return
         self._shown += _size(shown)
         self.pieces.append(Piece(shown=shown))
-        self.bell.ring()
+        self.heard.ring()
 
     def end(self, error: Raised | None, *, restarted: bool = False) -> None:
         """It is over."""
         self.ended = Ended(error, self.cut, restarted)
-        self.bell.ring()
+        self.heard.ring()
+        self.over.ring()
 
     def progress(self, seen: int) -> Progress:
         """What came behind so many pieces, as much as fits into one answer."""
@@ -104,8 +106,8 @@ class Runs:
         self._queue: deque[Run] = deque()
         self._runs: dict[str, Run] = {}
         self._current: Run | None = None
-        self._working: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
+        self._asked = False  # of the kernel, something besides a run
+        self._free = Bell()  # rings when the kernel has nothing to do
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -114,8 +116,7 @@ class Runs:
         if run is None:
             run = self._runs[request.id] = Run(request)
             self._queue.append(run)
-            if self._working is None or self._working.done():
-                self._working = asyncio.get_running_loop().create_task(self._work())
+            self._next()
         return await self._follow(run, 0, request.eager)
 
     async def follow(self, request: FollowCode) -> Progress:
@@ -139,25 +140,29 @@ class Runs:
         self._queue.clear()
         if self._current is not None:
             self._current.verdict = "KernelRestarted: the kernel was restarted while this code ran"
-        if self._kernel is not None:
-            self._kernel.kill()
-            await asyncio.wait({self._kernel.ended})
-            self._kernel = None
+        kernel = self._kernel
+        if kernel is not None:
+            kernel.kill()
+            await asyncio.wait({kernel.ended})
+            if self._kernel is kernel:
+                self._kernel = None
         self.prepare()
 
-    def prepare(self) -> None:
-        """Start the kernel, if there is none."""
+    def prepare(self) -> Kernel:
+        """The kernel; it is started, if there is none. Raises OSError."""
         if self._kernel is None or self._kernel.ended.done():
             self._kernel = Kernel(interpreter(self.env, self.cwd))
+        return self._kernel
 
     def adopt(self, started: Started) -> None:
         """Take this kernel, which was started ahead and knows nothing of the sandbox."""
         if started.ended:
             return
-        if started.can_take(self.env):
-            self._kernel = Kernel(started)
-            self._kernel.take(self.env)
+        kernel = Kernel(started)
+        if kernel.take(self.env):
+            self._kernel = kernel
         else:
+            kernel.release()
             started.end()
 
     def release(self) -> None:
@@ -168,9 +173,7 @@ class Runs:
 
     async def renew(self) -> None:
         """Let the kernel have the variables that have changed; no code has run in it."""
-        if self._kernel is not None and not self._kernel.ended.done() and self._kernel.can_take(self.env):
-            self._kernel.take(self.env)
-        else:
+        if self._kernel is None or self._kernel.ended.done() or not self._kernel.take(self.env):
             await self.restart()
 
     @property
@@ -192,37 +195,51 @@ class Runs:
 
     async def ask(self, request: dict[str, Any]) -> Message:
         """Ask the kernel something between two runs. Raises InvalidStateError when it ends instead."""
-        async with self._turn:
-            self.prepare()
-            assert self._kernel is not None
-            try:
-                return await self._kernel.ask(request)
-            except EOFError as error:
-                raise InvalidStateError(f"the kernel {error}") from None
+        while self._occupied:
+            await self._free.wait_until(lambda: not self._occupied)
+        answer: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
+
+        def over(found: Message | None) -> None:
+            self._asked = False
+            if not answer.done():
+                answer.set_result(found)
+            self._next()
+
+        kernel = self.prepare()
+        self._asked = True
+        kernel.ask(request, over)
+        found = await answer
+        if found is None:
+            raise InvalidStateError(f"the kernel {kernel.ended.result()}")
+        return found
 
     # --- running -----------------------------------------------------------------------------------------------------
 
     async def _follow(self, run: Run, seen: int, eager: bool) -> Progress:
-        await run.bell.wait_until(lambda: run.ended or (eager and len(run.pieces) > seen))
+        if eager:
+            await run.heard.wait_until(lambda: run.ended or len(run.pieces) > seen)
+        else:
+            await run.over.wait_until(lambda: run.ended)
         return run.progress(seen)
 
-    async def _work(self) -> None:
-        while self._queue:
-            async with self._turn:
-                if self._queue:
-                    await self._run(self._queue.popleft())
-        for name in list(self._runs)[:-_KEPT]:
-            if self._runs[name].ended:
-                del self._runs[name]
+    @property
+    def _occupied(self) -> bool:
+        """Whether the kernel was asked something that it has not answered yet."""
+        return self._current is not None or self._asked
 
-    async def _run(self, run: Run) -> None:
+    def _next(self) -> None:
+        """Begin with what waits, if the kernel has nothing to do."""
+        while self._queue and not self._occupied:
+            self._begin(self._queue.popleft())
+        if not self._occupied:
+            self._free.ring()
+
+    def _begin(self, run: Run) -> None:
         try:
-            self.prepare()
+            kernel = self.prepare()
         except OSError as error:
             run.end(Raised("KernelDied", f"no kernel can be started: {error}", ""))
             return
-        kernel = self._kernel
-        assert kernel is not None
         self._current = run
         kernel.printed, kernel.told = run.print, run.told
         request = run.request
@@ -230,18 +247,25 @@ class Runs:
         timer = self._clock.after(
             allowed, lambda: self._stop(run, f"TimeoutError: the code ran for more than {allowed:g} s")
         )
-        try:
-            answer = await kernel.ask({"do": "run", "code": request.code, "env": request.env})
-        except EOFError as error:
-            run.end(_killed(run.verdict, str(error)), restarted=True)
-            self._kernel = None
-        else:
-            run.end(_raised(run.verdict, answer.error))
-        finally:
+
+        def over(answer: Message | None) -> None:
             if timer is not None:
                 timer.cancel()
             kernel.printed, kernel.told = _ignored, _nothing
             self._current = None
+            if answer is None:
+                run.end(_killed(run.verdict, kernel.ended.result()), restarted=True)
+            else:
+                run.end(_raised(run.verdict, answer.error))
+            self._forget()
+            self._next()
+
+        kernel.ask({"do": "run", "code": request.code, "env": request.env}, over)
+
+    def _forget(self) -> None:
+        for name in list(self._runs)[:-_KEPT]:
+            if self._runs[name].ended:
+                del self._runs[name]
 
     def _stop(self, run: Run, verdict: str) -> None:
         """Interrupt the run; a kernel that does not obey is ended."""
