@@ -38,7 +38,16 @@ ARRAYS = [
     np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
     np.array([{"any": "object"}, None]),
     np.arange(5, dtype=">i4"),
+    np.array([[1 + 2j, 3], [4, 5]], "c8").T,
+    np.arange(6, dtype="m8[us]").reshape(2, 3)[:, ::2],
+    np.array([], "M8[ns]"),
+    np.array("2026-01-01", "M8[D]"),
+    np.array([b"a", b"bc"]),
+    np.zeros(2, np.dtype([("a", "i1"), ("b", ("f8", (2, 2)))], align=True)),
+    np.zeros(3, "V5"),
+    np.array([1, 2], np.longdouble),
 ]
+WRITTEN_AS_NPY = [array for array in ARRAYS if array.dtype.kind in "cmMUSV" or not array.dtype.isnative]
 
 
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
@@ -54,6 +63,43 @@ def test_arrays_are_views_that_nobody_can_write_to() -> None:
     got = codecs.decode(pa.py_buffer(bytearray(data)), table=False)
     assert not got.flags.writeable
     assert not got.flags.owndata
+
+
+@pytest.mark.parametrize("array", WRITTEN_AS_NPY, ids=lambda array: f"{array.dtype}{array.shape}")
+def test_arrays_of_types_that_arrow_lacks_are_not_pickled(array: np.ndarray) -> None:
+    data = codecs.encode(array).to_bytes()
+    got = codecs.decode(pa.py_buffer(bytearray(data)), table=False)
+    assert data[:4] == codecs.NPY
+    assert not got.flags.writeable
+    assert not got.flags.owndata
+
+
+def test_types_that_npy_would_lose_something_of_are_pickled() -> None:
+    array = np.zeros(2, np.dtype("i4", metadata={"unit": "m"}).newbyteorder(">"))
+    noted = np.zeros(2, np.dtype([("a", np.dtype("i4", metadata={"unit": "m"}))]))
+    assert np.array_equal(there_and_back(array), array)
+    assert codecs.encode(noted).to_bytes()[:4] == codecs.PICKLE
+
+
+@pytest.mark.parametrize("array", [np.arange(10), np.array([1j]), np.array([True])], ids=lambda array: str(array.dtype))
+def test_nobody_makes_a_view_one_that_can_be_written_to(array: np.ndarray) -> None:
+    got = there_and_back(array)
+    with pytest.raises(ValueError, match="cannot set WRITEABLE flag"):
+        got.flags.writeable = True
+
+
+@pytest.mark.parametrize("patch", [False, True])
+@pytest.mark.parametrize("value", [pa.array([], pa.string()), pa.array([], pa.int8()), pa.array([None], pa.null())])
+def test_arrays_of_arrow_without_values(value: pa.Array, patch: bool) -> None:
+    got = there_and_back(value, patch=patch)
+    assert got.equals(value)
+    assert got.type == value.type
+
+
+@pytest.mark.parametrize("patch", [False, True])
+def test_batches_without_rows(patch: bool) -> None:
+    batch = pa.RecordBatch.from_pylist([], schema=pa.schema([("a", pa.int8())]))
+    assert there_and_back(batch, patch=patch).equals(batch)
 
 
 def test_a_subclass_of_an_array_stays_what_it_is() -> None:

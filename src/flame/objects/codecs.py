@@ -1,15 +1,18 @@
 """How Python objects become payloads and come back.
 
 Tables (Arrow, pandas, polars, whatever has `to_arrow`) are Arrow IPC streams whose schema says what they were. All
-else begins with a tag of four bytes: a pickle, an Arrow tensor for numpy arrays and torch tensors, Arrow arrays. A
-payload that is mapped from shared memory is read where it lies: arrays and tables over it can't be written to. What
-is unpickled, and torch tensors, which know no read-only, are the caller's own.
+else begins with a tag of four bytes: a pickle, an Arrow tensor for numpy arrays and torch tensors, the npy format for
+those types of numpy that tensors of Arrow lack (dates, complex numbers, texts, structures), Arrow arrays. A payload
+that is mapped from shared memory is read where it lies: arrays and tables over it can't be written to. What is
+unpickled, and torch tensors, which know no read-only, are the caller's own.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -17,11 +20,13 @@ import pyarrow as pa
 
 from flame.model.errors import InvalidArgumentError
 
-PICKLE, TENSOR, TABLE, ARRAY, BATCH = (b"FLM\x00", b"FLM\x01", b"FLM\x02", b"FLM\x03", b"FLM\x04")
+PICKLE, TENSOR, TABLE, ARRAY, BATCH, NPY = (b"FLM\x00", b"FLM\x01", b"FLM\x02", b"FLM\x03", b"FLM\x04", b"FLM\x05")
 TAG = 4
 FORMAT_KEY, VERSION_KEY, TYPE_KEY = b"flame.cache.format", b"flame.cache.version", b"flame.cache.logical_type"
 TABLE_FORMAT = b"arrow-table-v1"
 _PREFIX = b"flame.cache."
+_ARROW = "biuf"  # kinds of numpy's types that tensors of Arrow have
+_NPY_HEAD = 1 << 20  # bytes, more than structures of a thousand fields need
 
 
 class Payload(NamedTuple):
@@ -65,10 +70,12 @@ def decode(payload: pa.Buffer, *, table: bool) -> Any:
         return _tensor(payload.slice(TAG))
     if tag == TABLE:
         return _restore(pa.ipc.open_stream(payload.slice(TAG)).read_all())
+    if tag == NPY:
+        return _npy(payload.slice(TAG))
     if tag == BATCH:
-        return pa.ipc.open_stream(payload.slice(TAG)).read_next_batch()
+        return _one_batch(pa.ipc.open_stream(payload.slice(TAG)).read_all())
     if tag == ARRAY:
-        return cast("Any", pa.ipc.open_stream(payload.slice(TAG)).read_next_batch()).column(0)
+        return cast("Any", _one_batch(pa.ipc.open_stream(payload.slice(TAG)).read_all())).column(0)
     return pickle.loads(memoryview(payload)[TAG:] if tag == PICKLE else memoryview(payload))
 
 
@@ -110,17 +117,17 @@ def _pickle(value: Any) -> Payload:
 
 
 def _array(value: Any, note: bytes = b"") -> Payload | None:
-    """A numpy array as an Arrow tensor; None for types that Arrow does not have, or would take for others."""
-    if not value.dtype.isnative:
-        return None
+    """A numpy array as an Arrow tensor, or as npy; None for types that neither has."""
     if value.dtype == bool:
         note = note or b"numpy.bool"
     if not (value.flags.c_contiguous or value.flags.f_contiguous):
         value = value.copy()
+    if value.dtype.kind not in _ARROW or not value.dtype.isnative:
+        return _as_npy(value)
     try:
         tensor = pa.Tensor.from_numpy(value)
     except (pa.ArrowException, TypeError):
-        return None
+        return _as_npy(value)
     sink = pa.MockOutputStream()
     pa.ipc.write_tensor(tensor, sink)
     size = sink.size()
@@ -147,15 +154,16 @@ def _torch(torch: Any, value: Any) -> Payload | None:
         array = dense.numpy()
     except TypeError:
         return None
-    return _array(array, name)
+    return _array(array, name) if array.dtype.kind in _ARROW else None
 
 
 def _tensor(payload: pa.Buffer) -> Any:
+    import numpy as np
+
     reader = pa.BufferReader(payload)
-    array = pa.ipc.read_tensor(reader).to_numpy()
+    # Over memory that is read-only for numpy: it lets nobody set the flag that would make writing to it a crash.
+    array: Any = np.asarray(memoryview(cast("Any", pa.ipc.read_tensor(reader))).toreadonly())
     note = payload.slice(reader.tell()).to_pybytes()
-    if array.flags.writeable:
-        array.flags.writeable = False
     if note == b"numpy.bool":
         return array.view(bool)
     if note.startswith(b"torch."):
@@ -166,6 +174,44 @@ def _tensor(payload: pa.Buffer) -> Any:
         tensor = torch.from_numpy(array.copy())
         return tensor if tensor.dtype is kind else tensor.view(kind)
     return array
+
+
+def _as_npy(value: Any) -> Payload | None:
+    """An array in the npy format, whose head says its type; None for types that it does not know."""
+    import numpy as np
+    from numpy.lib import format as npy
+
+    if value.dtype.kind not in "biufcmMSUV":
+        return None
+    head = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what would be lost of the type is warned of
+            npy.write_array_header_2_0(head, npy.header_data_from_array_1_0(value))
+            if npy.descr_to_dtype(npy.dtype_to_descr(value.dtype)) != value.dtype:
+                return None
+    except (ValueError, TypeError, Warning):
+        return None
+    start = TAG + head.tell()
+
+    def write(buffer: memoryview) -> None:
+        buffer[:TAG] = NPY
+        buffer[TAG:start] = head.getbuffer()
+        if value.nbytes:
+            np.frombuffer(buffer[start:], np.uint8)[:] = value.reshape(-1, order="A").view(np.uint8)
+
+    return Payload(start + value.nbytes, write)
+
+
+def _npy(payload: pa.Buffer) -> Any:
+    import numpy as np
+    from numpy.lib import format as npy
+
+    head = io.BytesIO(memoryview(payload)[: min(payload.size, _NPY_HEAD)])
+    npy.read_magic(head)
+    shape, fortran, dtype = npy.read_array_header_2_0(head, max_header_size=_NPY_HEAD)
+    data = memoryview(payload).toreadonly()
+    return np.ndarray(shape, dtype, data, head.tell(), order="F" if fortran else "C")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -214,13 +260,19 @@ def plain_metadata(schema: pa.Schema) -> dict[bytes, bytes] | None:
     return {key: value for key, value in (schema.metadata or {}).items() if not key.startswith(_PREFIX)} or None
 
 
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    """The batch that a table was made of; Arrow writes none that has no rows."""
+    batches = table.to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+
+
 def _restore(table: pa.Table) -> Any:
     logical = (table.schema.metadata or {}).get(TYPE_KEY, b"pyarrow.table").decode("utf-8", "replace")
     table = table.replace_schema_metadata(plain_metadata(table.schema))
     if logical == "pyarrow.record_batch":
         batches = table.to_batches()
         if len(batches) < 2:
-            return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+            return _one_batch(table)
     if logical == "pandas.dataframe":
         try:
             return cast("Any", table).to_pandas()

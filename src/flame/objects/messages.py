@@ -6,13 +6,12 @@ Flight descriptors, tickets and actions in JSON.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
-if TYPE_CHECKING:
-    from flame.model.errors import FlameError
+from flame.model.errors import FlameError, InvalidArgumentError
 
 INLINE = 64 * 1024  # bytes up to which a payload travels in its message instead of through shared memory
 CHUNK = 256 * 1024  # bytes of one record batch of a stream: small enough for the processor's cache
@@ -69,6 +68,12 @@ class Options(msgspec.Struct, frozen=True, array_like=True):
     table: bool = False
     patch: bool = False
     size: int = -1
+
+    def __post_init__(self) -> None:
+        if self.ttl is not None and not (0 <= self.ttl < math.inf):  # NaN is neither
+            raise InvalidArgumentError(
+                f"ttl {self.ttl} is no number of seconds from 0 on", remedy="leave it out for an object that stays"
+            )
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
