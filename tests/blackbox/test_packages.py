@@ -325,3 +325,14 @@ def test_what_instances_use_is_kept_whatever_the_limit(tmp_path: Path) -> None:
             assert ask(connection, "two") == 49
             assert first in cluster.releases()
             assert session.invoke(b"8") == b"64"
+
+
+def test_a_work_folder_may_be_named_relative_to_where_the_node_starts(tmp_path: Path) -> None:
+    with Offline(tmp_path, nodes=0) as cluster, flame.connect(cluster.endpoint) as connection:
+        cluster.start_node("node-1", "--work-dir", "nodes/first")
+        files = {"square.py": service("import six; answer = [__file__, six.NUMBER]"), "requirements.txt": "six==1"}
+        cluster.build_wheel("six", "1", {"src/six/__init__.py": "NUMBER = 6"})
+        register(connection, "square", pack(tmp_path / "square.tgz", files))
+        module, number = ask(connection, "square")  # type: ignore[misc]
+        assert number == 6
+        assert module.startswith(str(tmp_path / "nodes" / "first" / "packages" / "releases"))

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     set_up_logging()
     try:
-        work_dir = chosen.work_dir or Path.home() / ".flame" / "node"
+        work_dir = (chosen.work_dir or Path.home() / ".flame" / "node").absolute()
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(serve(_told(settings_of(load_cluster(chosen.config), work_dir, chosen.name), chosen)))
     except FlameError as error:
