@@ -14,6 +14,7 @@ from flame.model.isolation import Limits
 from flame.proto import shim_pb2, types_pb2
 from flame.shims.isolation import Confinement, with_defaults
 from flame.shims.isolation_sandbox import Sandboxes
+from flame.shims.keeper import members
 from flame.shims.limits import Group, Groups, settings_of
 from flame.shims.shim import BindError, Launch, Usage
 
@@ -58,6 +59,28 @@ def test_the_real_groups_of_this_machine_hold_what_they_are_told() -> None:
         assert used.cpu > 0
         assert 32 * MIB < used.peak_memory <= 64 * MIB
         assert used.kills == 0
+        group.remove()
+        assert not any(folder.exists() for folder in group.folders)
+    finally:
+        groups.remove()
+
+
+def test_what_was_made_below_a_group_is_ended_and_removed_with_it() -> None:
+    """As an instance can that may write to its group: at level none, where the executor manager is root."""
+    groups = Groups.find()
+    if groups.missing:
+        pytest.skip(groups.missing)
+    try:
+        group = groups.make("e-1", EVERYTHING)
+        folders = [folder / "mine/below" for folder in group.folders]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        with subprocess.Popen(["sleep", "3600"]) as process:
+            for folder in folders:
+                (folder / "cgroup.procs").write_text(str(process.pid))
+            found = [members(str(folder)) for folder in group.folders]
+            process.kill()
+        assert found == [[process.pid]] * len(group.folders)
         group.remove()
         assert not any(folder.exists() for folder in group.folders)
     finally:

@@ -292,21 +292,26 @@ def kill_owned_by(instances: set[str]) -> None:
 
 
 def members(group: str) -> list[int]:
-    """The processes in a control group."""
-    try:
-        with open(f"{group}/cgroup.procs") as file:  # noqa: PTH123
-            return [int(line) for line in file if line.strip() != "0"]
-    except OSError:
-        return []
+    """The processes in a control group, and in those that were made below it."""
+    found: list[int] = []
+    for folder, _, _ in os.walk(group):
+        try:
+            with open(f"{folder}/cgroup.procs") as file:  # noqa: PTH123
+                found += [int(line) for line in file if line.strip() != "0"]
+        except OSError:
+            pass  # it is gone
+    return found
 
 
 def close_group(group: str) -> None:
-    """Nothing in this control group can start another process, so that all of them can be caught."""
-    try:
-        with open(f"{group}/pids.max", "w") as file:  # noqa: PTH123
-            file.write("0")
-    except OSError:
-        pass  # a group of another controller
+    """Nothing in this control group can start another process, so that all of them can be caught. In version 2 the
+    kernel kills them itself."""
+    for name, text in (("pids.max", "0"), ("cgroup.kill", "1")):
+        try:
+            with open(f"{group}/{name}", "r+") as file:  # noqa: PTH123
+                file.write(text)
+        except OSError:
+            pass  # a group of another controller, or of another version
 
 
 def signal_inside(monitor: int, number: int) -> None:

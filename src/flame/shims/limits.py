@@ -62,7 +62,7 @@ class Group:
         """After its last process ended. Blocks: the kernel may need a moment to be done with that one."""
         deadline = time.monotonic() + _REMOVE_S
         for folder in self.folders:
-            while _remove(folder) and time.monotonic() < deadline:
+            while _remove_tree(folder) and time.monotonic() < deadline:
                 time.sleep(_PAUSE_S)  # nothing tells when it may be removed
 
 
@@ -204,11 +204,9 @@ def _remove_stale(folder: Path, root: Path) -> None:
             _remove_tree(left)
 
 
-def _remove_tree(folder: Path) -> None:
-    for below in folder.iterdir() if folder.is_dir() else ():
-        if below.is_dir():
-            _remove(below)
-    _remove(folder)
+def _remove_tree(folder: Path) -> bool:
+    """With all groups below it: who may write to it may have made some. True when something is still there."""
+    return sum(_remove(Path(below)) for below, _, _ in os.walk(folder, topdown=False)) > 0
 
 
 def _remove(folder: Path) -> bool:

@@ -1,0 +1,170 @@
+"""Limits where the kernel has control groups of version 2 and nothing else: a real executor manager in a machine of its
+own, whose session manager and client are outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+import flame
+from blackbox.trouble import until
+from cluster import Cluster
+from unified import SOURCE, THIS_MACHINE, UnifiedMachine, booted
+from untrusted import MIB, SERVICE
+
+pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="machines are emulated on x86_64 only")
+
+UNIT = "/node.service"  # the group that systemd would make for the executor manager, with Delegate=yes
+GROUPS = "/sys/fs/cgroup"
+LIMITS = flame.Limits(memory=96 * MIB, pids=24, cpu_millis=500)
+
+
+class Place(NamedTuple):
+    """A cluster whose one node is in the machine."""
+
+    connection: flame.Connection
+    machine: UnifiedMachine
+    pid: int
+
+    def session(self, level: str, **options: Any) -> flame.Session:
+        return self.connection.create_session("untrusted", isolation=level, **options)
+
+    def groups(self) -> list[str]:
+        """The control groups below that of the executor manager."""
+        found = self.machine.run("/bin/busybox", "find", GROUPS + UNIT, "-mindepth", "1", "-type", "d").output
+        return [line.removeprefix(GROUPS + UNIT) for line in found.splitlines()]
+
+    def read(self, file: str) -> str:
+        return self.machine.run("/bin/busybox", "cat", file).output
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("cgroup2")
+    settings = {"recovery": {"task": {"max_kills": 1}}}
+    with (
+        Cluster(folder / "outside", nodes=0, settings=settings) as cluster,
+        booted(folder, "/usr/bin/bwrap") as machine,
+    ):
+        endpoint = cluster.endpoint.replace("127.0.0.1", THIS_MACHINE)
+        executors = {"capacity": "cpu=2,mem=4g"}
+        config = {"cluster": {"name": "test", "endpoint": endpoint, "executors": executors}}
+        machine.write("/tmp/node.yaml", yaml.safe_dump(config))
+        machine.write(
+            "/tmp/service/untrusted.py", "import os, sys, time\nfrom flame.service import *\n" + left(SERVICE)
+        )
+        with flame.connect(cluster.endpoint) as connection:
+            connection.register_application(
+                "untrusted",
+                {
+                    "command": sys.executable,
+                    "arguments": ["/tmp/service/untrusted.py"],
+                    "environments": {"PYTHONPATH": str(SOURCE)},
+                    "limits": LIMITS,
+                },
+            )
+            yield Place(connection, machine, start_node(machine, connection))
+
+
+def start_node(machine: UnifiedMachine, connection: flame.Connection) -> int:
+    """Start the executor manager in its group; its process, once it is there."""
+    program = (sys.executable, "-m", "flame.node.daemon", "--config", "/tmp/node.yaml", "--name", "inside")
+    pid, _ = machine.start(*program, "--work-dir", "/tmp/node", group=UNIT)
+    until(connection.list_nodes, "the node in the machine")
+    return pid
+
+
+def left(text: str) -> str:
+    return text.replace("\n    ", "\n")
+
+
+def ask(session: flame.Session, source: str) -> Any:
+    output = session.invoke(source.encode())
+    assert output is not None
+    return json.loads(output)
+
+
+def test_an_executor_manager_that_is_alone_moves_into_a_group_below_and_hands_controllers_down(place: Place) -> None:
+    (node,) = place.connection.list_nodes()
+    assert node.labels["flame.limits"] == "yes"
+    own = f"{UNIT}/flame-{place.pid}-manager"
+    assert place.read(f"/proc/{place.pid}/cgroup") == f"0::{own}\n"
+    assert place.read(f"{GROUPS}{UNIT}/cgroup.procs") == ""
+    assert place.read(f"{GROUPS}{UNIT}/cgroup.subtree_control") == "cpu memory pids\n"
+
+
+@pytest.mark.parametrize("level", ["none", "process"])
+def test_what_is_limited_is_held_and_told(place: Place, level: str) -> None:
+    with place.session(level) as session:
+        fork = """
+children = []
+try:
+    while True:
+        child = os.fork()
+        if not child:
+            time.sleep(3600)
+        children.append(child)
+except OSError as error:
+    answer = [len(children), errno.errorcode[error.errno]]
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+"""
+        number, why = ask(session, fork)
+        assert why == "EAGAIN"
+        assert 16 < number < LIMITS.pids
+        busy = b"begun = time.process_time()\nwhile time.process_time() < begun + 0.3: pass\n"
+        future = session.submit(busy + b"answer = os.environ['FLAME_EXECUTOR_ID']")
+        output = future.result()
+        assert output is not None
+        executor = json.loads(output)
+        (group,) = [group for group in place.groups() if group.endswith(executor)]
+        assert "\nnr_throttled 0\n" not in place.read(f"{GROUPS}{UNIT}{group}/cpu.stat")
+        task = session.get_task(future.task_id)
+        assert task.cpu_seconds > 0.1
+        assert 4 * MIB < task.peak_memory <= LIMITS.memory
+        with pytest.raises(flame.TaskFailedError) as failed:
+            session.invoke(b"held = [bytearray(1 << 20) for _ in range(400)]")
+        assert f"ran out of memory: it needed more than its limit of {LIMITS.memory} bytes" in failed.value.message
+        until(lambda: executor not in str(place.groups()), "the removal of its control group")
+        with pytest.raises(flame.TaskFailedError) as failed:
+            session.invoke(b"os._exit(3)")
+        assert failed.value.message.endswith("the instance exited with status 3")
+        session.close()
+        until(lambda: session.refresh() or session.peak_memory, "the end of its executors")
+        assert session.peak_memory > 90 * MIB
+        assert session.cpu_seconds > 0.3
+        until(lambda: len(place.groups()) == 2, "the removal of all control groups of its instances")
+
+
+def test_all_that_an_instance_left_behind_is_ended_with_the_groups_that_it_made(place: Place) -> None:
+    """A process of a session of its own, with a wiped environment, in a control group that it made below its own."""
+    source = """
+own = '/sys/fs/cgroup' + open('/proc/self/cgroup').read()[3:].strip()
+os.makedirs(own + '/mine/below')
+if not os.fork():
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    open(own + '/mine/below/cgroup.procs', 'w').write('0')
+    os.execve('/bin/busybox', ['sleep', '3600.5'], {})
+os.wait()
+while not open(own + '/mine/below/cgroup.procs').read():
+    pass
+answer = own
+"""
+    with place.session("none", min_instances=1) as other, place.session("none") as session:
+        assert ask(other, "answer = 1") == 1
+        own = ask(session, source)
+        (left,) = place.read(f"{own}/mine/below/cgroup.procs").split()
+        session.close()
+        own_name = own.removeprefix(GROUPS + UNIT)
+        until(lambda: not [each for each in place.groups() if each.startswith(own_name)], "the removal of its group")
+        assert len(place.groups()) == 3  # the executor manager's, and that of the one that goes on
+        assert "3600.5" not in place.read(f"/proc/{left}/cmdline")
