@@ -9,7 +9,7 @@ import pytest
 from engine_builder import Bench
 from flame.engine import effects as fx
 from flame.engine import events as ev
-from flame.engine import views
+from flame.engine import obstacles, views
 from flame.model.errors import InvalidArgumentError, PermissionDeniedError
 from flame.model.isolation import NO_LIMITS, Limits, check, check_doors, check_together, placed, stricter, strictest
 from flame.model.resources import Resources
@@ -185,6 +185,21 @@ def test_only_nodes_that_can_isolate_get_its_executors() -> None:
     assert not bench.engine.sessions["s"].executors
     turn = joins(bench, "able", **{"flame.isolation.process": "yes"})
     assert [effect.node for effect in turn.now if isinstance(effect, fx.StartExecutor)] == ["able"]
+
+
+@pytest.mark.parametrize(
+    ("selector", "remedy"),
+    [({}, "install what is missing there"), ({"zone": "a"}, "change selector")],
+)
+def test_what_helps_where_no_node_can_isolate(selector: dict[str, str], remedy: str) -> None:
+    bench = Bench()
+    joins(bench, "plain", zone="b", **{"flame.isolation.process": "no"})
+    bench.session(isolation="process", selector=selector)
+    bench.submit()
+    cluster, node = obstacles.of_session(bench.engine, bench.engine.sessions["s"])[:2]
+    assert [cluster[1], node[1]] == ["cluster", "plain"]
+    assert remedy in cluster[3]
+    assert remedy in node[3]
 
 
 @pytest.mark.parametrize(

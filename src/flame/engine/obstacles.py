@@ -13,8 +13,10 @@ from flame.engine import settling
 from flame.engine.delays import Reason, clock
 from flame.engine.executors import gang_complete
 from flame.engine.sessions import Session
+from flame.model.isolation import is_ability
 from flame.model.states import EventCode, NodeState, SessionState
-from flame.scheduler.rooms import Shape
+from flame.scheduler.reasons import INSTALL
+from flame.scheduler.rooms import Shape, unlike
 
 if TYPE_CHECKING:
     from flame.engine.cluster import Cluster
@@ -130,7 +132,9 @@ def _of_node(cluster: Cluster, session: Session, no: No) -> Reason:
         return reason
     mark = cluster.marks.get(no.object)
     if isinstance(ask.shape, Shape) and cluster.scheduler.rooms.why_not(ask.shape, place):
-        return (*reason[:3], no.remedy or "change selector or tolerations, or the node's labels and taints", no.since)
+        able = not is_ability(unlike(ask, place))
+        remedy = "change selector or tolerations, or the node's labels and taints" if able else INSTALL
+        return (*reason[:3], no.remedy or remedy, no.since)
     if node.state is not NodeState.READY:
         return (*reason[:3], no.remedy or "start its executor manager, or look at its log", node.since)
     if mark is not None:

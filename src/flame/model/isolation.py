@@ -29,6 +29,7 @@ SHIM_LABEL = "flame.shim."  # and a shim
 LIMITS_LABEL = "flame.limits"
 _EVERYWHERE = (Shim.HOST, Shim.STDIO, Shim.REST)  # shims that need nothing installed
 YES, NO = "yes", "no"
+_ABILITIES = (ISOLATION_LABEL, LIST_LABEL, SHIM_LABEL, LIMITS_LABEL)
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,6 +82,11 @@ def parse_limits(texts: Iterable[str]) -> Limits:
         if not found[field]:
             raise InvalidArgumentError(f"limit {name} is {value}: nothing would start", remedy="leave it out")
     return Limits(**found)
+
+
+def is_ability(label: str) -> bool:
+    """Whether a node gives itself this label for what is installed there and works."""
+    return label.startswith(_ABILITIES)
 
 
 def isolated(level: str) -> bool:

@@ -6,15 +6,18 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from flame.model.isolation import is_ability
 from flame.model.resources import Resources, format_size
 from flame.scheduler.books import Ask, Books, Place
 from flame.scheduler.gangs import SAME, SAME_NODE, SPREAD, count_in, label_of, most, times
 from flame.scheduler.policy import Policies
 from flame.scheduler.queues import Queue, Waiting
-from flame.scheduler.rooms import Rooms, Shape
+from flame.scheduler.rooms import Rooms, Shape, unlike
 
 NODES = 10  # named one by one; of a larger cluster those with the most room
 _FIELDS = ("cpu", "memory", "gpu")
+# What helps where a label says that a node can't do something.
+INSTALL = "ask for less, or install what is missing there: the log of its executor manager says what"
 
 
 class No(msgspec.Struct, gc=False, frozen=True):
@@ -135,7 +138,10 @@ class Reasons:
         if not allowed:
             first = next(iter(self.books.places.values()))
             text = f"no node may take it: on {first.name} {self.rooms.why_not(shape, first)}"
-            return No("nodes", "cluster", text, "change selector or tolerations, or label a node", ask.since)
+            remedy = "change selector or tolerations, or label a node"
+            if is_ability(unlike(ask, first)):
+                remedy = INSTALL
+            return No("nodes", "cluster", text, remedy, ask.since)
         size = ask.resreq
         for field in _FIELDS:
             largest = max(getattr(place.capacity, field) for place in allowed)

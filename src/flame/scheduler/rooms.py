@@ -155,13 +155,16 @@ class Rooms:
             self._log.clear()
 
 
+def unlike(ask: Ask, place: Place) -> str:
+    """The first label of its selector that this node has not, or has with another value; "" = it has all of them."""
+    return next((label for label, value in ask.selector.items() if place.labels.get(label) != value), "")
+
+
 def _refusal(ask: Ask, place: Place) -> str:
-    for label, value in ask.selector.items():
-        have = place.labels.get(label)
-        if have != value:
-            return (
-                f"label {label} is {have!r}, not {value!r}" if have is not None else f"it has no label {label}={value}"
-            )
+    label = unlike(ask, place)
+    if label:
+        have, value = place.labels.get(label), ask.selector[label]
+        return f"label {label} is {have!r}, not {value!r}" if have is not None else f"it has no label {label}={value}"
     for taint in place.taints:
         if taint not in ask.tolerations and taint.split("=", 1)[0] not in ask.tolerations:
             return f"taint {taint} is not tolerated"
