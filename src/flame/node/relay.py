@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from flame.config import TlsConfig
-from flame.model.errors import InvalidConfigError
+from flame.model.errors import InvalidConfigError, UnavailableError
 from flame.node.relay_door import RelayDoor
 from flame.node.settings import NodeSettings
 
@@ -28,7 +28,8 @@ class ObjectRelay:
         self._tls = tls
         self._folder = folder
         self._number = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of whoever makes the connection
+        self._closed = False
         self._link: Link | None = None
         self._name = ""
 
@@ -38,20 +39,25 @@ class ObjectRelay:
         return RelayDoor(self, self._folder / f"{self._number:x}.objects", application)
 
     def close(self) -> None:
-        """End the connections to the cache."""
-        with self._lock:
-            link, self._link = self._link, None
+        """End the connections to the cache. It does not wait for who makes one, which may take long where the host of
+        the cache hangs."""
+        self._closed = True
+        link = self._link
         if link is not None:
             link.close()
 
     def cache(self) -> tuple[Link, str]:
         """The way to the cache, and what it calls itself. Blocks; raises FlameError."""
         with self._lock:
-            if self._link is None:
-                self._link = _link_to(self._endpoint, self._tls)
-            if not self._name:
-                self._name = self._link.endpoint()
-            return self._link, self._name
+            link = self._link
+            if link is None:
+                link = self._link = _link_to(self._endpoint, self._tls)
+            if not self._name and not self._closed:
+                self._name = link.endpoint()
+            if self._closed:
+                link.close()
+                raise UnavailableError("this node stops, and passes on nothing to the object cache any more")
+            return link, self._name
 
     def origin(self, endpoint: str) -> str:
         """Which cache to name to this node's own for an object at an endpoint: empty for that itself."""

@@ -3,9 +3,10 @@ sandbox there is one way, the relay: a socket at which the executor manager pass
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
@@ -36,21 +37,44 @@ class Link:
         self.relayed = place.startswith(m.RELAY)
         self._here = place.startswith(m.UNIX)
         self._shared_memory = shared_memory or self._here
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of whoever makes a connection
+        self._closed = False
         self._remote: RemoteClient | None = None
         self._shared: SharedClient | None = None
         self._stream: StreamClient | None = None
         self._door: m.LocalDoor | None = None
 
     def close(self) -> None:
-        """End the connections; shared memory that is still read keeps its own."""
-        with self._lock:
-            remote, stream, self._remote, self._stream = self._remote, self._stream, None, None
-            self._shared = self._door = None
+        """End the connections, and what is under way over a network; shared memory that is still read keeps its own.
+
+        It waits for nobody: a connection that is just being made is ended by who makes it.
+        """
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
+        remote, stream, self._remote, self._stream = self._remote, self._stream, None, None
+        self._shared = self._door = None
         if remote is not None:
             remote.close()
         if stream is not None:
             stream.close()
+
+    @contextlib.contextmanager
+    def _connecting(self) -> Generator[None]:
+        """One at a time makes connections. Raises UnavailableError when the link was closed."""
+        with self._lock:
+            try:
+                self._check_open()
+                yield
+            finally:
+                if self._closed:
+                    self._end()
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError(f"the connection to the cache at {self.place} was closed here")
 
     def after_fork(self) -> Link:
         """A link of its own for a process that was forked, to the same place. Connections don't survive a fork.
@@ -75,7 +99,7 @@ class Link:
 
     def remote(self) -> RemoteClient:
         """The Flight connection."""
-        with self._lock:
+        with self._connecting():
             return self._flight()
 
     def put(self, key: str, payload: Payload, options: m.Options, *, again: bool) -> ObjectRef:
@@ -147,14 +171,15 @@ class Link:
             )
         while True:
             try:
-                with self._lock:
-                    if self._stream is None:
-                        self._stream = StreamClient(self.place.removeprefix(m.RELAY))
+                with self._connecting():
                     stream = self._stream
+                    if stream is None:
+                        stream = self._stream = StreamClient(self.place.removeprefix(m.RELAY))
                 return action(stream)
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 raise UnavailableError(f"nothing passes on to the object cache here: {error}") from error
             except (OSError, EOFError) as error:
+                self._check_open()
                 if not again and not isinstance(error, UnsentError):
                     raise UnavailableError(f"the connection to the object cache broke: {error}") from error
                 again = False
@@ -175,23 +200,21 @@ class Link:
 
     def _with_stream(self, action: Callable[[StreamClient], T], *, again: bool) -> T | None:
         """Over plain TCP; None where there is no such way, or it broke: Flight does it, or says what is wrong."""
-        with self._lock:
-            if self._door is None:
-                self._door = self._ask_for_door()
-            if self._stream is None and self._door.port:
-                try:
-                    self._stream = StreamClient(
-                        (urlsplit(self.place).hostname or "", self._door.port), self._door.token
-                    )
-                except (OSError, EOFError, FlameError):
-                    self._door = msgspec.structs.replace(self._door, port=0)
+        with self._connecting():
+            door = self._door = self._door or self._ask_for_door()
             stream = self._stream
+            if stream is None and door.port:
+                try:
+                    address = (urlsplit(self.place).hostname or "", door.port)
+                    stream = self._stream = StreamClient(address, door.token)
+                except (OSError, EOFError, FlameError):
+                    self._door = msgspec.structs.replace(door, port=0)
         if stream is None:
             return None
         try:
             return action(stream)
         except (OSError, EOFError) as error:
-            with self._lock:
+            with self._connecting():
                 self._stream = self._door = None
             if not again and not isinstance(error, UnsentError):
                 raise UnavailableError(f"the connection to the cache at {self.place} broke: {error}") from error
@@ -201,12 +224,13 @@ class Link:
         shared = self._shared
         if shared is not None and shared.usable:
             return shared
-        with self._lock:
-            if self._shared is not None and not self._shared.usable:
-                self._shared = self._door = None  # the cache was started anew, or it is gone
-            if self._shared is None:
-                self._shared = self._enter()
-            return self._shared
+        with self._connecting():
+            shared = self._shared
+            if shared is not None and not shared.usable:
+                shared = self._door = None  # the cache was started anew, or it is gone
+            if shared is None:
+                shared = self._shared = self._enter()
+            return shared
 
     def _enter(self) -> SharedClient | None:
         """Through the door that is known, or the one that the cache names now; None when this is another node."""
@@ -227,7 +251,7 @@ class Link:
         try:
             return msgspec.json.decode(self._flight().call("LOCAL", b""), type=m.LocalDoor)
         except UnavailableError:
-            if fresh:
+            if fresh or self._closed:
                 raise
             # Connections to a cache that was away pause before they try again; a new one does not.
             self._remote = None
@@ -236,9 +260,10 @@ class Link:
             return m.LocalDoor()  # a cache of another make: Flight only
 
     def _flight(self) -> RemoteClient:
-        if self._remote is None:
-            self._remote = RemoteClient(self.place, self._tls)
-        return self._remote
+        remote = self._remote
+        if remote is None:
+            remote = self._remote = RemoteClient(self.place, self._tls)
+        return remote
 
 
 def _ref(client: StreamClient, stored: m.Stored) -> ObjectRef:

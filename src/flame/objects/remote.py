@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -82,13 +82,18 @@ class RemoteClient:
         address = self.location
         if address.startswith(m.UNIX):
             address = f"grpc+unix://{m.flight_beside(Path(address.removeprefix(m.UNIX)))}"
+        self._closed = False
+        self._reading: set[flight.FlightStreamReader] = set()  # those that somebody waits for at the moment
         try:
             self._client = flight.FlightClient(address, **arguments)
         except pa.ArrowException as error:
             raise InvalidConfigError(f"invalid cache endpoint {endpoint!r}: {error}") from None
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection, and what is being read."""
+        self._closed = True
+        for reader in tuple(self._reading):
+            reader.cancel()
         self._client.close()
 
     def put(self, key: str, payload: Payload, options: m.Options) -> ObjectRef:
@@ -176,9 +181,25 @@ class RemoteClient:
     def _open(self, key: str, version: int, born: int, origin: str) -> tuple[m.Answer, Iterator[pa.Buffer]]:
         ticket = m.TICKET + msgspec.json.encode(m.GetTicket(key, version, born, origin))
         reader: Any = self._client.do_get(flight.Ticket(ticket))
-        metadata: dict[bytes, bytes] = reader.schema.metadata or {}
+        with self._waiting_for(reader):
+            metadata: dict[bytes, bytes] = reader.schema.metadata or {}
         answer = msgspec.json.decode(metadata[ANSWER_KEY], type=m.Answer)
-        return answer, (chunk.data.column(0)[0].as_buffer() for chunk in reader)
+        return answer, self._pieces(reader)
+
+    def _pieces(self, reader: Any) -> Iterator[pa.Buffer]:
+        with self._waiting_for(reader):
+            for chunk in reader:
+                yield chunk.data.column(0)[0].as_buffer()
+
+    @contextlib.contextmanager
+    def _waiting_for(self, reader: flight.FlightStreamReader) -> Generator[None]:
+        self._reading.add(reader)
+        try:
+            if self._closed:
+                reader.cancel()
+            yield
+        finally:
+            self._reading.discard(reader)
 
     def _translated(self, action: Callable[[], T]) -> T:
         try:
@@ -186,6 +207,8 @@ class RemoteClient:
         except FlameError:
             raise
         except (pa.ArrowException, KeyError, OSError) as error:
+            if self._closed:
+                raise UnavailableError(f"the connection to the cache at {self.location} was closed here") from error
             raise as_flame_error(error, self.location) from error
 
 

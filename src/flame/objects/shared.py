@@ -24,6 +24,7 @@ from flame.objects.fetched import Fetched, FetchedPart
 from flame.objects.wire import Channel
 
 _REPLIES = msgspec.msgpack.Decoder(m.Reply)
+_WELCOME_TIMEOUT = 10.0  # seconds; what is there may hang, and there are other ways
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE
 _REGION = 4 * 1024 * 1024  # bytes whose pages are mapped at once
 R = TypeVar("R")
@@ -53,10 +54,12 @@ class SharedClient:
         self._pid = os.getpid()
         connection = socket.socket(socket.AF_UNIX)
         try:
+            connection.settimeout(_WELCOME_TIMEOUT)
             connection.connect(door.path)
             self._channel = Channel(connection)
             self._channel.send(m.Hello(door.token))
             data, descriptors, _, _ = socket.recv_fds(connection, 65536, 1)
+            connection.settimeout(None)
         except BaseException:
             connection.close()
             raise

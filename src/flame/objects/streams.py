@@ -7,6 +7,7 @@ sandbox it is the one way: the executor manager is at the other end.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import time
@@ -47,10 +48,16 @@ class StreamClient:
         # What may just be ended at the other end is not used again: one could not tell what became of a request.
         self._keep = math.inf if isinstance(address, tuple) else m.RELAY_IDLE / 10
         self._idle: deque[tuple[Channel, float]] = deque()  # and since when
+        self._busy: set[Channel] = set()
+        self._closed = False
         self._give(self._connect(), usable=True)
 
     def close(self) -> None:
-        """End the connections."""
+        """End the connections, and what is under way there."""
+        self._closed = True
+        for channel in tuple(self._busy):
+            with contextlib.suppress(OSError):  # it has just ended
+                channel.socket.shutdown(socket.SHUT_RDWR)
         while self._idle:
             self._idle.pop()[0].socket.close()
 
@@ -122,18 +129,26 @@ class StreamClient:
         return result.body
 
     def _take(self) -> Channel:
+        channel = self._idle_one()
+        if channel is None:
+            try:
+                channel = self._connect()
+            except OSError as error:
+                raise UnsentError(str(error)) from error
+        self._busy.add(channel)
+        return channel
+
+    def _idle_one(self) -> Channel | None:
         while self._idle:
             channel, since = self._idle.pop()
             if time.monotonic() - since < self._keep and not channel.ended():
                 return channel
             channel.socket.close()
-        try:
-            return self._connect()
-        except OSError as error:
-            raise UnsentError(str(error)) from error
+        return None
 
     def _give(self, channel: Channel, *, usable: bool) -> None:
-        if usable and len(self._idle) < _IDLE:
+        self._busy.discard(channel)
+        if usable and len(self._idle) < _IDLE and not self._closed:
             self._idle.append((channel, time.monotonic()))
         else:
             channel.socket.close()
