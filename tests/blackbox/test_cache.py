@@ -498,13 +498,43 @@ def test_a_corrupted_file_is_never_served(tmp_path: Path) -> None:
         with pytest.raises(InternalError, match="corrupted"):
             client.get(refs["bad"])
         for name in ("short", "head"):
-            with pytest.raises(NotFoundError):
+            with pytest.raises(InternalError, match=rf"app/session/{name}' is corrupted.*\.quarantine") as error:
                 client.get(refs[name])
+            assert error.value.remedy == "put the object again"
         assert len(list((cache.storage / ".quarantine").iterdir())) == 3
         assert cache.daemon.log.count("object_corrupted") == 3
         assert np.array_equal(client.get(refs["good"]), noise(MB))
-        client.put("app/session/bad", "new")
-        assert client.get(refs["bad"]) == "new"
+        for name in ("bad", "head"):
+            client.put(f"app/session/{name}", "new")
+            assert client.get(refs[name]) == "new"
+
+
+def test_an_object_that_lost_one_of_its_patches_is_not_served_without(tmp_path: Path) -> None:
+    with CacheDaemon(tmp_path, storage=True) as cache:
+        client = cache.client()
+        ref = client.put("app/session/log", ["first"])
+        client.patch(ref, ["second"])
+        cache.daemon.stop()
+        next(cache.storage.glob("app/session/log@*.patch")).write_bytes(b"nonsense")
+        cache.start()
+        with pytest.raises(InternalError, match=r"app/session/log' is corrupted"):
+            cache.client().get(ref)
+        client.delete(ref)
+        with pytest.raises(NotFoundError):
+            cache.client().get(ref)
+
+
+def test_a_broken_file_of_what_was_replaced_harms_nobody(tmp_path: Path) -> None:
+    with CacheDaemon(tmp_path, storage=True) as cache:
+        client = cache.client()
+        ref = client.put("app/session/state", "old")
+        old = next(cache.storage.glob("app/session/state@*"))
+        client.update(ref, "new")
+        cache.daemon.stop()
+        old.write_bytes(b"nonsense")
+        cache.start()
+        assert cache.client().get(ref) == "new"
+        assert cache.daemon.log.count("object_corrupted") == 1
 
 
 def test_a_full_disk_refuses_and_forgets_nothing(tmp_path: Path) -> None:

@@ -342,6 +342,10 @@ class ObjectCache:
             return
         self.disk.open()
         stale = recover(self.disk, self.store)
+        for broken in self.disk.broken:
+            whole = self.store.objects.get(broken.key)
+            if whole is None or broken.age > (whole.born, whole.version):  # else: what it held was replaced
+                self._corrupted[broken.key] = broken.why
         self._remove(stale)
         if self.store.objects:
             _log.info("objects_recovered count=%d stale_files=%d", len(self.store.objects), len(stale))

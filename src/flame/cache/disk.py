@@ -81,6 +81,14 @@ class Found(NamedTuple):
     expires: float | None
 
 
+class Broken(NamedTuple):
+    """A file whose head can't be read, by its name. `age`: its object's born and version; `why`: what to tell users."""
+
+    key: str
+    age: tuple[int, int]
+    why: str
+
+
 class Draft:
     """A file that is being written: `write` the payload, then `Disk.publish` it or `abandon` it."""
 
@@ -118,6 +126,7 @@ class Disk:
         self._numbers = itertools.count(1)  # of drafts; its steps are atomic
         self._counting = threading.Lock()
         self.used = 0
+        self.broken: list[Broken] = []  # files that were there at the start
 
     def open(self) -> None:
         """Make the folders, take the lock, remove drafts of before. Raises FlameError."""
@@ -280,10 +289,10 @@ class Disk:
             try:
                 yield self._read_head(path)
             except (ValueError, struct.error, msgspec.MsgspecError, InvalidKeyError, OSError) as error:
-                unknown = Description(
-                    f"{path.parent.parent.name}/{path.parent.name}/{path.stem}", 0, 0, False, False, ""
-                )
-                self.quarantine(StoredFile(path, unknown, 0, 0, 0), f"its head is broken: {error}")
+                key, age = _named(path)
+                unknown = Description(key, 0, 0, False, False, "")
+                bad = self.quarantine(StoredFile(path, unknown, 0, 0, 0), f"its head is broken: {error}")
+                self.broken.append(Broken(key, age, bad.message))
 
     def _read_head(self, path: Path) -> Found:
         with path.open("rb") as stream:
@@ -313,6 +322,18 @@ def _file_name(part: str) -> str:
     """A part of a key as the name of a file: never hidden, never like those that the cache makes itself."""
     safe = part.replace("%", "%25").replace("@", "%40")
     return f"%2E{safe[1:]}" if safe.startswith(".") else safe
+
+
+def _named(path: Path) -> tuple[str, tuple[int, int]]:
+    """Whose file it is, and of which age, by its name alone; age (0, 0) when the name does not say."""
+    name, _, rest = path.name.rpartition("@")
+    parts = (path.parent.parent.name, path.parent.name, name)
+    key = "/".join(part.replace("%2E", ".").replace("%40", "@").replace("%25", "%") for part in parts)
+    born, _, version = rest.partition(".")[0].partition("-")
+    try:
+        return key, (int(born, 16), int(version))
+    except ValueError:
+        return key, (0, 0)
 
 
 def _size_of(path: Path) -> int:
