@@ -87,7 +87,13 @@ def test_all_fields_of_several_documents() -> None:
         ("metadata: {name: a}\nspec: {isolation: vm}\n", "spec.isolation: unknown value 'vm'"),
         ("metadata: {name: a}\nspec: {network: [lan]}\n", "spec.network: unknown network 'lan'"),
         ("metadata: {name: a}\nspec: {network: [a.b, host]}\n", "spec.network: 'host' is no host or address"),
+        ("metadata: {name: a}\nspec: {isolation: vm}\n", "the known ones are gvisor, microvm, none, process"),
         ("metadata: {name: a}\nspec: {limits: {ram: 1}}\n", "spec.limits.ram: unknown key"),
+        (
+            "metadata: {name: a}\nspec: {limits: {memory: 0}}\n",
+            "limits.memory: 0: nothing would start; leave it out",
+        ),
+        ("metadata: {name: a}\nspec: {limits: {cpu: 0.0004}}\n", "spec.limits.cpu: 0.0004: nothing would start"),
         ("metadata: {name: a}\nspec: {readable_objects: [b]}\n", "spec.readable_objects: readable_objects: invalid"),
         ("metadata: {name: a}\nspec: {readable_objects: b/c}\n", "spec.readable_objects: has to be a list"),
         ("- a\n", "apps.yaml:1: has to be a mapping"),

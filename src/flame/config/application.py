@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import astuple
+
 from flame.config.document import Section, parse_documents
 from flame.config.executors import SHIMS
 from flame.model.errors import InvalidArgumentError
@@ -93,7 +95,7 @@ def _limits(section: Section | None) -> Limits:
     """`cpu` is in cores and `wall` in seconds there, both with fractions."""
     if section is None:
         return NO_LIMITS
-    return Limits(
+    limits = Limits(
         memory=section.size("memory", 0),
         pids=section.integer("pids", 0, maximum=2**32 - 1),
         cpu_millis=round(section.number("cpu", 0, maximum=4e6) * 1000),
@@ -101,6 +103,11 @@ def _limits(section: Section | None) -> Limits:
         wall_ms=round(section.number("wall", 0, maximum=4e6) * 1000),
         output=section.size("output", 0),
     )
+    for name, value in zip(("memory", "pids", "cpu", "disk", "wall", "output"), astuple(limits), strict=True):
+        text = section.text(name)
+        if text is not None and not value:  # it would mean that there is no limit
+            raise section.error(name, f"{text}: nothing would start", "leave it out")
+    return limits
 
 
 def _schema(section: Section | None) -> ApplicationSchema | None:

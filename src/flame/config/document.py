@@ -125,7 +125,7 @@ class Section:
         """One of the known words, in any case."""
         value = self.text(key, default).lower()
         if value not in known:
-            raise self.error(key, f"unknown value {value!r}", nearest(value, known))
+            raise self.error(key, f"unknown value {value!r}", nearest(value, [word for word in known if word]))
         return value
 
     def integer(self, key: str, default: D = None, *, minimum: int = 0, maximum: int = 2**31 - 1) -> int | D:
