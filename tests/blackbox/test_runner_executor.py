@@ -20,6 +20,7 @@ import pytest
 import flame
 from flame.local import Cluster
 from flame.runner.bars import PlainBar
+from flame.runner.kept import KeptExecutors
 from runner_samples import (
     RefusedError,
     add,
@@ -409,3 +410,55 @@ def test_joblib(cluster: Cluster, tmp_path: Path) -> None:
         """,
     )
     assert printed.splitlines() == ["True", "False", "KeyError True", "3"]
+
+
+def test_the_next_parallel_of_joblib_has_the_same_instances(cluster: Cluster, tmp_path: Path) -> None:
+    printed = script(
+        cluster,
+        tmp_path,
+        """
+        import os
+        import flame, joblib
+
+        flame.register_joblib()
+        connection = flame.connect()
+
+        def pids(n_jobs, **arguments):
+            with joblib.parallel_backend("flame", n_jobs=n_jobs, **arguments):
+                return set(joblib.Parallel()(joblib.delayed(os.getpid)() for _ in range(4)))
+
+        def refuse():
+            raise KeyError
+
+        def sessions():
+            return connection.list_sessions([flame.SessionState.OPEN])
+
+        first = pids(2)
+        print(len(sessions()), pids(2) <= first | pids(2), len(sessions()))
+        pids(2, environments={"A": "B"})
+        pids(3)
+        print(len(sessions()))
+        for session in sessions():
+            session.close(force=True)  # somebody else does
+        print(pids(2).isdisjoint(first), len(sessions()))
+        try:
+            with joblib.parallel_backend("flame", n_jobs=2):
+                joblib.Parallel()(joblib.delayed(refuse)() for _ in range(2))
+        except KeyError:
+            print(len(sessions()))  # what still runs there is of no use to the next one
+        print(len(pids(2)) > 0, len(sessions()))
+        """,
+    )
+    assert printed.splitlines() == ["1 True 1", "3", "True 1", "0", "True 1"]
+
+
+def test_an_executor_that_nobody_takes_again_is_closed(connection: flame.Connection) -> None:
+    kept = KeptExecutors(keep=0.01)
+    executor = kept.take(1, {"connection": connection})
+    assert executor.submit(add, 1, 2).result(SECONDS) == 3
+    updates = connection.open_session(executor.session_id).watch()
+    kept.give_back(executor)
+    assert any(update.state is flame.SessionState.CLOSED for update in updates)
+    another = kept.take(1, {"connection": connection})
+    assert another is not executor
+    kept.drop(another)

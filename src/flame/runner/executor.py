@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
 from flame.model.errors import FlameError
+from flame.model.states import SessionState
 from flame.runner.application import RunnerApplication
 from flame.runner.chunks import call_each, call_pickled, chunked
 from flame.runner.endings import Ending
@@ -99,6 +100,11 @@ class Executor(concurrent.futures.Executor):
     def session_id(self) -> str:
         """The session that serves it."""
         return self._lane.session.id
+
+    def session_state(self) -> SessionState:
+        """The state of that session now. Raises FlameError."""
+        self._lane.session.refresh()
+        return self._lane.session.state
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ObjectFuture:
         """Call `fn(*args, **kwargs)` there. Raises RuntimeError after shutdown, InvalidArgumentError."""

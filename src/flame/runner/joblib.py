@@ -8,11 +8,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flame.model.errors import InvalidConfigError
 from flame.runner.application import connection_of_user
-from flame.runner.executor import Executor
+from flame.runner.kept import KeptExecutors
 
 try:
     import joblib
@@ -20,10 +20,13 @@ try:
 except ImportError as error:
     raise InvalidConfigError("joblib is not installed", remedy="pip install joblib") from error
 
+if TYPE_CHECKING:
+    from flame.runner.executor import Executor
+
 
 class FlameBackend(AutoBatchingMixin, ParallelBackendBase):
     """Runs the calls of a `joblib.Parallel` on a cluster. Further arguments of `parallel_backend("flame", ...)` are
-    those of an Executor."""
+    those of an Executor, which serves the next `Parallel` with the same ones as well."""
 
     supports_retrieve_callback = True
     supports_return_generator = True
@@ -50,7 +53,7 @@ class FlameBackend(AutoBatchingMixin, ParallelBackendBase):
     def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
         """A `Parallel` begins."""
         n_jobs = self.effective_n_jobs(n_jobs)
-        self._executor = Executor(n_jobs, **self._arguments)
+        self._executor = _kept.take(n_jobs, self._arguments)
         self.parallel = parallel
         return n_jobs
 
@@ -70,16 +73,19 @@ class FlameBackend(AutoBatchingMixin, ParallelBackendBase):
         """The `Parallel` has ended."""
         executor, self._executor = self._executor, None
         if executor is not None:
-            executor.shutdown()
+            _kept.give_back(executor)
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Something raised: what has not ended is cancelled."""
         executor, self._executor = self._executor, None
         if executor is not None:
-            executor.abort()
+            _kept.drop(executor)
         if ensure_ready:
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
+
+
+_kept = KeptExecutors()
 
 
 def register_joblib() -> None:
