@@ -365,6 +365,31 @@ def test_other_caches(connection: flame.Connection, cache: CacheDaemon, tmp_path
         assert "from a sandbox" in run(session, "objects.delete(objects.ObjectRef.decode(data))", ref.encode())
 
 
+def test_a_session_does_not_fill_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with CacheDaemon(tmp_path, settings={"session_quota": "5M"}) as cache:
+        monkeypatch.setenv("FLAME_CACHE_ENDPOINT", cache.endpoint)
+        with (
+            Cluster(tmp_path / "cluster", storage="none", cache=cache.endpoint) as cluster,
+            flame.connect(cluster.endpoint) as connection,
+        ):
+            arguments = [str(SERVICES / "evaluating.py")]
+            connection.register_application("evaluating", {"command": sys.executable, "arguments": arguments})
+            with connection.create_session("evaluating", isolation="process") as session:
+                run(session, "from flame import objects; own = f'evaluating/{session_id}'")
+                assert run(session, "ref = objects.put(own, bytes(3_000_000)); answer = 1") == "1"
+                said = run(session, "objects.put(own, bytes(3_000_000))")
+                assert f"ExhaustedError: session '{session.id}' has 3000" in said
+                assert "cache.session_quota" in said
+                run(session, RAW)
+                source = (
+                    "channel = enter(); channel.send(m.Send(own, m.Options(size=2**40))); answer = channel.receive()"
+                )
+                assert "Failure" in run(session, source)  # and not one of so many bytes is asked for
+                cache.client().put(f"evaluating/{session.id}", bytes(3_000_000))
+                assert "ExhaustedError" in run(session, "objects.put(own, b'1')")
+                assert run(session, "objects.delete(own); ref = objects.put(own, bytes(3_000_000)); answer = 1") == "1"
+
+
 # --- when something goes wrong ---------------------------------------------------------------------------------------
 
 RAW = """

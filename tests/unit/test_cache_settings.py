@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from flame.cache.addresses import interface_address, place
 from flame.cache.daemon import settings_of
+from flame.cache.running import session_quota
+from flame.cache.settings import CacheSettings
 from flame.config import CacheSection, TlsConfig, load_cluster
 from flame.config.cache import with_environment
 from flame.model.errors import InvalidConfigError
@@ -33,6 +37,7 @@ def test_everything(tmp_path: Path) -> None:
   object_store: s3://bucket/prefix
   session_retention: 60
   quotas: {team: 1G}
+  session_quota: 3G
   peers: [grpc://other:9090]
   eviction: {policy: none, max_memory: 2G, max_objects: 7}
 """,
@@ -43,6 +48,15 @@ def test_everything(tmp_path: Path) -> None:
     settings = settings_of(load_cluster(tmp_path / "flame-cluster.yaml"), {})
     assert (settings.location, settings.endpoint) == ("grpc://127.0.0.1:9191",) * 2
     assert (settings.evict, settings.max_memory, settings.max_objects) == (False, 2 * 1024**3, 7)
+    assert settings.session_quota == 3 * 1024**3
+
+
+def test_the_quota_of_a_session_is_half_of_what_there_is(tmp_path: Path) -> None:
+    settings = CacheSettings("grpc://h:1", "grpc://h:1", max_memory=1000)
+    assert session_quota(settings) == 500
+    on_disk = msgspec.structs.replace(settings, storage=tmp_path / "not" / "there")
+    assert session_quota(on_disk) == shutil.disk_usage(tmp_path).total // 2
+    assert session_quota(msgspec.structs.replace(on_disk, session_quota=7)) == 7
 
 
 @pytest.mark.parametrize(

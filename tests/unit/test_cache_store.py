@@ -19,8 +19,10 @@ def blob(size: int = 10) -> Blob:
 
 
 def put(store: Store, key: str, size: int = 10, **options: Any) -> list[Blob]:
-    expected, tenant = options.pop("expected", None), options.pop("tenant", "")
-    plan = store.plan(key, size, expected, tenant, options.pop("now", NOW), patch=False)
+    expected, tenant, isolated = (
+        options.pop(*pair) for pair in (("expected", None), ("tenant", ""), ("isolated", False))
+    )
+    plan = store.plan(key, size, expected, tenant, options.pop("now", NOW), patch=False, isolated=isolated)
     return store.put(key, plan, blob(size), table=False, expires=options.pop("expires", None))
 
 
@@ -104,6 +106,25 @@ def test_objects_of_a_session_count_for_its_tenant_whatever_is_said() -> None:
         put(store, "a/b/3", tenant="other")
     store.take("a/b/1")
     assert store.used == {"team": 10, "other": 10}
+
+
+def test_isolated_instances_fill_a_session_up_to_its_quota() -> None:
+    store = Store(session_quota=25)
+    put(store, "a/s1/1", isolated=True)
+    put(store, "parcels/s1/2", isolated=True)
+    put(store, "a/s2/1", 25, isolated=True)
+    for key in ("a/s1/3", "parcels/s1/3"):
+        with pytest.raises(ExhaustedError, match="session 's1' has 20 bytes in the cache") as refused:
+            put(store, key, isolated=True)
+        assert "cache.session_quota" in refused.value.remedy
+    with pytest.raises(ExhaustedError, match="10 more don't fit"):
+        store.plan("a/s1/1", 10, None, "", NOW, patch=True, isolated=True)
+    put(store, "a/s1/1", 15, isolated=True)  # in place of the smaller one
+    put(store, "a/s1/3", 100)  # of a client
+    put(store, "a/s1/3", 90, isolated=True)  # less than before
+    store.take("a/s1/3")
+    store.take("a/s1/1")
+    put(store, "a/s1/1", 15, isolated=True)
 
 
 def test_quotas_count_what_a_tenant_has() -> None:

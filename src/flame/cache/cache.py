@@ -38,8 +38,9 @@ class Room(NamedTuple):
 
 
 class ObjectCache:
-    """All objects of one cache. `retention`: seconds that objects outlive their session. `spill`: the disk is for what
-    memory has no room for; otherwise all objects are on disk too."""
+    """All objects of one cache. `session_quota`: bytes that isolated instances may store for one session. `retention`:
+    seconds that objects outlive their session. `spill`: the disk is for what memory has no room for; otherwise all
+    objects are on disk too."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class ObjectCache:
         evict: bool = True,
         max_objects: int | None = None,
         quotas: dict[str, int] | None = None,
+        session_quota: int | None = None,
         retention: float = 3600.0,
     ) -> None:
         self.arena = Arena(max_memory)
@@ -59,7 +61,7 @@ class ObjectCache:
         self.disk = disk
         self._spill = spill
         self.retention = retention
-        self.store = Store(quotas, None if disk is not None and evict else max_objects)
+        self.store = Store(quotas, None if disk is not None and evict else max_objects, session_quota)
         self._lock = threading.Lock()
         self.payloads = Payloads(self.memory, disk, far, self._lock)
         self.copies = Copies(self.memory, self.payloads, self._lock)
@@ -68,6 +70,22 @@ class ObjectCache:
         self._corrupted: dict[str, str] = {}
 
     # --- writing ----------------------------------------------------------------------------------------------------
+
+    def check(self, key: ObjectKey, size: int, options: Options) -> None:
+        """Raise what `commit` would, as far as that can be told before the payload is here."""
+        with self._lock:
+            self._plan(key.to_key() or f"{key}/", size, options, time.time())
+
+    def _plan(self, full: str, size: int, options: Options, now: float) -> Planned:
+        return self.store.plan(
+            full,
+            size,
+            options.expected,
+            options.tenant,
+            now,
+            patch=options.patch,
+            isolated=options.isolated,
+        )
 
     def reserve(self, size: int, *, table: bool) -> Room | None:
         """Memory to write a payload into; None when there is none and the disk has to do. Raises ExhaustedError."""
@@ -137,9 +155,7 @@ class ObjectCache:
         try:
             with self._key_lock(full):
                 with self._lock:
-                    plan = self.store.plan(
-                        full, payload.size, options.expected, options.tenant, now, patch=options.patch
-                    )
+                    plan = self._plan(full, payload.size, options, now)
                 if self.disk is not None and (draft is not None or not self._spill):
                     draft = draft or self._copy_to_disk(payload, self.disk)
                     file = self.disk.publish(draft, _describe(full, plan, options), expires)

@@ -34,6 +34,7 @@ def settings_of(config: ClusterConfig, environ: Mapping[str, str], *, insecure: 
         max_disk=section.max_disk,
         object_store=section.object_store,
         quotas=dict(section.quotas),
+        session_quota=section.session_quota,
         retention=section.session_retention,
         peers=section.peers,
         tls=section.tls if endpoint.startswith("grpc+tls://") else None,

@@ -185,6 +185,8 @@ class _Guest:
     def _lend(self, request: m.Reserve) -> m.Reserved:
         if request.size < 0:
             raise InvalidArgumentError(f"{request.size} bytes can't be lent")
+        if request.options is not None:
+            self._cache.check(writable_key(request.key, request.options), request.size, request.options)
         room = self._cache.reserve(request.size, table=request.table)
         if room is None:
             return m.Reserved(0, -1)

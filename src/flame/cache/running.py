@@ -49,6 +49,7 @@ class Running:
             evict=settings.evict,
             max_objects=settings.max_objects,
             quotas=settings.quotas,
+            session_quota=session_quota(settings),
             retention=settings.retention,
         )
         self._sessions: Sessions | None = None
@@ -147,6 +148,19 @@ class Running:
             self._flight.shutdown()
         self.cache.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def session_quota(settings: CacheSettings) -> int:
+    """Bytes that isolated instances may store for one session: what is set, or half of the memory, or of the file
+    system where the cache has one."""
+    if settings.session_quota is not None:
+        return settings.session_quota
+    if settings.storage is None:
+        return settings.max_memory // 2
+    folder = settings.storage.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).total // 2
 
 
 def door_folder(parent: Path | None) -> Path:

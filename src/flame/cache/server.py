@@ -90,6 +90,8 @@ class CacheServer(flight.FlightServerBase):
         """Store what comes; the answer is the reference in BSON."""
         key, options = _destination(descriptor)
         authorize(self._visitor(context), [(Deed.CHANGE, str(key))])
+        if options.size >= 0:
+            self._cache.check(key, options.size, options)
         schema: Any = reader.schema
         if codecs.FORMAT_KEY in (schema.metadata or {}) and not options.patch:
             payload, table = self._receive_table(schema, reader), True

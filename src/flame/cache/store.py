@@ -76,14 +76,21 @@ class Reading(NamedTuple):
 class Store:
     """The objects of a cache by key."""
 
-    def __init__(self, quotas: dict[str, int] | None = None, max_objects: int | None = None) -> None:
+    def __init__(
+        self,
+        quotas: dict[str, int] | None = None,
+        max_objects: int | None = None,
+        session_quota: int | None = None,
+    ) -> None:
         self.objects: dict[str, Object] = {}
         self.bytes = 0
         self.used: dict[str, int] = {}
         self._prefixes: dict[str, dict[str, None]] = {}
         self._tenants: dict[str, str] = {}  # of sessions, by prefix, as far as they are known
         self._ended: dict[str, float] = {}  # sessions that are over, and when their objects go
+        self._by_session: dict[str, int] = {}  # bytes, by the session's id: also its parcels, which have another prefix
         self._quotas = quotas or {}
+        self._session_quota = session_quota
         self._max_objects = max_objects
         self._last_born = 0
         self._times: list[tuple[float, str]] = []  # a heap of when objects go; stale entries are skipped
@@ -119,11 +126,22 @@ class Store:
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def plan(self, key: str, size: int, expected: int | None, tenant: str, now: float, *, patch: bool) -> Planned:
+    def plan(
+        self,
+        key: str,
+        size: int,
+        expected: int | None,
+        tenant: str,
+        now: float,
+        *,
+        patch: bool,
+        isolated: bool = False,
+    ) -> Planned:
         """What storing so many bytes under a key would make.
 
         Raises NotFoundError (a patch of nothing), InvalidStateError (the version is not the expected one),
-        InvalidArgumentError (too many patches), ExhaustedError (a quota or the number of objects).
+        InvalidArgumentError (too many patches), ExhaustedError (a quota or the number of objects). The quota of a
+        session is for those that are `isolated`.
         """
         found = self.objects.get(key)
         if found is not None and found.expires is not None and found.expires <= now:
@@ -146,7 +164,10 @@ class Store:
             )
         said = found.tenant if found is not None and not tenant else tenant or DEFAULT_TENANT
         tenant = self._tenants.get(key.rpartition("/")[0], said)
-        self._check_quota(tenant, size - (found.size if found is not None and not patch else 0))
+        more = size - (found.size if found is not None and not patch else 0)
+        self._check_quota(tenant, more)
+        if isolated:
+            self._check_session(_session_of(key), more)
         if found is not None:
             return Planned(current + 1, found.born, found.tenant if patch else tenant)
         self._last_born = max(int(now * 1e6), self._last_born + 1)
@@ -161,6 +182,15 @@ class Store:
                 remedy=f"delete objects, or raise cache.quotas.{tenant}",
             )
 
+    def _check_session(self, session_id: str, more: int) -> None:
+        used = self._by_session.get(session_id, 0)
+        if self._session_quota is not None and more > 0 and used + more > self._session_quota:
+            raise ExhaustedError(
+                f"session {session_id!r} has {used} bytes in the cache, and its isolated instances may fill"
+                f" {self._session_quota}; {more} more don't fit",
+                remedy="delete objects of the session, or raise cache.session_quota",
+            )
+
     def belongs(self, prefix: str, tenant: str) -> None:
         """A session is this tenant's: so are its objects from now on, those that are here and those that come, whatever
         clients say. They are counted even if its quota does not allow for them; it allows for no more then."""
@@ -169,9 +199,9 @@ class Store:
         self._tenants[prefix] = tenant
         for key in self._prefixes.get(prefix, ()):
             found = self.objects[key]
-            self._count(found.tenant, -found.size)
+            self._count(found, -found.size)
             found.tenant = tenant
-            self._count(tenant, found.size)
+            self._count(found, found.size)
 
     def put(self, key: str, plan: Planned, blob: Blob, *, table: bool, expires: float | None) -> list[Blob]:
         """Make this the object, as planned; what it replaces."""
@@ -187,7 +217,7 @@ class Store:
         """Append a patch, as planned."""
         found = self.objects[key]
         found.patches.append(Versioned(plan.version, blob))
-        self._count(found.tenant, blob.size)
+        self._count(found, blob.size)
 
     def adopt(self, found: Object) -> None:
         """An object that was on disk when the cache started."""
@@ -197,7 +227,7 @@ class Store:
     def _add(self, made: Object) -> None:
         self.objects[made.key] = made
         self._prefixes.setdefault(made.key.rpartition("/")[0], {})[made.key] = None
-        self._count(made.tenant, made.size)
+        self._count(made, made.size)
         self._remember(made)
 
     def take(self, key: str) -> list[Blob]:
@@ -210,7 +240,7 @@ class Store:
         del keys[key]
         if not keys:
             del self._prefixes[prefix]
-        self._count(found.tenant, -found.size)
+        self._count(found, -found.size)
         return list(found.blobs())
 
     # --- times ------------------------------------------------------------------------------------------------------
@@ -252,13 +282,22 @@ class Store:
         if found.expires is not None:
             heapq.heappush(self._times, (found.expires, found.key))
 
-    def _count(self, tenant: str, size: int) -> None:
+    def _count(self, found: Object, size: int) -> None:
         self.bytes += size
-        used = self.used.get(tenant, 0) + size
-        if used:
-            self.used[tenant] = used
-        else:
-            self.used.pop(tenant, None)
+        _add(self.used, found.tenant, size)
+        _add(self._by_session, _session_of(found.key), size)
+
+
+def _add(counts: dict[str, int], name: str, size: int) -> None:
+    count = counts.get(name, 0) + size
+    if count:
+        counts[name] = count
+    else:
+        counts.pop(name, None)
+
+
+def _session_of(key: str) -> str:
+    return key.split("/")[1]
 
 
 def reading(found: Object, known: int, born: int) -> Reading:

@@ -112,7 +112,7 @@ class StreamServer:
     def _reserve(self, request: m.Send) -> Room | Draft:
         if request.options.size < 0:
             raise InvalidArgumentError("the size of the payload is missing")
-        writable_key(request.key, request.options)
+        self._cache.check(writable_key(request.key, request.options), request.options.size, request.options)
         room = self._cache.reserve(request.options.size, table=request.options.table)
         return room or self._cache.draft(table=request.options.table)
 

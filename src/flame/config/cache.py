@@ -31,7 +31,8 @@ class CacheSection(msgspec.Struct, frozen=True):
     """The object cache.
 
     `storage`: folder for objects; None: memory only. `object_store`: `s3://BUCKET/PREFIX` for what goes beyond
-    `max_disk` bytes of that folder. `quotas`: bytes by tenant. `session_retention`: seconds that objects outlive their
+    `max_disk` bytes of that folder. `quotas`: bytes by tenant. `session_quota`: bytes that isolated instances may store
+    for one session; None: half of the memory, or of the disk. `session_retention`: seconds that objects outlive their
     session. `peers`: endpoints of other caches whose objects this one fetches for clients near it. `verify_clients`:
     clients must show certificates of the authority.
     """
@@ -45,6 +46,7 @@ class CacheSection(msgspec.Struct, frozen=True):
     max_disk: int | None = None
     object_store: str = ""
     quotas: tuple[tuple[str, int], ...] = ()
+    session_quota: int | None = None
     session_retention: float = 3600.0
     peers: tuple[str, ...] = ()
 
@@ -77,6 +79,7 @@ def read_cache(section: Section) -> CacheSection:
         max_disk=max_disk,
         object_store=object_store,
         quotas=_quotas(section.section_or_empty("quotas")),
+        session_quota=section.size("session_quota"),
         session_retention=section.number("session_retention", 3600.0),
         peers=tuple(read_url(section, "peers", ("grpc", "grpcs"), peer) for peer in section.texts("peers")),
     )

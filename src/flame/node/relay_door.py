@@ -238,18 +238,20 @@ class RelayDoor:
             channel.socket.sendall(memoryview(piece).cast("B"))
 
     def _take(self, channel: Channel, request: m.Send) -> m.Reply:
-        """Store what follows. Whatever goes wrong, all of it is read."""
+        """Store what follows. It is asked for when there is room for it; from then on all of it is read, whatever goes
+        wrong."""
         size = request.options.size
         if size < 0:
             raise InvalidArgumentError("the size of the payload is missing")
         link, _ = self._relay.cache()
-        options = msgspec.structs.replace(request.options, tenant="")  # that of its session, which the cache knows
+        # The tenant is that of its session, which the cache knows.
+        options = msgspec.structs.replace(request.options, tenant="", isolated=True)
         incoming = _Incoming(channel, size)
-        channel.send(m.Reserved(0, 0))
         try:
             stored = link.put_shared(request.key, incoming.payload(options.table), options, again=False)
             if stored is None:
                 stored = link.remote().upload(request.key, incoming.pieces(), options)
+            incoming.ask_for()  # if nothing had to be read
             return m.Stored(stored.key, stored.version)
         except FlameError as error:
             if incoming.broken is not None:
@@ -264,6 +266,7 @@ class _Incoming:
     def __init__(self, channel: Channel, size: int) -> None:
         self.broken: OSError | EOFError | None = None
         self._channel = channel
+        self._asked_for = False
         self._size = size
         self._left = size
         self._deadline = _deadline(size)
@@ -282,12 +285,20 @@ class _Incoming:
             yield bytes(buffer)
 
     def drain(self) -> None:
-        """Read what is left, for nobody."""
-        for _ in self.pieces():
-            pass
+        """Read what is left, for nobody; nothing if it was not asked for."""
+        if self._asked_for:
+            for _ in self.pieces():
+                pass
+
+    def ask_for(self) -> None:
+        """Let the instance send it, if it does not yet. Raises OSError."""
+        if not self._asked_for:
+            self._asked_for = True
+            self._channel.send(m.Reserved(0, 0))
 
     def _read_into(self, view: memoryview) -> None:
         try:
+            self.ask_for()
             self._channel.read_into(view, self._deadline)
         except (OSError, EOFError) as error:
             self.broken = error

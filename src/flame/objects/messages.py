@@ -59,7 +59,8 @@ class Options(msgspec.Struct, frozen=True, array_like=True):
 
     `expected`: store only if this is the current version (0: only if there is no such object); None: in any case.
     `ttl`: seconds until it goes away. `tenant`: whose quota it counts in. `table`: the payload is an Arrow IPC stream.
-    `patch`: it is appended to the object. `size`: bytes of the payload, -1 when unknown.
+    `patch`: it is appended to the object. `size`: bytes of the payload, -1 when unknown. `isolated`: an instance that
+    can't reach the cache stores it through its executor manager, so the quota of its session counts.
     """
 
     expected: int | None = None
@@ -68,6 +69,7 @@ class Options(msgspec.Struct, frozen=True, array_like=True):
     table: bool = False
     patch: bool = False
     size: int = -1
+    isolated: bool = False
 
     def __post_init__(self) -> None:
         if self.ttl is not None and not (0 <= self.ttl < math.inf):  # NaN is neither
@@ -123,10 +125,13 @@ class Put(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Reserve(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Lend shared memory to write a payload into. Answer: Reserved."""
+    """Lend shared memory to write a payload into. Answer: Reserved. What could not be stored under this key with these
+    options is refused before it is written."""
 
     size: int
     table: bool = False
+    key: str = ""
+    options: Options | None = None
 
 
 class Reserved(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -110,7 +110,7 @@ class SharedClient:
         options = msgspec.structs.replace(options, table=payload.table, size=payload.size)
         if payload.size <= m.INLINE:
             return self._ask(m.Put(key, payload.to_bytes(), options), m.Stored)
-        lent = self._ask(m.Reserve(payload.size, payload.table), m.Reserved)
+        lent = self._ask(m.Reserve(payload.size, payload.table, key, options), m.Reserved)
         if lent.offset < 0:
             return None
         try:
