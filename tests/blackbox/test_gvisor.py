@@ -239,6 +239,17 @@ async def test_an_output_flood_with_a_limit(node: Node) -> None:
     assert "wrote more than its limit of 1048576 bytes to stdout and stderr" in released.message
 
 
+async def test_much_that_is_written_at_once(node: Node) -> None:
+    """By a program that takes no notice of how much was."""
+    size = 900_000
+    await begin(node, 1, LEVEL)
+    assert await ask(node, 1, f"answer = sys.stderr.write('x' * {size})") == size
+    node.manager.stop(1)
+    await node.manager.released(1)
+    chunks = await node.manager.read_log(executor_id=node.manager.executor_id(1), stream="stderr")
+    assert b"".join(chunk.data for chunk in chunks) == b"x" * size
+
+
 async def test_a_busy_loop_that_ignores_sigterm(node: Node) -> None:
     await begin(node, 1, LEVEL)
     node.manager.run(1, b"signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\nwhile True: pass")

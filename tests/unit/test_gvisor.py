@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +17,7 @@ from flame.model.isolation import Limits
 from flame.proto import shim_pb2, types_pb2
 from flame.shims import gvisor_runner, gvisor_sandbox
 from flame.shims.gvisor import Gvisor
+from flame.shims.gvisor_processes import complain
 from flame.shims.gvisor_root import Plan, plan
 from flame.shims.isolation_sandbox import Room
 from flame.shims.processes import Program
@@ -172,3 +176,37 @@ def test_no_sandbox_without_its_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == gvisor_runner.NO_PROGRAM
     assert done.stderr.startswith("can't make a sandbox of gVisor: ")
+
+
+@contextmanager
+def stderr() -> Generator[int]:
+    """The other end of what is stderr meanwhile: a pipe that does not wait."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    saved = os.dup(2)
+    os.dup2(writing, 2)
+    os.close(writing)
+    try:
+        yield reading
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def fill(descriptor: int) -> None:
+    with suppress(BlockingIOError):
+        while True:
+            os.write(descriptor, bytes(4096))
+
+
+def test_what_it_complains_of_is_said_where_gvisor_made_stderr_one_that_does_not_wait() -> None:
+    with stderr() as reading, os.fdopen(reading, "rb") as file, ThreadPoolExecutor() as other:
+        fill(2)
+        complained = other.submit(complain, "it is full")
+        found = b""
+        while b"full\n" not in found and not (complained.done() and complained.exception()):
+            found = file.read1()
+        complained.result()
+        assert found.endswith(b"it is full\n")
+        file.close()
+        complain("nobody reads it")

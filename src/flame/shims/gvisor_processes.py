@@ -17,6 +17,8 @@ PREFIX = "INSIDE_"  # before the name of each variable that is meant for inside
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _LAST_S = 1.0  # for what ends by itself when a part of it is gone
 _PR_SET_PDEATHSIG = 1
+_F_SETPIPE_SZ = 1031
+_PIPE = 1024**2  # bytes; what others than root may have of them would soon be used up
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -142,5 +144,22 @@ class Signals:
         os.close(self.descriptor)
 
 
+def widen(descriptors: Iterable[int]) -> None:
+    """Give pipes more room, if they may have it. gVisor writes without waiting, and where a pipe is full it tells the
+    program that less was written: many take no notice, and the rest is lost."""
+    if os.getuid():
+        return
+    for descriptor in descriptors:
+        _LIBC.fcntl(descriptor, _F_SETPIPE_SZ, _PIPE)
+
+
 def complain(text: str) -> None:
-    os.write(2, f"{text}\n".encode(errors="replace"))
+    """Say it on stderr; waits while that is full, which gVisor has made one that does not wait."""
+    rest = f"{text}\n".encode(errors="replace")
+    while rest:
+        try:
+            rest = rest[os.write(2, rest) :]
+        except BlockingIOError:
+            select.select([], [2], [])
+        except BrokenPipeError:
+            return  # nobody is there to read it

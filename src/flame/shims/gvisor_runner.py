@@ -17,7 +17,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from flame.shims.gvisor_processes import NO_PROGRAM, PREFIX, Ended, block_signals, children, complain, watch
+from flame.shims.gvisor_processes import NO_PROGRAM, PREFIX, Ended, block_signals, children, complain, watch, widen
 from flame.shims.gvisor_sandbox import Sandbox
 
 TYPE_CHECKING = False  # like typing's, without its import
@@ -32,6 +32,7 @@ def main() -> int:
     plan, arguments = json.loads(sys.argv[1]), sys.argv[2:]
     env = {name.removeprefix(PREFIX): value for name, value in os.environ.items() if name.startswith(PREFIX)}
     block_signals()
+    widen((1, 2))
     sandbox = Sandbox(plan)
     pid, is_copy = begun(sandbox, plan, arguments, env)
     # Only a sandbox that was started by itself looks whether the process is there that has its files.
