@@ -59,8 +59,51 @@ def test_a_kernel_that_was_ready_and_one_that_was_started_anew_are_alike(connect
             ready = state(made)
             made.restart_kernel()
             assert ready == state(made)
+            made.restart_kernel()
+            assert ready == state(made)
             assert ready["environ"]["GREETING"] == "hello"
             assert (ready["files"], ready["strangers"]) == (5, [])
+
+
+PROGRAM = "open('/proc/self/cmdline').read()"
+# Ends the kernel that waits, which has the same program and parent.
+END_THE_OTHER = """
+import os, signal
+def look(pid):
+    with open(f"/proc/{pid}/stat") as stat, open(f"/proc/{pid}/cmdline") as line:
+        return stat.read().rpartition(")")[2].split()[1], line.read()
+own = os.getpid()
+others = []
+for pid in {int(name) for name in os.listdir("/proc") if name.isdigit()} - {own}:
+    try:
+        if look(pid) == look(own):
+            others.append(pid)
+            os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass
+len(others)"""
+
+
+def test_the_kernel_after_the_first_one_needs_no_interpreter_to_be_started_either(connection: Connection) -> None:
+    for level in LEVELS:
+        with create(connection, level) as made:
+            first = made.run_code(PROGRAM).text
+            lost = made.run_code("import os\nos._exit(1)").error
+            assert lost is not None
+            assert lost.name == "KernelDied"
+            assert made.run_code(PROGRAM).text == first
+            made.restart_kernel()
+            assert made.run_code(PROGRAM).text != first
+
+
+def test_code_that_ends_the_kernel_that_waits_for_its_turn_gets_another_one(connection: Connection) -> None:
+    for level in LEVELS:
+        with create(connection, level) as made:
+            first = made.run_code(PROGRAM).text
+            assert made.run_code(END_THE_OTHER).text == "1"
+            made.restart_kernel()
+            assert made.run_code(PROGRAM).text != first
+            assert made.run_code("'others' in globals()").text == "False"
 
 
 def test_variables_that_are_read_when_an_interpreter_starts_are_heeded(connection: Connection) -> None:

@@ -1,6 +1,7 @@
 """The service behind the application `flmexec`: runs scripts, or serves a sandbox when its session is one.
 
-A sandbox shall be there quickly: its kernel is a copy of this process, made before anything else is loaded.
+A sandbox shall be there quickly: its kernel is a copy of this process, made before anything else is loaded, and so is
+the one that takes its place when it has ended.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ SANDBOX = "sandbox"  # what the ids of sandboxes begin with
 def main() -> None:
     """The console script `flmexec-service`."""
     session_id = os.environ.get("FLAME_SESSION_ID", "")
-    kernel: Started | None = None
+    kernels: list[Started] = []
     # One that waits for a session has the time to get ready; sandboxes want to be quick.
     if not session_id or session_id.startswith(f"{SANDBOX}-"):
         from flame.sandbox.inside import kernel_start
         from flame.sandbox.inside.places import environment, working_folder
 
         folder = working_folder()
-        kernel = kernel_start.copy(environment(os.environ, folder), folder)
+        env = environment(os.environ, folder)
+        kernels = [kernel_start.copy(env, folder), kernel_start.copy(env, folder)]
     from flame.sandbox.inside.entering import serve
 
-    serve(kernel)
+    serve(kernels)
 
 
 if __name__ == "__main__":

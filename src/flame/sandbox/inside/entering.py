@@ -10,6 +10,8 @@ from flame.service.runtime import run
 
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flame.sandbox.inside.kernel_start import Started
     from flame.service.rehearsal import Play
 
@@ -17,12 +19,12 @@ if TYPE_CHECKING:
 class ExecService(FlameService):
     """Serves one session."""
 
-    def __init__(self, kernel: Started | None = None) -> None:
-        """`kernel`: one that was started ahead, should the session be a sandbox."""
-        self._kernel = kernel
+    def __init__(self, kernels: Sequence[Started] = ()) -> None:
+        """`kernels`: those that were started ahead, should the session be a sandbox."""
+        self._kernels = kernels
 
     def on_prepare(self) -> None:
-        if self._kernel is None:
+        if not self._kernels:
             return
         import_module("flame.sandbox.inside.service")  # while there is time
         import_module("flame.service.concurrent")
@@ -34,10 +36,10 @@ class ExecService(FlameService):
         """What is rehearsed where this process is saved, and again in its copies: a sandbox, with its kernel."""
         from flame.sandbox.inside.rehearsing import play
 
-        return play(self._kernel)
+        return play(self._kernels)
 
     def on_session_enter(self, context: SessionContext) -> None:
-        kernel, self._kernel = self._kernel, None
+        kernels, self._kernels = self._kernels, ()
         data = context.common_data()
         if data is not None:
             from flame.sandbox import wire
@@ -45,9 +47,9 @@ class ExecService(FlameService):
             if wire.is_sandbox(data):
                 from flame.sandbox.inside.service import SandboxService
 
-                context.service, context.concurrency = SandboxService(kernel), wire.CONCURRENCY
+                context.service, context.concurrency = SandboxService(kernels), wire.CONCURRENCY
                 return
-        if kernel is not None:
+        for kernel in kernels:
             kernel.end()
 
     def on_task_invoke(self, context: TaskContext) -> bytes:
@@ -57,6 +59,6 @@ class ExecService(FlameService):
         return run_script(context.input)
 
 
-def serve(kernel: Started | None) -> None:
+def serve(kernels: Sequence[Started]) -> None:
     """Serve one session."""
-    run(ExecService(kernel))
+    run(ExecService(kernels))

@@ -42,6 +42,11 @@ class Started:
         self.ended = True
         return self._wait()
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has not ended while nobody looked."""
+        return not self.ended and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
     def kill(self) -> None:
         """End it and what it started in its group."""
         kill_group(self.pid, signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flame.sandbox import wire
 from flame.sandbox.inside.kernel_start import Started
 from flame.sandbox.inside.service import SandboxService
@@ -11,12 +13,13 @@ from flame.service.rehearsal import Nothing, Play
 _CODE = "print()"
 
 
-def play(kernel: Started | None) -> Play:
-    """A session that is a sandbox, begins, and runs code that leaves nothing in this kernel. Without one: nothing."""
-    if kernel is None:
+def play(kernels: Sequence[Started]) -> Play:
+    """A session that is a sandbox, begins, and runs code that leaves nothing in the first of these kernels. Without
+    one: nothing."""
+    if not kernels:
         return Play(Nothing())
     calls = wire.Begin(), wire.RunCode("rehearsal", _CODE)
-    return Play(_Entry(kernel), wire.common_data(), [wire.encode_call(call) for call in calls])
+    return Play(_Entry(kernels[0]), wire.common_data(), [wire.encode_call(call) for call in calls])
 
 
 class _Entry(FlameService):
@@ -24,7 +27,7 @@ class _Entry(FlameService):
         self._kernel = kernel
 
     def on_session_enter(self, context: SessionContext) -> None:
-        context.service, context.concurrency = _Understudy(self._kernel), wire.CONCURRENCY
+        context.service, context.concurrency = _Understudy([self._kernel]), wire.CONCURRENCY
 
 
 class _Understudy(SandboxService):

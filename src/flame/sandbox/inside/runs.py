@@ -6,7 +6,7 @@ import asyncio
 import codecs
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flame.model.errors import InvalidStateError, NotFoundError
@@ -103,6 +103,7 @@ class Runs:
         self.cwd = ""
         self._clock = clock
         self._kernel: Kernel | None = None
+        self._waiting: deque[Started] = deque()  # to be used when it has ended
         self._queue: deque[Run] = deque()
         self._runs: dict[str, Run] = {}
         self._current: Run | None = None
@@ -151,19 +152,27 @@ class Runs:
     def prepare(self) -> Kernel:
         """The kernel; it is started, if there is none. Raises OSError."""
         if self._kernel is None or self._kernel.ended.done():
-            self._kernel = Kernel(interpreter(self.env, self.cwd))
+            self._kernel = self._ready() or Kernel(interpreter(self.env, self.cwd))
         return self._kernel
 
-    def adopt(self, started: Started) -> None:
-        """Take this kernel, which was started ahead and knows nothing of the sandbox."""
-        if started.ended:
-            return
-        kernel = Kernel(started)
-        if kernel.take(self.env):
-            self._kernel = kernel
-        else:
-            kernel.release()
+    def adopt(self, started: Sequence[Started]) -> None:
+        """Take these kernels, which were started ahead and know nothing of the sandbox: one to use now, others when it
+        has ended."""
+        self._waiting += started
+        self._kernel = self._ready()
+
+    def _ready(self) -> Kernel | None:
+        """One of those that wait, as if it had been started now; None when there is none that could be told its
+        variables."""
+        while self._waiting:
+            started = self._waiting.popleft()
+            if started.waits:
+                kernel = Kernel(started)
+                if kernel.take(self.env):
+                    return kernel
+                kernel.release()
             started.end()
+        return None
 
     def release(self) -> None:
         """Let go of the kernel, which goes on."""
@@ -182,7 +191,8 @@ class Runs:
         return None if self._kernel is None or self._kernel.ended.done() else self._kernel.pid
 
     def pids(self) -> set[int]:
-        return set() if self.pid is None else {self.pid}
+        """Of this kernel and those that wait."""
+        return {each.pid for each in self._waiting} | (set() if self.pid is None else {self.pid})
 
     @property
     def busy(self) -> bool:
@@ -192,6 +202,8 @@ class Runs:
     def close(self) -> None:
         if self._kernel is not None:
             self._kernel.kill()
+        for each in self._waiting:
+            each.end()
 
     async def ask(self, request: dict[str, Any]) -> Message:
         """Ask the kernel something between two runs. Raises InvalidStateError when it ends instead."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,9 @@ _PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
 class SandboxService(FlameService):
-    """Serves one sandbox. `started`: a kernel that was started ahead."""
+    """Serves one sandbox. `started`: kernels that were started ahead, for the first one and those after it."""
 
-    def __init__(self, started: Started | None = None) -> None:
+    def __init__(self, started: Sequence[Started] = ()) -> None:
         # Whoever started this may have ignored it; what has a handler is not ignored by those that are started here.
         signal.signal(signal.SIGINT, _ignore)
         self._started = started
@@ -114,9 +114,7 @@ class SandboxService(FlameService):
             asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap_soon)
         self._stopping.alone = call.alone
         self._set_environment(call.env)
-        started, self._started = self._started, None
-        if started is not None:
-            self.runs.adopt(started)
+        self.runs.adopt(self._started)
         return wire.Begun(self._folder, _PYTHON)
 
     def _reap_soon(self) -> None:
