@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flame.engine import tenants
 from flame.engine.tenant_rules import find
 from flame.model import isolation
-from flame.model.errors import ExhaustedError, FlameError, InvalidArgumentError, NotFoundError
+from flame.model.errors import ExhaustedError, FlameError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 from flame.model.resources import Resources
 from flame.model.specs import TOPOLOGIES, SessionSpec
 from flame.model.task_options import check_defaults, check_per_key
@@ -42,6 +42,19 @@ def check_session(cluster: Cluster, spec: SessionSpec) -> Resources:
     _check_gang(cluster, isolation.placed(application, spec), resreq)
     _check_tenant(cluster, spec)
     return resreq
+
+
+def why_barred(cluster: Cluster, session: Session) -> str:
+    """Why a session that was opened under other settings of the session manager gets no executors under these; empty =
+    it gets them."""
+    application = cluster.applications.get(session.spec.application)
+    if application is None:
+        return ""
+    try:
+        isolation.check_doors(application.spec, session.spec, cluster.settings.doors)
+    except PermissionDeniedError as error:
+        return error.message
+    return ""
 
 
 def why_full(cluster: Cluster, session: Session, more: int) -> FlameError | None:

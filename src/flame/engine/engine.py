@@ -9,6 +9,7 @@ from heapq import heappop
 import msgspec
 
 from flame.engine import (
+    admission,
     applications,
     dispatch,
     gangs,
@@ -29,7 +30,7 @@ from flame.engine import (
 )
 from flame.engine import events as ev
 from flame.engine.cluster import CHANNEL_SPACE, Application, Cluster
-from flame.engine.effects import Record, RecordKind, Turn
+from flame.engine.effects import Complain, Record, RecordKind, Turn
 from flame.engine.records import (
     ApplicationMeta,
     EventMeta,
@@ -179,6 +180,9 @@ class Engine(Cluster):
             if session.state is SessionState.CLOSED:
                 lives.keep_until_retention(self, session)
             else:
+                session.barred = admission.why_barred(self, session)
+                if session.barred:
+                    draft.now.append(Complain(f"session {session.id} gets no executors: {session.barred}"))
                 scheduling.opened(self, session)
                 overdue.recovered(self, session)
         self.seq = draft.seq

@@ -75,7 +75,7 @@ def _adopt(cluster: Cluster, draft: Draft, node: Node, item: Held) -> bool:
     """An executor that went on while we knew nothing of it: after a restart of the session manager, or when its node
     was thought lost. False = it is not wanted."""
     session = cluster.sessions.get(item.session_id)
-    if session is None or session.state is not SessionState.OPEN or item.channel in cluster.executors:
+    if session is None or session.state is not SessionState.OPEN or session.barred or item.channel in cluster.executors:
         return False
     if item.state not in (ExecutorState.BINDING, ExecutorState.BOUND):
         return False

@@ -28,7 +28,7 @@ def of_session(cluster: Cluster, session: Session) -> list[Reason]:
     """Every reason, the one that weighs most first."""
     if session.state is not SessionState.OPEN:
         return []
-    found = [*_binding(cluster, session), *_settling(cluster, session)]
+    found = [*_barred(cluster, session), *_binding(cluster, session), *_settling(cluster, session)]
     found.extend(_of_node(cluster, session, no) for no in cluster.scheduler.explain(session.id))
     found.extend(_limits(cluster, session))
     found.extend(_starting(session))
@@ -40,6 +40,7 @@ def of_session(cluster: Cluster, session: Session) -> list[Reason]:
 
 def own(cluster: Cluster, session: Session) -> Iterator[Reason]:
     """Why a session has no executor at work although the scheduler has nothing against it; cheap enough for lists."""
+    yield from _barred(cluster, session)
     yield from _binding(cluster, session)
     yield from _settling(cluster, session)
     yield from _starting(session)
@@ -52,6 +53,15 @@ def sent_ahead(session: Session, task_id: int) -> Reason:
     text = f"it was sent ahead to executor {executor.id} on node {executor.node.name}, after {before} others"
     remedy = "nothing: another executor gets it when that one makes no progress"
     return ("order", f"task {task_id}", text, remedy, executor.progress)
+
+
+def _barred(cluster: Cluster, session: Session) -> Iterator[Reason]:
+    if session.barred:
+        remedy = (
+            "start the session manager as it was when the session was opened: with certificates (cluster.tls), at a"
+            " unix socket only, or with cluster.insecure; or open a session that lists what it shall reach"
+        )
+        yield ("network", session.id, session.barred, remedy, cluster.settling.began)
 
 
 def _binding(cluster: Cluster, session: Session) -> Iterator[Reason]:

@@ -37,6 +37,7 @@ class Session:
         "attached",
         "attempts",
         "avg_us",
+        "barred",
         "batches",
         "began",
         "bind_failures",
@@ -133,6 +134,7 @@ class Session:
         self.avg_us = -1.0  # observed run time of one task, -1 = unknown
         self.bind_failures = 0  # in a row
         self.paused = ""  # why it gets no executors any more
+        self.barred = ""  # why it gets none as long as the session manager has these settings
         self.not_before = 0  # no new executor before this time
         self.look_at = 0  # when its alarm rings that looks whether tasks wait for too long, 0 = none is set
         self.look_ms = 100  # pause before the next one

@@ -22,7 +22,7 @@ LOOK_MS = 1_000  # the longest pause between two looks
 
 def want(cluster: Cluster, session: Session) -> int:
     """How many executors the session can use now, within its limits."""
-    if session.state is not SessionState.OPEN:
+    if session.state is not SessionState.OPEN or session.barred:
         return 0
     coming = sum(executor.coming for executor in session.executors.values())
     if session.paused or session.not_before > cluster.now or settling.waits(cluster, session):
