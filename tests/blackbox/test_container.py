@@ -106,8 +106,9 @@ async def test_an_image_is_not_written_to(node: Node, image: str, level: str) ->
     assert await output(node, 2) == "lines\n"
 
 
-@pytest.mark.parametrize("user", ["", "app", "4321:99"])
-async def test_the_user_of_an_image(node: Node, image: str, user: str) -> None:
+@pytest.mark.parametrize("level", ["process", "gvisor"])
+@pytest.mark.parametrize("user", ["", "app", "4321", "4321:99"])
+async def test_the_user_of_an_image(node: Node, image: str, user: str, level: str) -> None:
     """Its number; all files are that user's."""
     archive = node.folder / "users.tar"
     with tarfile.open(archive, "w") as tar:
@@ -117,9 +118,9 @@ async def test_the_user_of_an_image(node: Node, image: str, user: str) -> None:
         member.size, member.uid, member.mode = len(text), 77, 0o600
         tar.addfile(member, io.BytesIO(text))
     with imported(archive, *([f"USER {user}"] if user else [])) as name:
-        script(node, 1, name, "id -u; id -g; cat /etc/passwd", isolation="process")
+        script(node, 1, name, "id -u; id -g; cat /etc/passwd", isolation=level)
         await node.manager.bound(1)
-        numbers = {"": "1000\n1000", "app": "123\n45", "4321:99": "4321\n99"}[user]
+        numbers = {"": "1000\n1000", "app": "123\n45", "4321": "4321\n0", "4321:99": "4321\n99"}[user]
         assert await output(node, 1) == f"{numbers}\n{text.decode()}"
 
 

@@ -5,6 +5,7 @@ It is what it sees at level process (isolation_sandbox.py); only the kernel is a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import msgspec
 from flame.shims.gvisor_sandbox import DOOR
 from flame.shims.isolation_sandbox import SHARED_MEMORY, TMP, Room, Step, layout
 
+NOBODY = 65534  # who a sandbox is on the node that has users of its own
 _IN_MEMORY = (TMP, "/dev", "/proc", "/sys")  # made by gVisor itself: nothing of the tree is seen below
 
 
@@ -67,14 +69,21 @@ def options(room: Room, *, makes: bool = False) -> list[str]:
 
 def configuration(room: Room, pids: int, mounts: Sequence[dict[str, object]]) -> dict[str, object]:
     """All but the root, and the arguments and the environment of the process."""
+    user, mappings = _user(room)
     limits = {"RLIMIT_CORE": 0, **({"RLIMIT_NPROC": pids} if pids else {})}
-    namespaces = ("pid", "ipc", "uts", "mount", *(() if room.network else ("network",)))
+    namespaces = (
+        "pid",
+        "ipc",
+        "uts",
+        "mount",
+        *(() if room.network else ("network",)),
+        *(("user",) if mappings else ()),
+    )
     return {
         "ociVersion": "1.0.2",
         "hostname": "flame",
         "process": {
-            # Whom the files belong to that are shown: root, which is here what the node's user is called outside.
-            "user": {"uid": 0, "gid": 0},
+            "user": {"uid": user[0], "gid": user[1]},
             "cwd": room.cwd,
             "capabilities": {},
             "noNewPrivileges": True,
@@ -89,8 +98,23 @@ def configuration(room: Room, pids: int, mounts: Sequence[dict[str, object]]) ->
             _memory(TMP, room.disk, "1777"),
             *mounts,
         ],
-        "linux": {"namespaces": [{"type": name} for name in namespaces]},
+        "linux": {"namespaces": [{"type": name} for name in namespaces], **mappings},
     }
+
+
+def _user(room: Room) -> tuple[tuple[int, int], dict[str, object]]:
+    """Who its program is, and what makes all files that user's: those that are shown belong to the node's user. That is
+    root inside, but for images where it is root outside, too, so that it may say who is who."""
+    if room.root is None or os.geteuid():
+        return (0, 0), {}
+    names = zip(("uidMappings", "gidMappings"), room.user, strict=True)
+    return room.user, {name: _mapping(number) for name, number in names}
+
+
+def _mapping(number: int) -> list[dict[str, int]]:
+    """What root outside is called inside, and who root inside is outside: gVisor has to be that, besides."""
+    called = {number: 0} if not number else {0: NOBODY, number: 0}
+    return [{"containerID": inside, "hostID": outside, "size": 1} for inside, outside in called.items()]
 
 
 def _mount(step: Step) -> dict[str, object]:

@@ -32,7 +32,9 @@ class Sandbox:
         self._command = [*plan["command"], f"--root={self.folder}/state"]
         self._name = ""
         enter_namespaces(network=plan["network"])
-        mount("tmpfs", self.folder, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700")
+        # A sandbox that has users of its own may not change what a mount forbids, as it does to make it read-only.
+        flags = 0 if "uidMappings" in self.configuration.get("linux", {}) else MS_NOSUID | MS_NODEV
+        mount("tmpfs", self.folder, "tmpfs", flags, "mode=0700")
         make_tree(self.root, plan["tree"])
         self.has_shell = os.path.exists(f"{self.root}/bin/sh")
 

@@ -12,6 +12,7 @@ from functools import partial
 from flame.model.errors import UnavailableError
 from flame.model.states import BindCode
 from flame.shims import grpc_dialect
+from flame.shims.gvisor_root import NOBODY
 from flame.shims.instance import ProgramInstance
 from flame.shims.link_dialect import LinkDialect
 from flame.shims.pool import Pool
@@ -70,7 +71,8 @@ class HostShim:
         if self._workshop.confinement.streams(launch):
             return await self._spawn_with_streams(launch, owner)
         try:
-            arrival = self._reception.expect(launch.executor_id, launch.token, link=True)
+            guests = (NOBODY,) if launch.root is not None else ()
+            arrival = self._reception.expect(launch.executor_id, launch.token, link=True, guests=guests)
         except OSError as error:
             raise BindError(BindCode.START, f"can't make a folder for the instance's socket: {error}") from error
         door = HostDoor(self._reception, arrival, owner, self._workshop.surroundings.max_payload)

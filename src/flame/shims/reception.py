@@ -13,6 +13,7 @@ import errno
 import hmac
 import os
 import stat
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -33,14 +34,15 @@ _CONNECTIONS = 4  # one is enough; the others are for programs that look first w
 
 class Arrival:
     """How one instance may come in: over the link, at our socket `link_path`, or at the one that it makes. `folder` is
-    its own."""
+    its own. To us it is one of `users`."""
 
-    def __init__(self, executor_id: str, token: str, folder: Path, link_path: Path) -> None:
+    def __init__(self, executor_id: str, token: str, folder: Path, link_path: Path, users: Collection[int]) -> None:
         loop = asyncio.get_running_loop()
         self.executor_id = executor_id
         self.token = token
         self.folder = folder
         self.link_path = link_path
+        self.users = users
         self.socket = folder / _SOCKET
         self.link: asyncio.Future[Link] = loop.create_future()
         self.file: asyncio.Future[None] = loop.create_future()  # done when something is at `socket`
@@ -92,13 +94,15 @@ class Reception:
         self._inotify = Inotify()
         self._watching = asyncio.get_running_loop().create_task(self._watch(self._inotify))
 
-    def expect(self, executor_id: str, token: str, *, link: bool) -> Arrival:
-        """An instance is about to start, which may speak the link if `link`. Raises OSError."""
+    def expect(self, executor_id: str, token: str, *, link: bool, guests: Collection[int] = ()) -> Arrival:
+        """An instance is about to start, which may speak the link if `link`, as our user, as root, or as one of
+        `guests`. Raises OSError."""
         assert self._inotify is not None
         self._number += 1
         folder = self._doors / f"{self._number:x}"
         folder.mkdir(mode=0o700)
-        arrival = Arrival(executor_id, token, folder, self.folder / f"{self._number:x}.link")
+        users = {os.getuid(), 0, *guests}
+        arrival = Arrival(executor_id, token, folder, self.folder / f"{self._number:x}.link", users)
         try:
             if link:
                 self._listen(arrival)
@@ -169,7 +173,7 @@ class Reception:
         hello = link.hello
         if hello.role != "instance":
             raise PermissionDeniedError(f"this socket is for instances, not for a {hello.role!r}")
-        if link.peer.uid not in (os.getuid(), 0):
+        if link.peer.uid not in arrival.users:
             raise PermissionDeniedError(f"this socket is not for user {link.peer.uid}")
         known = hello.id == arrival.executor_id and hmac.compare_digest(arrival.token.encode(), hello.token.encode())
         if not known or arrival.link.done():
