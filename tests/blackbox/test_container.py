@@ -16,7 +16,7 @@ import pytest
 import flame
 from cluster import Cluster
 from flame.proto import link_pb2, types_pb2
-from images import add_busybox, imported, podman
+from images import add_busybox, imported, oci_layout, podman
 from scripted_manager import Node, NodeLog, a_node_apart, a_node_here, gone, parent_of
 from untrusted import MIB, named
 
@@ -139,6 +139,23 @@ async def test_the_network(node: Node, image: str) -> None:
     inside, alone = (await output(node, 1)).split(), (await output(node, 2)).split()
     assert set(inside) == {name for _, name in socket.if_nameindex()}
     assert alone == ["lo"]
+
+
+async def test_what_an_image_says_is_not_expanded_and_what_the_application_says_is(node: Node) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        add_busybox(tar, PROGRAMS)
+    script = 'HOME=mine; echo "$HOME $LITERAL" "$@"'
+    name = oci_layout(
+        node.folder / "layout", [stream.getvalue()],
+        Env=["PATH=/bin", "LITERAL=$PATH $HOME"], Entrypoint=["sh", "-c", script, "sh"], Cmd=["$LITERAL"],
+    )  # fmt: skip
+    start(node, 1, name, "", "$FLAME_SESSION_ID", labels=["stdio=once"])
+    await node.manager.bound(1)
+    assert await output(node, 1) == "mine $PATH $HOME $LITERAL session-1\n"
+    start(node, 2, name, "env", labels=["stdio=once"], env={"OWN": "$HOME"})
+    await node.manager.bound(2)
+    assert {"LITERAL=$PATH $HOME", "OWN=/tmp"} <= set((await output(node, 2)).splitlines())
 
 
 async def test_what_an_image_says_to_the_loader_is_not_said_to_the_node(node: Node, image: str) -> None:

@@ -33,7 +33,7 @@ from flame.shims.levels import shared_folder
 from flame.shims.notes import Notes
 from flame.shims.reception import Reception
 from flame.shims.rest import RestShim
-from flame.shims.shim import BindError, Instance, Launch, Owner
+from flame.shims.shim import AsWritten, BindError, Instance, Launch, Owner
 from flame.shims.stdio import StdioShim, label_values
 from flame.shims.workplace import Workshop
 
@@ -106,6 +106,7 @@ class ContainerShim:
                 launch.package, image.identity, partial(self._images.hold, image), partial(self._images.release, image)
             ),
             root=image.root,
+            as_written=as_written(application, image),
             user=image.user,
         )
 
@@ -153,6 +154,12 @@ def _look_for_python(what: str) -> None:
         raise BindError(BindCode.START, f"images can't have {what} here: {error}") from error
 
 
+def as_written(application: types_pb2.ApplicationSpec, image: Image) -> AsWritten:
+    """What `inside` gives the application of its image."""
+    variables = {text.partition("=")[0] for text in image.env} - {item.name for item in application.environments}
+    return AsWritten(frozenset(variables), 0 if application.command else len(image.command) - 1)
+
+
 def inside(application: types_pb2.ApplicationSpec, image: Image) -> types_pb2.ApplicationSpec:
     """The application as it runs in its image: the command's path there, with the image's environment and folder
     where the application says nothing else. Raises BindError."""
@@ -177,7 +184,7 @@ def inside(application: types_pb2.ApplicationSpec, image: Image) -> types_pb2.Ap
         found.command = image.command[0]
         found.arguments[:] = [*image.command[1:], *application.arguments]
     placed = msgspec.structs.replace(image, cwd=cwd)
-    command = expand(found.command, env)
+    command = expand(found.command, env) if application.command else found.command
     path = placed.find(command, env["PATH"])
     if path is None:
         raise BindError(BindCode.START, f"command {command!r} was not found in image {application.image!r}")

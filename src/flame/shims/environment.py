@@ -47,7 +47,11 @@ def environment(launch: Launch, around: Surroundings, tmp: Path) -> dict[str, st
     own = around.environ
     level = own.get("RUST_LOG", "info")
     context = launch.context
-    found = {item.name: expand(item.value, own) for item in launch.application.environments}
+    as_written = launch.as_written.variables
+    found = {
+        item.name: item.value if item.name in as_written else expand(item.value, own)
+        for item in launch.application.environments
+    }
     defaults = {
         "PATH": f"{around.bin_dir}:{own.get('PATH') or _DEFAULT_PATH}",
         "HOME": own.get("HOME", "/"),
@@ -145,7 +149,11 @@ def program(
     return Program(found, [command, *arguments], env, str(cwd))
 
 
-def program_of_image(application: types_pb2.ApplicationSpec, env: dict[str, str], cwd: Path) -> Program:
-    """The program of a command that is a path in an image. `cwd` is where it is started from outside."""
-    arguments = [expand(argument, env) for argument in application.arguments]
+def program_of_image(
+    application: types_pb2.ApplicationSpec, env: dict[str, str], cwd: Path, as_written: int = 0
+) -> Program:
+    """The program of a command that is a path in an image. `cwd` is where it is started from outside, and the first
+    arguments, `as_written` of them, are the image's own."""
+    given = application.arguments
+    arguments = [*given[:as_written], *(expand(argument, env) for argument in given[as_written:])]
     return Program(application.command, [application.command, *arguments], env, str(cwd))

@@ -80,6 +80,14 @@ class Objects(Protocol):
         ...
 
 
+class AsWritten(msgspec.Struct, frozen=True):
+    """What an application has from its image, where `$NAME` means nothing: the variables of these names, and so many of
+    its arguments, the first ones."""
+
+    variables: frozenset[str] = frozenset()
+    arguments: int = 0
+
+
 class Launch(msgspec.Struct, frozen=True):
     """What is to be started. `token` is the instance's credential, `devices` the GPUs it may see, None = don't say.
 
@@ -94,6 +102,7 @@ class Launch(msgspec.Struct, frozen=True):
     package: Package | None = None
     resreq: types_pb2.ResourceRequirement | None = None  # what its executor was given
     root: Path | None = None  # the unpacked image in which it runs
+    as_written: AsWritten = AsWritten()
     user: tuple[int, int] | None = None  # as whom and in which group it runs there, None = don't care
 
 

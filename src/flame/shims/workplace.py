@@ -146,7 +146,8 @@ class Workplace:
             self.env["FLAME_COMMON_DATA_FILE"] = str(file)
             self._shown.append(file)
         if launch.root is not None:
-            self.program = program_of_image(launch.application, self.env, self.folder)
+            own = launch.as_written.arguments
+            self.program = program_of_image(launch.application, self.env, self.folder, own)
             return
         cwd = working_directory(launch.application, self.folder)
         self.program = program(launch.application, self.env, around.environ, cwd)
