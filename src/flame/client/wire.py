@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from google.protobuf.message import Message
+from msgspec.structs import asdict
 
 from flame.client.values import (
     Application,
@@ -39,6 +41,8 @@ from flame.proto import frontend_pb2 as fe
 from flame.proto import types_pb2 as ty
 from flame.proto import values
 
+M = TypeVar("M", bound=Message)
+
 
 def time_of(milliseconds: int) -> datetime:
     """Unix milliseconds as an aware time in UTC."""
@@ -51,6 +55,19 @@ def time_or_none(milliseconds: int) -> datetime | None:
 
 def _optional(message: Message, name: str) -> Any:
     return getattr(message, name) if message.HasField(name) else None
+
+
+def _filled(kind: type[M], **values: Any) -> M:
+    """A message with these fields. Raises ValueError that names the one that can't be what it is."""
+    try:
+        return kind(**values)
+    except (ValueError, TypeError):
+        for name, value in values.items():
+            try:
+                kind(**{name: value})
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{name} can't be {reprlib.repr(value)} ({error})") from None
+        raise
 
 
 def events_of(events: Iterable[ty.Event]) -> list[Event]:
@@ -78,8 +95,17 @@ def resources_from(message: ty.ResourceRequirement) -> ResourceRequirement:
 
 
 def limits_to(limits: Limits | None) -> ty.Limits | None:
-    """Raises TypeError and ValueError."""
-    return values.limits_message(limits) if limits is not None else None
+    """Raises ValueError."""
+    if limits is None:
+        return None
+    if not isinstance(limits, Limits):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"limits can't be {reprlib.repr(limits)}; write flame.Limits(memory=..., pids=...)")
+    for name, value in asdict(limits).items():
+        try:
+            ty.Limits(**{name: value})
+        except (ValueError, TypeError):
+            raise ValueError(f"limits.{name} can't be {value!r}, only a whole number that is not too large") from None
+    return values.limits_message(limits)
 
 
 def options_to(options: TaskOptions) -> ty.TaskOptions:
@@ -97,13 +123,24 @@ def options_to(options: TaskOptions) -> ty.TaskOptions:
 def application_to(attrs: ApplicationAttributes | Mapping[str, Any]) -> ty.ApplicationSpec:
     """The wire form of attributes, which may also be a dict of them. Raises InvalidArgumentError."""
     if not isinstance(attrs, ApplicationAttributes):
-        unknown = attrs.keys() - {field.name for field in fields(ApplicationAttributes)}
+        known = [field.name for field in fields(ApplicationAttributes)]
+        unknown = sorted(attrs.keys() - set(known))
         if unknown:
-            raise InvalidArgumentError(f"unknown attributes of an application: {', '.join(sorted(unknown))}")
+            from difflib import get_close_matches
+
+            near = get_close_matches(unknown[0], known, 1)
+            raise InvalidArgumentError(
+                f"unknown attributes of an application: {', '.join(unknown)}",
+                remedy=f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(known)}",
+            )
         attrs = ApplicationAttributes(**attrs)
-    _check_texts(attrs, "readable_objects")
+    for name in ("labels", "arguments", "readable_objects"):
+        _check_texts(attrs, name)
+    if not isinstance(attrs.environments or {}, Mapping):
+        raise InvalidArgumentError(f"environments must be a mapping, not {attrs.environments!r}")
     try:
-        spec = ty.ApplicationSpec(
+        spec = _filled(
+            ty.ApplicationSpec,
             shim=ty.Shim.Name(attrs.shim or Shim.HOST),
             image=attrs.image,
             description=attrs.description,
@@ -196,7 +233,8 @@ def session_to(attrs: SessionAttributes) -> ty.SessionSpec:
         _check_texts(attrs, name)
     try:
         check_per_key(attrs.max_running_per_key)
-        spec = ty.SessionSpec(
+        spec = _filled(
+            ty.SessionSpec,
             application=attrs.application,
             common_data=None if data is None else bytes(cast("bytes", data)),
             min_instances=attrs.min_instances,

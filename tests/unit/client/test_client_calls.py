@@ -7,7 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -208,10 +208,44 @@ def test_applications_survive_the_wire() -> None:
     assert bare.warm_instances == 0
 
 
-@pytest.mark.parametrize("attributes", [{"comand": "c"}, {"labels": 7}, {"max_instances": -1}, {"environments": 1}])
-def test_bad_applications_are_errors_of_the_argument(attributes: Any) -> None:
-    with pytest.raises(InvalidArgumentError):
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"comand": "c"}, "unknown attributes of an application: comand; did you mean 'command'?"),
+        ({"start_timeout_ms": 9}, "did you mean 'start_timeout'?"),
+        ({"labels": 7}, "labels"),
+        ({"labels": "one"}, "labels must be a list of texts, not 'one'"),
+        ({"arguments": "-c x"}, "arguments must be a list of texts, not '-c x'"),
+        ({"max_instances": -1}, "max_instances can't be -1"),
+        ({"start_timeout": -1}, "start_timeout_ms can't be -1000"),
+        ({"command": 5}, "command can't be 5"),
+        ({"isolation": 5}, "isolation can't be 5"),
+        ({"environments": 1}, "environments"),
+        ({"limits": {"memory": 1}}, "limits can't be {'memory': 1}; write flame.Limits(memory=..., pids=...)"),
+        ({"limits": flame.Limits(memory=-1)}, "limits.memory can't be -1, only a whole number"),
+        ({"limits": flame.Limits(pids=True)}, "limits.pids can't be True"),
+        ({"limits": flame.Limits(cpu_millis=cast(Any, None))}, "limits.cpu_millis can't be None"),
+        ({"limits": flame.Limits(wall_ms=2**32)}, "limits.wall_ms can't be 4294967296"),
+    ],
+)
+def test_bad_applications_are_errors_that_name_the_attribute(attributes: Any, message: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
         wire.application_to(attributes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"isolation": 5}, "isolation can't be 5"),
+        ({"min_instances": -1}, "min_instances can't be -1"),
+        ({"limits": "memory=1"}, "limits can't be 'memory=1'; write flame.Limits"),
+    ],
+)
+def test_bad_sessions_are_errors_that_name_the_attribute(attributes: Any, message: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        wire.session_to(flame.SessionAttributes("app", **attributes))
+    assert message in str(caught.value)
 
 
 def test_nodes_and_executors_are_values_and_messages() -> None:
