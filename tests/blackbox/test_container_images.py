@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import shutil
 import tarfile
+import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -200,6 +202,41 @@ async def test_the_disk_of_an_image_goes_with_it_and_counts(tmp_path: Path, befo
         assert disk_of(first.root).stat().st_size > 4 * MIB
         await images.provide(names[1])
         assert {path.stem for path in folder.iterdir()} == {second.identity}
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose path podman takes."""
+    with tempfile.TemporaryDirectory(prefix="fl", dir="/tmp") as name:
+        yield Path(name)
+
+
+async def test_layers_of_a_fetch_that_was_stopped_go_with_the_image_once_it_came(tmp_path: Path, short: Path) -> None:
+    """Podman removes those that were not finished when it runs next, and keeps the others: no image has them."""
+    program = tmp_path / "podman"
+    program.write_text(f'#!/bin/sh\nexec podman --root {tmp_path}/root --runroot {short}/run "$@"\n')
+    program.chmod(0o755)
+    large = oci_layout(tmp_path / "large", [layer({"first": 1}), layer({"second": 20 * MIB})])
+    other = oci_layout(tmp_path / "other", [layer({"third": 1})])
+
+    def layers() -> list[int]:
+        """Their sizes, of those that podman has."""
+        (file,) = (tmp_path / "root").glob("*-layers/layers.json")
+        found = json.loads(file.read_bytes())
+        assert not any(each.get("flags", {}).get("incomplete") for each in found)
+        return sorted(each["diff-size"] for each in found)
+
+    async with a_store(tmp_path / "stopped", SMALL, str(program)) as images:
+        assert "it is larger than" in await refusal(images, large)
+        assert not list((tmp_path / "stopped/images").iterdir())
+    (first,) = layers()
+    async with a_store(tmp_path / "again", msgspec.structs.replace(LARGE, keep_count=1), str(program)) as images:
+        await images.provide(large)
+        assert layers()[0] == first
+        assert len(layers()) == 2
+        await images.provide(other)
+        assert len(layers()) == 1
+        assert layers()[0] < 20 * MIB
 
 
 # --- podman ----------------------------------------------------------------------------------------------------------
