@@ -7,13 +7,13 @@ its output a reference to the result. The state of an object is read before and 
 from __future__ import annotations
 
 import os
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from flame.model.errors import InvalidArgumentError, InvalidConfigError
 from flame.objects.keys import ObjectRef
+from flame.runner import bytecode
 from flame.runner.pickling import cloudpickle
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ class ForeignRunner:
         self._target = target() if isinstance(target, type) else target
 
     def _load(self) -> Any:
-        return pickle.loads(self._cache.get(self._ref))
+        return bytecode.loads(self._cache.get(self._ref))
 
     def call(self, data: bytes) -> tuple[Any, bool]:
         """The result of a call, or something to await for it; and whether a state may have changed."""
-        request = pickle.loads(data)
+        request = bytecode.loads(data)
         if not all(hasattr(request, name) for name in ("method", "args", "kwargs")):
             raise InvalidArgumentError("the input of this task is no call of a Runner")
         if self._context.stateful:

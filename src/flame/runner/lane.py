@@ -274,6 +274,10 @@ class Lane:
         """Cancel the calls that no instance has begun with."""
         for future in self._line.futures():
             future.cancel()
+        answered = threading.Event()  # what is still on its way to the cluster is in no list of its tasks
+        stream: TaskStream = self.session.task_stream()  # pyright: ignore[reportAssignmentType]
+        self.session.connection.thread.loop.call_soon_threadsafe(stream.when_answered, answered.set)
+        answered.wait()
         pending = self.session.list_tasks([TaskState.PENDING], without_payloads=True)
         self.session.cancel([task.id for task in pending], reason="the executor was shut down")
 

@@ -1,7 +1,9 @@
 """The Runner of the foreign client."""
 
 import os
+import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +128,33 @@ def check_data_of_tasks() -> None:
         (task,) = flamepy.open_session(session.id).list_tasks()
         call, result = get_data(task.input), get_data(task.output)
         assert (call["type"], list(call["args"]), result["result"]) == ("input", [1, 2], 3)
+
+
+class OfAnotherPython:
+    """Pickles as a code object that another Python compiled."""
+
+    bytecode = {
+        (3, 11): "970074010000000000000000640184007c004400ab00000000000000ab010000000000005300",  # by 3.12
+    }.get(sys.version_info[:2], "9700740100000000000000000000640184007c004400a6000000ab000000000000000000a601000053")
+
+    def __call__(self) -> None: ...
+
+    def __reduce__(self) -> tuple:
+        code = bytes.fromhex(self.bytecode)
+        return types.CodeType, (0, 0, 0, 0, 3, 3, code, (None,), (), (), "f", "f", "f", 1, b"", b"", (), ())
+
+
+def check_functions_of_another_python_are_refused() -> None:
+    with project() as name, Runner(name) as runner:
+        service = runner.service(add)
+        assert service(1).get() == 1
+        error = raised(service(OfAnotherPython()).get)
+        assert "functions travel between equal ones" in str(error), error
+        assert service(2).get() == 2
+        held = Counter()
+        held.function = OfAnotherPython()
+        error = raised(runner.service(held).add(1).get)
+        assert "functions travel between equal ones" in str(error), error
 
 
 def check_nothing_is_left() -> None:
