@@ -101,10 +101,13 @@ def limits_to(limits: Limits | None) -> ty.Limits | None:
     if not isinstance(limits, Limits):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"limits can't be {reprlib.repr(limits)}; write flame.Limits(memory=..., pids=...)")
     for name, value in asdict(limits).items():
+        fits = value is not None
         try:
             ty.Limits(**{name: value})
         except (ValueError, TypeError):
-            raise ValueError(f"limits.{name} can't be {value!r}, only a whole number that is not too large") from None
+            fits = False
+        if not fits:
+            raise ValueError(f"limits.{name} can't be {value!r}, only a whole number that is not too large")
     return values.limits_message(limits)
 
 
@@ -136,7 +139,7 @@ def application_to(attrs: ApplicationAttributes | Mapping[str, Any]) -> ty.Appli
         attrs = ApplicationAttributes(**attrs)
     for name in ("labels", "arguments", "readable_objects"):
         _check_texts(attrs, name)
-    if not isinstance(attrs.environments or {}, Mapping):
+    if not isinstance(attrs.environments or {}, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgumentError(f"environments must be a mapping, not {attrs.environments!r}")
     try:
         spec = _filled(
