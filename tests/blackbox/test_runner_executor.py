@@ -130,6 +130,22 @@ def test_shutdown_cancels_what_has_not_begun_if_asked(connection: flame.Connecti
     assert running.result(SECONDS) == "done"
 
 
+def test_shutdown_cancels_also_what_was_submitted_just_now(connection: flame.Connection, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    executor = flame.Executor(1, connection=connection)
+    running = executor.submit(wait_for, str(gate))
+    while not Path(f"{gate}.runs").exists():
+        pass
+    waiting = [executor.submit(add, n) for n in range(5000)]
+    executor.shutdown(wait=False, cancel_futures=True)
+    for future in waiting:
+        with pytest.raises(CancelledError):
+            future.result(SECONDS)
+    gate.unlink()
+    assert running.result(SECONDS) == "done"
+
+
 def test_the_initializer_runs_once_per_instance(connection: flame.Connection) -> None:
     with flame.Executor(1, remember, ("this",), connection=connection) as executor:
         assert [executor.submit(remembered).result(SECONDS) for _ in range(3)] == [["this"]] * 3

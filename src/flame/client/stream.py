@@ -71,6 +71,7 @@ class TaskStream:
         # For sessions that are worth nothing any more when an instance is lost: the error of all that has not ended.
         self.on_lost: dict[object, Callable[[str], FlameError]] = {}
         self._idle_callbacks: list[Callable[[], object]] = []
+        self._answered_callbacks: list[Callable[[], object]] = []
         self.watch: PendingWatch | None = None  # warns of tasks that wait for long
         self.news = 0  # results that came, by frames, other than of cancelled tasks
         self._known_wait: tuple[int, Wait] | None = None  # what the session waited for when `news` was that
@@ -192,6 +193,7 @@ class TaskStream:
         for batch in self._outbox.clear():
             self._fail_batch(batch, error)
         self._chunks.fail(error)
+        self._tell_answered()
         self._tell_idle()
 
     def quiet(self) -> None:
@@ -210,6 +212,18 @@ class TaskStream:
     def _tell_idle(self) -> None:
         if self._idle_callbacks and self.idle:
             callbacks, self._idle_callbacks = self._idle_callbacks, []
+            for callback in callbacks:
+                callback()
+
+    def when_answered(self, callback: Callable[[], object]) -> None:
+        """Call back once when the cluster has taken or refused every task; at once when that is so already. Tasks of
+        `map` that wait for room do not count."""
+        self._answered_callbacks.append(callback)
+        self._tell_answered()
+
+    def _tell_answered(self) -> None:
+        if self._answered_callbacks and not self._buffer and self._outbox.answered and not self._outbox.stuck:
+            callbacks, self._answered_callbacks = self._answered_callbacks, []
             for callback in callbacks:
                 callback()
 
@@ -278,6 +292,7 @@ class TaskStream:
             self._fail_batch(batch, error)
         if outbox.stuck and outbox.answered:
             self._send_renumbered()
+        self._tell_answered()
         if outbox.held.error is None:
             return
         if error is None or not error.retryable:
