@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +17,7 @@ import yaml
 import flame
 from blackbox.trouble import until
 from cluster import Cluster
+from shared_time import MEASURE, SLACK
 from unified import SOURCE, THIS_MACHINE, UnifiedMachine, booted
 from untrusted import MIB, SERVICE
 
@@ -22,7 +25,7 @@ pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="machines
 
 UNIT = "/node.service"  # the group that systemd would make for the executor manager, with Delegate=yes
 GROUPS = "/sys/fs/cgroup"
-LIMITS = flame.Limits(memory=96 * MIB, pids=24, cpu_millis=500)
+LIMITS = flame.Limits(memory=96 * MIB, pids=24, cpu_millis=800)
 
 
 class Place(NamedTuple):
@@ -66,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
                     "command": sys.executable,
                     "arguments": ["/tmp/service/untrusted.py"],
                     "environments": {"PYTHONPATH": str(SOURCE)},
-                    "limits": LIMITS,
+                    "limits": flame.Limits(pids=100),
                 },
             )
             yield Place(connection, machine, start_node(machine, connection))
@@ -101,7 +104,7 @@ def test_an_executor_manager_that_is_alone_moves_into_a_group_below_and_hands_co
 
 @pytest.mark.parametrize("level", ["none", "process"])
 def test_what_is_limited_is_held_and_told(place: Place, level: str) -> None:
-    with place.session(level) as session:
+    with place.session(level, limits=LIMITS) as session:
         fork = """
 children = []
 try:
@@ -141,6 +144,40 @@ for child in children:
         assert session.peak_memory > 90 * MIB
         assert session.cpu_seconds > 0.3
         until(lambda: len(place.groups()) == 2, "the removal of all control groups of its instances")
+
+
+def test_groups_in_one_have_its_processor_time_together(place: Place) -> None:
+    found = json.loads(place.machine.python(MEASURE, group="/shared.service").splitlines()[-1])
+    assert found["missing"] == ""
+    assert min(found["used"]) > 0
+    assert sum(found["used"]) < found["allowed"] + SLACK
+    assert found["left"] == []
+
+
+def test_an_instance_and_the_proxy_of_its_network_have_its_processor_time_together(place: Place, web: str) -> None:
+    with place.session("process", network=web) as session:
+        fetch = f"import urllib.request; answer = urllib.request.urlopen('http://{web}/').status"
+        assert ask(session, fetch) == 200
+        executor = ask(session, "answer = os.environ['FLAME_EXECUTOR_ID']")
+        (shared,) = [group for group in place.groups() if group.endswith(f"/{executor}-shared")]
+        names = [f"/{executor}", f"/{executor}-network"]
+        assert sorted(group for group in place.groups() if f"{shared}/" in group) == [shared + name for name in names]
+        most = [place.read(f"{GROUPS}{UNIT}{shared}{name}/cpu.max") for name in ("", *names)]
+        assert most == ["100000 100000\n", "100000 100000\n", "50000 100000\n"]
+        assert all(place.read(f"{GROUPS}{UNIT}{shared}{name}/cgroup.procs") for name in names)
+        session.close()
+        until(lambda: executor not in str(place.groups()), "the removal of their control groups")
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """A server of this machine, by the name that it has in the other."""
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"{THIS_MACHINE}:{server.server_port}"
+        server.shutdown()
+        serving.join()
 
 
 def test_all_that_an_instance_left_behind_is_ended_with_the_groups_that_it_made(place: Place) -> None:

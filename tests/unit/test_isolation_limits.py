@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from flame.shims.isolation_sandbox import Sandboxes
 from flame.shims.keeper import members
 from flame.shims.limits import Group, Groups, settings_of
 from flame.shims.shim import BindError, Launch, Usage
+from shared_time import MEASURE, SLACK
 
 MIB = 1024**2
 EVERYTHING = Limits(memory=64 * MIB, pids=20, cpu_millis=500)
@@ -85,6 +87,16 @@ def test_what_was_made_below_a_group_is_ended_and_removed_with_it() -> None:
         assert not any(folder.exists() for folder in group.folders)
     finally:
         groups.remove()
+
+
+def test_groups_in_one_have_its_processor_time_together() -> None:
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    if found["missing"]:
+        pytest.skip(found["missing"])
+    assert min(found["used"]) > 0
+    assert sum(found["used"]) < found["allowed"] + SLACK
+    assert found["left"] == []
 
 
 class Machine:
@@ -221,12 +233,14 @@ def test_the_proxy_of_a_network_is_held_too(tmp_path: Path, cpu_millis: int, sha
     folder.mkdir()
     for name in ("memory.max", "pids.max", "cpu.max"):
         (folder / name).touch()
-    group = node.group_of_proxy(Limits(cpu_millis=cpu_millis), "e-1-network")
+    group = node.group_of_proxy(node.groups, Limits(cpu_millis=cpu_millis), "e-1-network")
     assert group is not None
     assert group.folders == [folder]
     found = {file.name: file.read_text() for file in folder.iterdir()}
     assert found == {"memory.max": str(128 * MIB), "pids.max": "64", "cpu.max": f"{share * 100} 100000"}
-    assert able(groups="no trees").group_of_proxy(Limits(), "e-1-network") is None
+    without = able(groups="no trees").shared_groups(Limits(), "e-1-shared")
+    assert without is None
+    assert node.group_of_proxy(without, Limits(), "e-1-network") is None
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,11 @@ class Confinement:
         sockets: Sequence[Path] = (),
         shown: Sequence[Path] = (),
         proxy: Path | None = None,
+        groups: Groups | None = None,
     ) -> Confined:
-        """The program as it is started here; `name` is that of its control group. `sockets` are those, and folders for
-        them, that it may use, `shown` are files that it shall see, `proxy` is the socket of the proxy by which alone it
-        reaches a network. Raises BindError."""
+        """The program as it is started here; `name` is that of its control group, which is made among `groups`, or
+        those of the node. `sockets` are those, and folders for them, that it may use, `shown` are files that it shall
+        see, `proxy` is the socket of the proxy by which alone it reaches a network. Raises BindError."""
         level = self._level(launch)
         if level is not None:
             if proxy is None or level.streams:
@@ -149,19 +150,28 @@ class Confinement:
                     room = msgspec.structs.replace(room, added=added)
             program = level.wrap(program, room, limits, launch)
         outside = limits if level is None else level.around(limits)
-        group = self._group(name, outside)  # last, since it has to be removed again
+        group = self._group(groups or self.groups, name, outside)  # last, since it has to be removed again
         if group is not None:
             program = msgspec.structs.replace(program, groups=[str(folder) for folder in group.folders])
         return Confined(program, group, limits)
 
-    def group_of_proxy(self, limits: Limits, name: str) -> Group | None:
-        """A control group of this name for the proxy of an instance with these limits; None where there are none.
-        Raises OSError."""
+    def shared_groups(self, limits: Limits, name: str) -> Groups | None:
+        """Where the control groups of an instance with these limits and of its proxy are made: one of this name, which
+        holds both together to the processor time of the instance. None where there are none. Raises OSError."""
         if self.groups.missing:
+            return None
+        return self.groups.within(
+            name, Limits(cpu_millis=limits.cpu_millis and max(limits.cpu_millis, _LEAST_CPU_MILLIS))
+        )
+
+    @staticmethod
+    def group_of_proxy(groups: Groups | None, limits: Limits, name: str) -> Group | None:
+        """A control group of this name, among those, for the proxy of an instance with these limits. Raises OSError."""
+        if groups is None:
             return None
         most = PROXY_LIMITS.cpu_millis
         share = min(max(limits.cpu_millis // 2, _LEAST_CPU_MILLIS), most) if limits.cpu_millis else most
-        return self.groups.make(name, msgspec.structs.replace(PROXY_LIMITS, cpu_millis=share))
+        return groups.make(name, msgspec.structs.replace(PROXY_LIMITS, cpu_millis=share))
 
     def release(self) -> None:
         """Nothing of the node runs any more."""
@@ -181,11 +191,12 @@ class Confinement:
             raise BindError(BindCode.START, f"this node can't isolate at level {name}: {level.missing}")
         return level
 
-    def _group(self, name: str, limits: Limits) -> Group | None:
+    @staticmethod
+    def _group(groups: Groups, name: str, limits: Limits) -> Group | None:
         if not limits.grouped:
             return None
         try:
-            return self.groups.make(name, limits)
+            return groups.make(name, limits)
         except OSError as error:
             raise BindError(BindCode.START, f"this node can't hold limits: {error}") from error
 

@@ -26,13 +26,13 @@ class Group:
     """The group of one instance: a folder in each tree, by controller."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
-        self._folders = folders
+        self.by_controller = folders
         self._counters: tuple[Path | None, Path | None, Path | None] | None = None  # as far as they were found
 
     @property
     def folders(self) -> list[Path]:
         """Each once."""
-        return list(dict.fromkeys(self._folders.values()))
+        return list(dict.fromkeys(self.by_controller.values()))
 
     def usage(self) -> Usage:
         """What it used so far."""
@@ -51,7 +51,7 @@ class Group:
 
     def _find_counters(self) -> tuple[Path | None, Path | None, Path | None]:
         """The files that have processor time, peak memory and kills; which they are depends on the layout."""
-        memory, counting = self._folders["memory"], self._folders.get(_COUNTING, self._folders["cpu"])
+        memory, counting = self.by_controller["memory"], self.by_controller.get(_COUNTING, self.by_controller["cpu"])
         return (
             _first(counting / "cpuacct.usage", counting / "cpu.stat"),
             _first(memory / "memory.peak", memory / "memory.max_usage_in_bytes"),
@@ -103,6 +103,18 @@ class Groups:
         )
         found.remove()
         return found
+
+    def within(self, name: str, limits: Limits) -> Groups:
+        """The groups that are made in one of this name: these limits hold for all of them together. Raises OSError."""
+        group = self.make(name, limits)
+        try:
+            for folder in group.folders:
+                if (folder / "cgroup.subtree_control").exists():  # in version 1 all have the controller of their tree
+                    _enable(folder, set(WANTED))
+        except OSError:
+            group.remove()
+            raise
+        return Groups(group.by_controller)
 
     def make(self, name: str, limits: Limits) -> Group:
         """A group of this name that holds these limits. Raises OSError."""

@@ -18,6 +18,7 @@ from flame.model.states import BindCode
 from flame.shims.egress import Egress
 from flame.shims.environment import Surroundings, environment, program, program_of_image, working_directory
 from flame.shims.isolation import Confined, Confinement
+from flame.shims.limits import Groups
 from flame.shims.logs import LogStore
 from flame.shims.processes import Keeper, Process, Program
 from flame.shims.removal import remove_tree
@@ -105,6 +106,7 @@ class Workplace:
         self._running: list[Running] = []
         self._spent: Usage | None = None  # by programs that ended
         self._egress: Egress | None = None
+        self._groups: Groups | None = None  # where those of its programs are, None = among the node's
         self._lapped = Usage()
         # The log's own stdout is for those whose stdout means nothing else.
         self._stdout, self._stderr = self.log.open_pipes()
@@ -159,10 +161,11 @@ class Workplace:
         if not is_list(network):
             return
         try:
-            group = partial(workshop.confinement.group_of_proxy, self.limits)
+            self._groups = workshop.confinement.shared_groups(self.limits, f"{launch.executor_id}-shared")
+            group = partial(workshop.confinement.group_of_proxy, self._groups, self.limits)
             self._egress = Egress(workshop.keeper, workshop.folder, launch.executor_id, network, self._stderr, group)
         except OSError as error:
-            raise BindError(BindCode.START, f"can't make the socket of the instance's network: {error}") from error
+            raise BindError(BindCode.START, f"can't make what the instance's network needs: {error}") from error
 
     def claim(self, launch: Launch) -> None:
         """What was started ahead belongs to the executor of this launch from now on. Raises OSError."""
@@ -197,7 +200,9 @@ class Workplace:
         sockets = self._sockets
         if self.objects is not None and not workshop.confinement.streams(self.launch):
             sockets = [*sockets, self.objects.path]
-        confined = workshop.confinement.confine(self.launch, name, wanted, self.limits, sockets, self._shown, proxy)
+        confined = workshop.confinement.confine(
+            self.launch, name, wanted, self.limits, sockets, self._shown, proxy, self._groups
+        )
         try:
             process = await workshop.keeper.spawn(name, confined.program, out, self._stderr, stdin)
         except BaseException:
@@ -287,6 +292,8 @@ class Workplace:
         self.log.end()
         for running in self._running:
             await asyncio.to_thread(running.confined.release)
+        if self._groups is not None:
+            await asyncio.to_thread(self._groups.remove)
         await asyncio.to_thread(remove_tree, self.folder)
         if self._held and self.launch.package is not None:
             self.launch.package.release()
