@@ -361,7 +361,50 @@ def test_a_file_of_the_working_folder_can_be_imported_and_does_no_harm(sandbox: 
 
 
 def test_nonsense_is_refused_before_it_is_sent(sandbox: flame.Sandbox) -> None:
-    with pytest.raises(flame.InvalidArgumentError, match="timeout"):
-        sandbox.run_code("1", timeout=0)
+    sandbox.run_code("kept = 1")
+    for code, options, about in (
+        ("1", {"timeout": 0}, "timeout"),
+        ("1", {"timeout": "1"}, "timeout"),
+        ("1", {"env": {"A=B": "c"}}, "env: no variable can be called 'A=B'"),
+        ("1", {"env": {"A": "b\0c"}}, "env: the value of A"),
+        ("1", {"env": {"A": 1}}, "env: the value of A"),
+        (None, {}, "code: expected str, got None"),
+        (b"1", {}, "code: expected str, got bytes"),
+        ("'\ud800'", {}, "can't be sent"),
+    ):
+        with pytest.raises(flame.InvalidArgumentError, match=about):
+            sandbox.run_code(code, **options)  # type: ignore[arg-type]
+    assert sandbox.run_code("kept").text == "1"
     assert sandbox.run_code("").error is None
     assert sandbox.run_code("# nothing").text == ""
+
+
+def test_what_is_too_much_or_no_text_is_told_as_far_as_it_can_be(sandbox: flame.Sandbox) -> None:
+    sandbox.run_code("kept = 1")
+    error = sandbox.run_code("raise ValueError('x' * 100_000_000)").error
+    assert error is not None
+    assert error.message.startswith("xxx")
+    assert error.message.endswith("characters left out)")
+    found = sandbox.run_code("class Wide:\n    def _repr_png_(self): return b'x' * 60_000_000\nWide()")
+    assert [dict(result.formats) for result in found.results] == [{}]
+    assert found.text.endswith("(image/png left out: 80000000 characters)")
+    error = sandbox.run_code("raise ValueError('\\ud800')").error
+    assert error is not None
+    assert error.message == "?"
+    odd = "class Odd:\n    def __repr__(self): return '\\ud800'\n    def _repr_json_(self):\n"
+    odd += "        deep = []\n        for _ in range(100_000): deep = [deep]\n        return deep\nOdd()"
+    found = sandbox.run_code(odd)
+    assert (found.text, found.error, dict(found.results[0].formats)) == ("?", None, {})
+    assert sandbox.run_code("kept").text == "1"
+
+
+def test_code_that_removes_the_working_folder_goes_on_with_a_new_one(connection: Connection) -> None:
+    for level in LEVELS:
+        with create(connection, level) as made:
+            assert made.run_code("import os, shutil\nshutil.rmtree(os.getcwd())").error is None
+            assert made.run_command("echo here > a").exit_code == 0
+            made.run_code("shutil.rmtree(os.environ['PWD'])")
+            for _ in range(2):  # a kernel that waited, and an interpreter
+                made.restart_kernel()
+                assert made.run_code("1").text == "1"
+            assert made.run_code("import os\nos.listdir()").text == "[]"

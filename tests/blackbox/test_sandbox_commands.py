@@ -227,14 +227,29 @@ def test_a_reader_is_told_what_was_lost_before_he_came(sandbox: flame.Sandbox) -
         ([], {}),
         (["a\0b"], {}),
         (["echo", 5], {}),
+        (5, {}),
+        (b"true", {}),
+        ("echo \ud800", {}),
         ("true", {"cwd": "nowhere"}),
         ("true", {"timeout": -1}),
+        ("true", {"timeout": "1"}),
+        ("true", {"stdin": 5}),
+        ("true", {"stdin": "\ud800"}),
         ("true", {"env": {"A=B": "c"}}),
+        ("true", {"env": {"A": 1}}),
     ],
 )
 def test_what_cant_be_started_is_refused(sandbox: flame.Sandbox, command: object, options: dict[str, object]) -> None:
     with pytest.raises(flame.InvalidArgumentError):
         sandbox.run_command(command, **options)  # type: ignore[arg-type]
+
+
+def test_what_no_command_can_be_told_is_refused(sandbox: flame.Sandbox) -> None:
+    running = sandbox.start_command(["cat"])
+    for ask in (lambda: running.kill("TERM"), lambda: running.resize("1", 2), lambda: running.write(5)):  # type: ignore[arg-type]
+        with pytest.raises(flame.InvalidArgumentError):
+            ask()
+    running.kill()
 
 
 def test_unknown_commands(sandbox: flame.Sandbox) -> None:

@@ -123,6 +123,15 @@ def test_folders_removed_and_renamed(sandbox: flame.Sandbox) -> None:
         (lambda files: files.read("x" * 5000), flame.InvalidArgumentError),
         (lambda files: files.read(""), flame.InvalidArgumentError),
         (lambda files: files.read("a\0b"), flame.InvalidArgumentError),
+        (lambda files: files.read("\udcff"), flame.InvalidArgumentError),
+        (lambda files: files.read(5), flame.InvalidArgumentError),
+        (lambda files: files.read(Path("file")), flame.InvalidArgumentError),
+        (lambda files: files.write("x", 5), flame.InvalidArgumentError),
+        (lambda files: files.write("x", "\ud800"), flame.InvalidArgumentError),
+        (lambda files: files.write("x", b"", mode="7"), flame.InvalidArgumentError),
+        (lambda files: files.write("x", b"", mode=1 << 70), flame.InvalidArgumentError),
+        (lambda files: files.remove(".", recursive=True), flame.InvalidArgumentError),
+        (lambda files: files.remove("..", recursive=True), flame.InvalidArgumentError),
     ],
 )
 def test_what_cant_be_done_is_said(sandbox: flame.Sandbox, act: object, kind: type[Exception]) -> None:

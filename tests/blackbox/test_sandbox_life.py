@@ -47,7 +47,12 @@ def test_closing_ends_it_for_everybody_and_may_be_repeated(connection: Connectio
     other = flame.Sandbox.open(sandbox.id, connection=connection)
     sandbox.close()
     sandbox.close()
-    for call in (lambda: sandbox.run_code("1"), lambda: other.run_code("1"), other.files.list):
+    for call in (
+        lambda: sandbox.run_code("1"),
+        lambda: other.run_code("1"),
+        other.files.list,
+        lambda: sandbox.expose(1),
+    ):
         with pytest.raises(flame.InvalidStateError, match="was closed"):
             call()
     with pytest.raises(flame.InvalidStateError, match="was closed"):
@@ -91,6 +96,14 @@ def test_another_process_opens_it(sandbox: flame.Sandbox, cluster: Cluster) -> N
         {"idle_timeout": 0},
         {"limits": flame.Limits(memory=1)},
         {"resreq": "cpu=nonsense"},
+        {"timeout": 0},
+        {"idle_timeout": "long"},
+        {"snapshot": "sandbox.snapshot"},
+        {"env": {"A=B": "c"}},
+        {"env": {"": "c"}},
+        {"env": {"A": "b\0c"}},
+        {"env": {"A": 1}},
+        {"env": "A=B"},
     ],
 )
 def test_what_no_sandbox_can_be_is_refused(connection: Connection, options: dict[str, object]) -> None:
@@ -409,6 +422,8 @@ def test_where_nobody_listens_the_connection_ends(sandbox: flame.Sandbox) -> Non
             assert connection.recv(1) == b""
     with pytest.raises(flame.InvalidArgumentError):
         sandbox.expose(70_000)
+    with pytest.raises(flame.InvalidArgumentError):
+        sandbox.expose("80")  # type: ignore[arg-type]
 
 
 # --- nonsense to the service, asyncio, others in flmexec -------------------------------------------------------------
@@ -420,6 +435,10 @@ def test_calls_that_are_none_are_refused_and_harm_nothing(sandbox: flame.Sandbox
         answer = wire.decode_answer(session.invoke(payload), wire.Done)
         assert isinstance(answer, wire.Fault)
         assert "no call of a sandbox" in answer.message
+    call = wire.RunCode("id", "1", env={"A=B": "c"})
+    answer = wire.decode_answer(session.invoke(wire.encode_call(call)), wire.Done)
+    assert isinstance(answer, wire.Fault)
+    assert "no variable can be called 'A=B'" in answer.message
     assert sandbox.run_code("1").text == "1"
 
 

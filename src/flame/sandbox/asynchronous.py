@@ -18,6 +18,7 @@ from flame.sandbox import commands as command_steps
 from flame.sandbox import files as file_steps
 from flame.sandbox import opening, transfer, wire
 from flame.sandbox import snapshot as snapshots
+from flame.sandbox.arguments import as_bytes
 from flame.sandbox.calling import AsyncCaller, closed_error
 from flame.sandbox.ports import AsyncExposedPort
 from flame.sandbox.snapshot import Snapshot
@@ -85,11 +86,13 @@ class AsyncSandbox:
         timeout: float,
     ) -> Self:
         """`own`: the connection, if it shall end with the sandbox."""
+        begin = opening.beginning(attrs, env)
+        opening.check_begin(snapshot, timeout)
         session = await connection.create_session(attrs)
         made = cls(AsyncCaller(session), created=True, connection=own)
         try:
             try:
-                begun = await session.invoke(opening.beginning(attrs, env), timeout)
+                begun = await session.invoke(begin, timeout)
             except FlameError as error:
                 await session.refresh()
                 raise opening.not_started(session, error, timeout) from None
@@ -251,7 +254,7 @@ class AsyncRunningCommand:
         return await self._call(command_steps.wait_for(self._follower, timeout))
 
     async def write(self, data: bytes | str) -> None:
-        await self._call(command_steps.write(self.id, data.encode() if isinstance(data, str) else data))
+        await self._call(command_steps.write(self.id, as_bytes(data)))
 
     async def close_stdin(self) -> None:
         await self._call(command_steps.write(self.id, b"", end=True))
@@ -276,7 +279,7 @@ class AsyncFiles:
         return (await self.read(path, max_size=max_size)).decode(encoding)
 
     async def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> None:
-        await self._call(file_steps.write(path, data.encode() if isinstance(data, str) else data, mode))
+        await self._call(file_steps.write(path, as_bytes(data), mode))
 
     async def list(self, path: str = ".") -> list[FileInfo]:
         return await self._call(file_steps.listed(path))

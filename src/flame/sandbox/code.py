@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from flame.client.values import short_name
-from flame.model.errors import InvalidArgumentError
 from flame.sandbox import wire
+from flame.sandbox.arguments import check_env, check_timeout
 from flame.sandbox.steps import Steps, Tell, ask, hand_over
 from flame.sandbox.values import CodeError, Execution, Result
 
@@ -26,7 +26,7 @@ def run(
     check_timeout(timeout)
     eager = bool(on_stdout or on_stderr or on_result)
     name = short_name("run")
-    request = wire.RunCode(name, code, timeout, dict(env or {}), eager)
+    request = wire.RunCode(name, code, timeout, check_env(env), eager)
     seen: list[wire.Piece] = []
     shown: list[Result] = []
     try:
@@ -65,9 +65,3 @@ def _execution(pieces: list[wire.Piece], results: list[Result], ended: wire.Ende
         ended.cut,
         ended.restarted,
     )
-
-
-def check_timeout(timeout: float | None) -> None:
-    """Raises InvalidArgumentError."""
-    if timeout is not None and not timeout > 0:
-        raise InvalidArgumentError(f"timeout must be above 0 seconds, not {timeout!r}")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from flame.client.values import short_name
-from flame.model.errors import InvalidArgumentError, TimedOutError
+from flame.model.errors import TimedOutError
 from flame.sandbox import wire
-from flame.sandbox.code import check_timeout
+from flame.sandbox.arguments import as_bytes, as_command, check_env, check_timeout
 from flame.sandbox.steps import Steps, Tell, ask, do, hand_over
 from flame.sandbox.values import CommandInfo, CommandResult, Output
 
@@ -165,12 +165,8 @@ def _request(
     pty: tuple[int, int] | None,
 ) -> Steps[wire.StartCommand]:
     """The call that starts it; what is too long of its stdin is sent ahead."""
-    if not isinstance(command, str):
-        command = list(command)
-        if not all(isinstance(word, str) for word in command):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidArgumentError(f"a command is one text or a list of texts, not {command!r}")
-    data = stdin.encode() if isinstance(stdin, str) else stdin
-    call = wire.StartCommand(name, command, data, "", dict(env or {}), cwd or "", timeout, pty)
+    data = None if stdin is None else as_bytes(stdin)
+    call = wire.StartCommand(name, as_command(command), data, "", check_env(env), cwd or "", timeout, pty)
     if data is None or len(data) <= wire.PIECE:
         return call
     for offset in range(0, len(data), wire.PIECE):

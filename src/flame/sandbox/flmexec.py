@@ -26,7 +26,11 @@ def main() -> None:
 
         folder = working_folder()
         env = environment(os.environ, folder)
-        kernels = [kernel_start.copy(env, folder), kernel_start.copy(env, folder)]
+        kernels = [kernel_start.copy(env, folder)]
+        try:
+            kernels.append(kernel_start.copy(env, folder))
+        except OSError:
+            pass  # no more processes are allowed
     from flame.sandbox.inside.entering import serve
 
     serve(kernels)

@@ -13,6 +13,8 @@ from flame.model.isolation import Limits
 from flame.model.specs import TaskOptions
 from flame.proto.values import limits_of
 from flame.sandbox import wire
+from flame.sandbox.arguments import check_env, check_timeout
+from flame.sandbox.snapshot import Snapshot
 
 RETENTION = 3600  # seconds that a closed sandbox is remembered, so that it can be told why it was closed
 PREFIX = "sandbox"
@@ -35,7 +37,7 @@ def attributes(
             remedy="give it isolation, or say network='host'",
         )
     seconds = idle_timeout.total_seconds() if isinstance(idle_timeout, timedelta) else idle_timeout
-    if seconds is not None and not seconds >= 1:
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 1):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgumentError(f"idle_timeout must be at least 1 second, or None, not {idle_timeout!r}")
     return replace(
         _any_sandbox(),
@@ -78,8 +80,15 @@ def _any_sandbox() -> SessionAttributes:
 
 
 def beginning(attrs: SessionAttributes, env: Mapping[str, str] | None) -> bytes:
-    """The input of the first task of a sandbox's session."""
-    return wire.encode_call(wire.Begin(dict(env or {}), alone=attrs.isolation not in ("", "none")))
+    """The input of the first task of a sandbox's session. Raises InvalidArgumentError."""
+    return wire.encode_call(wire.Begin(check_env(env), alone=attrs.isolation not in ("", "none")))
+
+
+def check_begin(snapshot: object, timeout: object) -> None:
+    """Raises InvalidArgumentError for what no sandbox can begin with, and for no time to wait for it."""
+    check_timeout(timeout)
+    if snapshot is not None and not isinstance(snapshot, Snapshot):
+        raise InvalidArgumentError(f"this is no snapshot: {snapshot!r}", remedy="Snapshot.load reads one from a file")
 
 
 def check_begun(output: bytes | None) -> None:

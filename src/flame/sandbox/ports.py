@@ -30,9 +30,10 @@ class AsyncExposedPort:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> Self:
-        """Begin. Raises InvalidArgumentError, OSError."""
-        if not 0 < self.inside < 65536:
-            raise InvalidArgumentError(f"{self.inside} is no port")
+        """Begin. Raises InvalidArgumentError, OSError, and InvalidStateError where the sandbox was closed."""
+        if not (isinstance(self.inside, int) and 0 < self.inside < 65536):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgumentError(f"{self.inside!r} is no port")
+        self._caller.check_open()
         self._server = await asyncio.start_server(self._accept, HOST, 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self

@@ -19,6 +19,7 @@ from flame.sandbox import commands as command_steps
 from flame.sandbox import files as file_steps
 from flame.sandbox import opening, transfer, wire
 from flame.sandbox import snapshot as snapshots
+from flame.sandbox.arguments import as_bytes
 from flame.sandbox.asynchronous import end
 from flame.sandbox.calling import AsyncCaller, Caller, closed_error
 from flame.sandbox.ports import AsyncExposedPort, ExposedPort
@@ -96,11 +97,13 @@ class Sandbox:
         snapshot: Snapshot | None,
         timeout: float,
     ) -> Self:
+        begin = opening.beginning(attrs, env)
+        opening.check_begin(snapshot, timeout)
         session = connection.create_session(attrs)
         made = cls(Caller(session, AsyncCaller(session.asynchronous)), created=True)
         try:
             try:
-                begun = session.invoke(opening.beginning(attrs, env), timeout)
+                begun = session.invoke(begin, timeout)
             except FlameError as error:
                 session.refresh()
                 raise opening.not_started(session, error, timeout) from None
@@ -296,7 +299,7 @@ class RunningCommand:
     def write(self, data: bytes | str) -> None:
         """Write to its stdin or terminal; waits while it does not read. Raises InvalidStateError when it reads no
         more."""
-        self._call(command_steps.write(self.id, data.encode() if isinstance(data, str) else data))
+        self._call(command_steps.write(self.id, as_bytes(data)))
 
     def close_stdin(self) -> None:
         """Nothing more will be written. In a terminal this is what Ctrl-D sends."""
@@ -338,7 +341,7 @@ class Files:
 
         `mode` are its permissions, else those of the file before, else 0o644.
         """
-        self._call(file_steps.write(path, data.encode() if isinstance(data, str) else data, mode))
+        self._call(file_steps.write(path, as_bytes(data), mode))
 
     def list(self, path: str = ".") -> list[FileInfo]:
         """The entries of a folder, by name."""

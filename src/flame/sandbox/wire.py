@@ -11,7 +11,7 @@ from typing import TypeVar, Union
 
 import msgspec
 
-from flame.model.errors import FlameError, ProtocolError, error_of
+from flame.model.errors import FlameError, InvalidArgumentError, ProtocolError, error_of
 
 T = TypeVar("T")
 
@@ -446,19 +446,29 @@ Answer = (
 _encoder = msgspec.msgpack.Encoder()
 _calls: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
 _FINE, _FAULT = b"\0", b"\1"
+_NO_CALL, _AGE = "this is no call of a sandbox: {}", "is its client as new as it?"
 
 
 def encode_call(call: Call) -> bytes:
-    """A task's input."""
-    return _encoder.encode(call)
+    """A task's input. Raises InvalidArgumentError for what can't be sent."""
+    try:
+        return _encoder.encode(call)
+    except (UnicodeEncodeError, TypeError, OverflowError) as error:
+        raise InvalidArgumentError(f"this can't be sent to a sandbox: {error}") from None
 
 
 def decode_call(data: bytes) -> Call:
-    """Raises ProtocolError."""
+    """Raises InvalidArgumentError when a value of the call is none that it can have, ProtocolError."""
     try:
         return _calls.decode(data)
+    except msgspec.ValidationError as error:
+        why, _, place = str(error).partition(" - at ")
+        name = place.strip("`").removeprefix("$.")
+        if not name or name == "call":
+            raise ProtocolError(_NO_CALL.format(error), remedy=_AGE) from None
+        raise InvalidArgumentError(f"{name}: {why[:1].lower()}{why[1:].replace('`', '')}") from None
     except (msgspec.DecodeError, ValueError) as error:
-        raise ProtocolError(f"this is no call of a sandbox: {error}", remedy="is its client as new as it?") from None
+        raise ProtocolError(_NO_CALL.format(error), remedy=_AGE) from None
 
 
 def encode_answer(answer: Answer) -> bytes:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
+from flame.sandbox.arguments import check_env
 from flame.sandbox.inside import processes
 from flame.sandbox.inside.buffers import Buffer
 from flame.sandbox.inside.spools import Spools
@@ -277,10 +278,11 @@ class Commands:
         running = Running(request, self._clock)
         if not running.words or not all(running.words) or any("\0" in word for word in running.words):
             raise InvalidArgumentError("a command is words, the first one a program, without NUL characters")
+        os.makedirs(self.folder, exist_ok=True)  # code may have removed it
         cwd = os.path.join(self.folder, request.cwd) if request.cwd else self.folder
         if not os.path.isdir(cwd):  # noqa: ASYNC240 - it takes no time
             raise InvalidArgumentError(f"cwd {request.cwd!r} is no folder of the sandbox")
-        env = {**self.env, **request.env}
+        env = {**self.env, **check_env(request.env)}
         stdin = self._stdin(request)
         try:
             running.start(env, cwd, stdin)

@@ -11,6 +11,7 @@ import sys
 from typing import Any, cast
 
 MAX_TEXT = 1024 * 1024  # characters of one value's text
+MAX_FORMATS = 32 * 1024**2  # of all formats of one value, bytes in base64
 _METHODS = {
     "_repr_html_": "text/html",
     "_repr_markdown_": "text/markdown",
@@ -26,7 +27,15 @@ _METHODS = {
 
 def shown(value: object) -> dict[str, Any]:
     """The value as the agent is told: text, and formats by MIME type; bytes as {"base64": ...}."""
-    return {"text": _text(value), "formats": _formats(value)}
+    text, formats, room = _text(value), _formats(value), MAX_FORMATS
+    for kind, data in list(formats.items()):
+        size = len(data if isinstance(data, str) else data["base64"])
+        if size <= room:
+            room -= size
+        else:
+            del formats[kind]
+            text += f" ({kind} left out: {size} characters)"
+    return {"text": text, "formats": formats}
 
 
 def figures(told: object) -> list[dict[str, Any]]:
@@ -63,6 +72,11 @@ def _text(value: object) -> str:
         text = repr(value)
     except Exception as error:
         text = f"<{reprlib.repr(type(value).__name__)} object whose repr raised {type(error).__name__}>"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """The beginning of what is too long."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({len(text) - MAX_TEXT} characters left out)"
 
 
@@ -111,5 +125,5 @@ def _packed(data: object) -> Any:
 
     try:
         return json.dumps(data)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None

@@ -74,6 +74,8 @@ class Folder:
         """The folder's entries by name; a limited number of them."""
         folder = self.resolve(path)
         with _told(path):
+            if not stat.S_ISDIR(folder.stat().st_mode):
+                raise InvalidArgumentError(f"{path} is no folder")
             names = sorted(os.fsencode(entry.name) for entry in folder.iterdir())
         names = names[bisect_right(names, bytes.fromhex(start)) :] if start else names
         found: list[File] = []
@@ -155,6 +157,8 @@ class Folder:
         with _told(path):
             if not stat.S_ISDIR(found.lstat().st_mode):
                 found.unlink()
+            elif Path(self.folder).resolve().is_relative_to(found.resolve()):
+                raise InvalidArgumentError(f"{path} is where the sandbox works", remedy="remove what is in it")
             elif recursive:
                 import shutil
 

@@ -45,7 +45,7 @@ class Channel:
         """A child that code has forked says nothing."""
         if os.getpid() != self._owner:
             return
-        text = json.dumps(message).encode()
+        text = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
         data = memoryview(len(text).to_bytes(4, "little") + text)
         while data:
             data = data[os.write(self._descriptor, data) :]
@@ -233,7 +233,7 @@ def _described(error: BaseException) -> dict[str, str]:
         text = "".join(lines.format())
     except Exception:
         text = f"{type(error).__name__}: {message}\n"
-    return {"name": type(error).__name__, "message": message, "traceback": text}
+    return {"name": type(error).__name__, "message": display.cut(message), "traceback": display.cut(text)}
 
 
 def main(descriptor: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flame.model.errors import InvalidStateError, NotFoundError
+from flame.sandbox.arguments import check_env
 from flame.sandbox.inside.kernel_process import Kernel
 from flame.sandbox.inside.kernel_start import Started, interpreter
 from flame.sandbox.inside.kernel_words import Message
@@ -115,6 +116,7 @@ class Runs:
     async def run(self, request: RunCode) -> Progress:
         run = self._runs.get(request.id)
         if run is None:
+            check_env(request.env)
             run = self._runs[request.id] = Run(request)
             self._queue.append(run)
             self._next()
@@ -152,6 +154,7 @@ class Runs:
     def prepare(self) -> Kernel:
         """The kernel; it is started, if there is none. Raises OSError."""
         if self._kernel is None or self._kernel.ended.done():
+            os.makedirs(self.cwd, exist_ok=True)  # code may have removed it
             self._kernel = self._ready() or Kernel(interpreter(self.env, self.cwd))
         return self._kernel
 

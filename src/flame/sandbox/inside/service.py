@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flame.model.errors import FlameError, FlameErrorCode, InvalidArgumentError, InvalidStateError, NotFoundError
 from flame.sandbox import wire
+from flame.sandbox.arguments import check_env
 from flame.sandbox.inside import processes
 from flame.sandbox.inside.commands import Commands
 from flame.sandbox.inside.kernel_start import Started
@@ -109,11 +110,12 @@ class SandboxService(FlameService):
     # --- calls -------------------------------------------------------------------------------------------------------
 
     async def _begin(self, call: wire.Begin) -> wire.Begun:
+        env = check_env(call.env)
         self._begun = True
         if os.getpid() == 1:  # what loses its parent becomes a child of this process
             asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap_soon)
         self._stopping.alone = call.alone
-        self._set_environment(call.env)
+        self._set_environment(env)
         self.runs.adopt(self._started)
         return wire.Begun(self._folder, _PYTHON)
 
@@ -223,7 +225,7 @@ class SandboxService(FlameService):
         file = self._spools.take(call.id)
         about = await asyncio.to_thread(unpack, file, self._folder, variables)
         try:
-            env = {str(name): str(value) for name, value in dict(about.get("env") or {}).items()}
+            env = check_env(about.get("env"))
             if env.items() - self._env.items():
                 self._set_environment({**env, **self._env})
                 await self.runs.renew()
