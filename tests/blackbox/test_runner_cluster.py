@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from cache_daemon import CacheDaemon
 from cluster import Cluster
 from flame.objects import ObjectClient
 from flame.runner import Runner, get_data
+from flame.runner.payloads import Served
 from flame.runner.storage import Storage
 from runner_samples import Counter, add, array_of, give_bytes, is_writable, sizes
 
@@ -256,6 +258,24 @@ def test_a_durable_state_outlives_its_instance(runner: Runner) -> None:
     with pytest.raises(flame.FlameError):
         service.method("die").options(max_retries=0)().get(SECONDS)
     assert service.add(1).get(SECONDS) == 16
+
+
+def test_a_durable_state_is_where_its_client_is_whatever_cache_a_node_has(
+    cached: WithCache, runner: Runner, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with CacheDaemon(tmp_path_factory.mktemp("other")) as other:
+        service = runner.service(Counter(10), durable=True)
+        assert service.add(5).get(SECONDS) == 15
+        (session,) = cached.connection.list_sessions(application=runner.name)
+        served = Served.decode(session.common_data() or b"")
+        elsewhere = Storage(f"{runner.name}/{session.id}", other.endpoint)  # as on a node with that cache
+        saved = elsewhere.load_state(served.home)
+        assert pickle.loads(saved or b"").value == 15
+        elsewhere.save_state(Counter(20), served.home)
+        assert list(other.client().list(f"{runner.name}/*")) == []
+        with pytest.raises(flame.FlameError):
+            service.method("die").options(max_retries=0)().get(SECONDS)
+        assert service.add(1).get(SECONDS) == 21
 
 
 def test_references_can_be_had_and_given(runner: Runner) -> None:

@@ -36,7 +36,8 @@ PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 class Served(NamedTuple):
     """What a session's instances serve, and by whom it was pickled. `body` is a pickle of it; `calls`: it has the
-    initializer only, and each call brings its function."""
+    initializer only, and each call brings its function. `home`: the cache that keeps a durable state, as references
+    name it; empty: the instance's own."""
 
     python: tuple[int, int]
     cloudpickle: str
@@ -46,6 +47,7 @@ class Served(NamedTuple):
     durable: bool = False
     name: str = ""
     libraries: dict[str, str] = {}  # noqa: RUF012 - versions, never changed
+    home: str = ""
 
     def encode(self) -> bytes:
         """It as common data."""
@@ -74,6 +76,10 @@ def served(body: Any, *, calls: bool = False, stateful: bool = False, durable: b
     return Served(python, cloudpickle().__version__, data, calls, stateful, durable, name, libraries())
 
 
+_OWN_THINGS = "leave out what belongs to this process alone, such as locks, sockets and open files"
+_ONE_RESULT = "a call has one result: make a list of what is generated, or a call of each"
+
+
 def dumps(value: Any, what: str) -> bytes:
     """A pickle of the value; functions and classes that can't be imported elsewhere are in it as they are.
 
@@ -86,7 +92,7 @@ def dumps(value: Any, what: str) -> bytes:
     except Exception as error:
         raise InvalidArgumentError(
             f"{what} can't be pickled: {type(error).__name__}: {error}",
-            remedy="leave out what belongs to this process alone, such as locks, sockets and open files",
+            remedy=_ONE_RESULT if isinstance(value, (Generator, AsyncGenerator)) else _OWN_THINGS,
         ) from error
 
 

@@ -39,6 +39,7 @@ class FlameRunpyService(FlameService):
         self._calls = False
         self._state = b""  # the name of the state of a stateful service
         self._durable = False  # its state is saved after each call
+        self._home = ""  # where
         self._body = b""
         self._libraries: dict[str, str] = {}  # the client's, with their versions
         self._seen = 0  # modules that were loaded when those were compared last
@@ -69,7 +70,7 @@ class FlameRunpyService(FlameService):
         check_versions(served)
         self._libraries = served.libraries
         self._calls = served.calls
-        self._durable, self._body = served.durable, here().payload(served.body)
+        self._durable, self._home, self._body = served.durable, served.home, here().payload(served.body)
         if served.calls:
             initializer, args = self._load(self._body, "the initializer")
             if initializer is not None:
@@ -81,7 +82,7 @@ class FlameRunpyService(FlameService):
 
     def _restore(self) -> None:
         """Make what is served: as it was saved, or anew."""
-        saved = here().load_state() if self._durable else None
+        saved = here().load_state(self._home) if self._durable else None
         if saved is not None:
             self._target = self._load(saved, "the saved state")
             return
@@ -117,7 +118,7 @@ class FlameRunpyService(FlameService):
                 raise self._fault
             result = self._invoke(context.input or b"")
             if self._durable:
-                here().save_state(self._target)
+                here().save_state(self._target, self._home)
             return result
         except (TaskCancelled, KeyboardInterrupt):
             raise

@@ -6,9 +6,11 @@ import itertools
 import logging
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
+from flame.client.gather import DEFAULT_WINDOW
 from flame.client.snapshot import TaskArguments
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError
@@ -40,10 +42,14 @@ class RemoteCall:
         return lane.call(self._method, args, kwargs, lane.session.options(**self._options))
 
     def map(self, *iterables: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
-        """The results of calls with one item of each iterable, in their order. All calls are made at once; those that
-        have not ended when the iteration does, are cancelled. Raises what the first call that failed raised,
-        TimedOutError `timeout` seconds after the call."""
-        return _results([self(*args) for args in zip(*iterables, strict=False)], timeout)
+        """The results of calls with one item of each iterable, in their order. The iterables may be endless: 16,384
+        calls are made at once, and others as results are taken; those that have not ended when the iteration does, are
+        cancelled. Raises what the first call that failed raised, TimedOutError `timeout` seconds after the call."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        calls = (self(*args) for args in zip(*iterables, strict=False))
+        results = _in_order(calls, deadline)
+        next(results)  # so that closing it does its work even when nobody ever takes a result
+        return results
 
     def options(self, **options: Unpack[TaskArguments]) -> RemoteCall:
         """The same with other options."""
@@ -103,6 +109,8 @@ class RunnerService:
             for index in range(instances or 1):
                 session_id = name if not index else f"{name}-{index}"
                 storage = Storage(f"{application}/{session_id}", cache, connection.max_payload)
+                if durable:
+                    pickled = pickled._replace(home=pickled.home or storage.home())
                 attributes = SessionAttributes(
                     application,
                     id=session_id,
@@ -146,7 +154,7 @@ class RunnerService:
         return RemoteCall(self, name, {})
 
     def map(self, *iterables: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
-        """The results of calls with one item of each iterable, in their order. All calls are made at once."""
+        """The results of calls with one item of each iterable, in their order, as of any RemoteCall."""
         return RemoteCall(self, None, {}).map(*iterables, timeout=timeout)
 
     def options(self, **options: Unpack[TaskArguments]) -> RemoteCall:
@@ -200,19 +208,18 @@ class RunnerService:
         return f"<RunnerService {', '.join(self.session_ids)}>"
 
 
-def _results(futures: list[ObjectFuture], timeout: float | None) -> Iterator[Any]:
-    deadline = None if timeout is None else time.monotonic() + timeout
-    return _in_order(futures[::-1], deadline)
-
-
-def _in_order(futures: list[ObjectFuture], deadline: float | None) -> Iterator[Any]:
-    """The results of the futures from the last to the first."""
+def _in_order(calls: Iterator[ObjectFuture], deadline: float | None) -> Iterator[Any]:
+    """The results of calls, after a first None."""
+    futures: deque[ObjectFuture] = deque()
     try:
+        futures.extend(itertools.islice(calls, DEFAULT_WINDOW))
+        yield None
         while futures:
-            yield futures[-1].result(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            futures.pop()  # its result may go
+            yield futures[0].result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            futures.popleft()  # its result may go
+            futures.extend(itertools.islice(calls, 1))
     finally:
-        for future in reversed(futures):
+        for future in futures:
             future.cancel()
 
 

@@ -128,20 +128,24 @@ class Storage:
 
     # --- the state of a service -------------------------------------------------------------------------------------
 
-    def save_state(self, target: Any) -> None:
-        """Keep the state of what is served. Raises InvalidArgumentError when it can't be pickled."""
-        self._cache().put(f"{self._prefix}/{_STATE}", dumps(target, "the state of the service"))
+    def home(self) -> str:
+        """Where the states of services that are made here shall be: at this program's cache, since each node may have
+        another one. Empty where there is but one, which has no address for all. Raises FlameError."""
+        return "" if self._endpoint.startswith(("unix:", "relay:")) else self._cache().status().endpoint
 
-    def load_state(self) -> bytes | None:
+    def save_state(self, target: Any, home: str) -> None:
+        """Keep the state of what is served. Raises InvalidArgumentError when it can't be pickled."""
+        self._cache().update(self._state(home), dumps(target, "the state of the service"))
+
+    def load_state(self, home: str) -> bytes | None:
         """The pickle of the state that was kept last; None before the first."""
-        cache = self._cache()
-        key = f"{self._prefix}/{_STATE}"
-        info = cache.exists(key)
-        if info is None:
-            return None
+        ref = self._state(home)
+        return None if self._cache().exists(ref) is None else self._cache().get(ref)
+
+    def _state(self, home: str) -> ObjectRef:
         from flame.objects.keys import ObjectRef
 
-        return cache.get(ObjectRef(cache.endpoint, key))
+        return ObjectRef(home or self._cache().endpoint, f"{self._prefix}/{_STATE}")
 
     # --- deleting --------------------------------------------------------------------------------------------------
 
