@@ -24,6 +24,7 @@ from flame.model.errors import (
     TimedOutError,
     UnavailableError,
 )
+from flame.packages import store as store_module
 from flame.packages.installers import OWN_VERSION, Command, Run, Tools
 from flame.packages.limits import StoreLimits
 from flame.packages.store import Package, Store
@@ -319,6 +320,20 @@ async def test_an_address_whose_content_changes_is_followed(tmp_path: Path, web:
     assert isinstance(await refused(store, spec(f"{web.url}/a.tgz")), UnavailableError)
 
 
+@pytest.mark.parametrize("scheme", ["file", "http"])
+async def test_a_digest_is_looked_at_also_when_the_address_was_fetched_without_one(
+    tmp_path: Path, web: WebServer, scheme: str
+) -> None:
+    archive = pack(tmp_path / "a.tgz", {"x": ""})
+    web.files["/a.tgz"] = archive.read_bytes()
+    url = f"{web.url}/a.tgz" if scheme == "http" else archive.as_uri()
+    store = a_store(tmp_path)
+    await provided(store, spec(url))
+    error = await refused(store, spec(f"{url}#sha256={'0' * 64}"))
+    assert "its address says 000000" in error.message
+    await provided(store, spec(f"{url}#sha256={sha256(archive)}"))
+
+
 async def test_the_same_content_from_elsewhere_and_for_another_python(tmp_path: Path) -> None:
     commands = Commands()
     store = a_store(tmp_path, commands.run)
@@ -505,6 +520,24 @@ async def test_a_bad_archive_leaves_nothing(tmp_path: Path) -> None:
     assert isinstance(await refused(store, spec(tmp_path / "b.tgz")), NotFoundError)
     assert not releases(tmp_path)
     assert not list((tmp_path / "packages" / "incoming").iterdir())
+
+
+async def test_what_was_refused_is_not_unpacked_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked: list[str] = []
+    whole = store_module.unpack
+
+    def counted(archive: Path, name: str, *rest: Any) -> None:
+        unpacked.append(name)
+        whole(archive, name, *rest)
+
+    monkeypatch.setattr(store_module, "unpack", counted)
+    store = a_store(tmp_path)
+    (tmp_path / "a.tgz").write_bytes(b"<html>")
+    first, second = [await refused(store, spec(tmp_path / "a.tgz")) for _ in range(2)]
+    assert first.message == second.message
+    assert len(unpacked) == 1
+    pack(tmp_path / "a.tgz", {"x": ""})
+    await provided(store, spec(tmp_path / "a.tgz"))
 
 
 async def test_an_environment_whose_python_is_gone_is_made_anew(tmp_path: Path) -> None:

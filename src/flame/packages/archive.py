@@ -68,6 +68,11 @@ class _Target:
         self._files: set[str] = set()
         self._links: list[tuple[str, str]] = []
 
+    def expect(self, entries: int) -> None:
+        """So many come, if the archive tells the truth. Raises TooLargeError before the first is made."""
+        if entries > self._limits.max_files:
+            raise self._too_many()
+
     def folder(self, entry: str) -> None:
         path = self._path(entry)
         self._count()
@@ -146,10 +151,13 @@ class _Target:
     def _count(self) -> None:
         self._entries += 1
         if self._entries > self._limits.max_files:
-            raise TooLargeError(
-                f"package {self._name} holds more than {self._limits.max_files:,} files",
-                remedy="leave large data out of the package",
-            )
+            raise self._too_many()
+
+    def _too_many(self) -> TooLargeError:
+        return TooLargeError(
+            f"package {self._name} holds more than {self._limits.max_files:,} files",
+            remedy="leave large data out of the package",
+        )
 
     def _path(self, entry: str) -> Path:
         parts = [part for part in entry.split("/") if part not in ("", ".")]
@@ -239,6 +247,7 @@ def _decompressed(stream: IO[bytes], head: bytes) -> IO[bytes]:
 
 def _unzip(stream: IO[bytes], target: _Target) -> None:
     with zipfile.ZipFile(stream) as archive:
+        target.expect(len(archive.infolist()))
         for info in archive.infolist():
             mode = info.external_attr >> 16
             kind = stat.S_IFMT(mode)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from flame.model.errors import FlameError, InternalError, InvalidArgumentError, TimedOutError
+from flame.model.errors import FlameError, InternalError, InvalidArgumentError, TimedOutError, TooLargeError
 from flame.packages.archive import unpack
 from flame.packages.fetch import Fetched, fetch
 from flame.packages.files import appending, end_of, remove_tree, settle, write_whole
@@ -92,7 +92,7 @@ class Store:
         self._ca_file = ca_file
         self._work: dict[tuple[str, str], asyncio.Task[str]] = {}
         self._used: dict[str, tuple[int, int]] = {}  # by identity: descriptor of the lock, how many hold it
-        self._hopeless: dict[str, tuple[float, FlameError]] = {}  # installations that hung, and until when that counts
+        self._hopeless: dict[str, tuple[float, FlameError]] = {}  # what hung or was refused, and until when that counts
         for name in ("releases", "incoming", "locks", "logs", "urls"):
             (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         self._clean()
@@ -164,7 +164,7 @@ class Store:
         """Fetch what the address names now and install it if that is new. The digest of the content."""
         url = wish.url
         assert url is not None
-        known = self._recall(url)
+        known = None if url.digest else self._recall(url)  # what the address says of its content is looked at each time
         validator = known.validator if known is not None and self._complete(identity_of(wish, known.digest)) else ""
         log = self._folder / "logs" / f"{secrets.token_hex(8)}.log"
         file = self._folder / "incoming" / log.stem
@@ -226,7 +226,11 @@ class Store:
                 wheel = release / url.name
                 await asyncio.to_thread(shutil.copyfile, file, wheel)
             else:
-                await asyncio.to_thread(self._unpack, file, url.shown, release, wish.installer)
+                try:
+                    await asyncio.to_thread(self._unpack, file, url.shown, release, wish.installer)
+                except (InvalidArgumentError, TooLargeError) as refused:  # the next attempt would say the same
+                    self._hopeless[identity] = (time.monotonic() + self._limits.install_timeout, refused)
+                    raise
             if wish.installer == "python":
                 with log.open("ab") as output:
                     job = Job(url.shown, wish.installer, release, wheel, wish.python, output.fileno())
