@@ -218,6 +218,12 @@ def test_too_much_and_too_many(tmp_path: Path) -> None:
         unpack(many, "many", tmp_path / "out2", LIMITS)
     assert raised.value.code == FlameErrorCode.TOO_LARGE
     assert raised.value.remedy
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        for number in range(101):
+            archive.writestr(f"f{number}", "")
+    with pytest.raises(TooLargeError, match="holds more than 100 files"):
+        unpack(tmp_path / "zip", "zip", tmp_path / "out3", LIMITS)
+    assert list((tmp_path / "out3").iterdir()) == []  # its directory says it before anything is made
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04 cut", b"\x1f\x8b\x08\x00 cut off"])
