@@ -113,6 +113,11 @@ class Service:
         request.transport.abort()
         return response
 
+    async def announce(self, request, word):
+        response = web.StreamResponse(headers={"Content-Length": word})
+        await response.prepare(request)
+        await asyncio.sleep(3600)
+
     async def elsewhere(self, request, word):
         raise web.HTTPFound(word)
 
@@ -223,6 +228,20 @@ async def test_an_answer_that_breaks_off_is_no_answer(node: Node) -> None:
     assert released.crashed
     assert f"the call of task {task} was lost" in released.message
     assert not node.manager.answers(1)
+
+
+async def test_an_answer_that_will_be_too_large_is_not_waited_for(node: Node) -> None:
+    start(node, AIOHTTP, labels=["concurrency=1"])
+    failure, after = await node.manager.answered(1, node.manager.run(1, b"announce 99999999999", b"stream 1"))
+    assert failure.message.startswith("the output of 99999999999 bytes is over the limit")
+    assert after == b"0;"
+
+
+async def test_a_server_that_is_never_ready_is_quoted(node: Node) -> None:
+    start(node, PLAIN.replace("self.answer(200)", "self.answer(502)"), start_timeout_ms=4000)
+    released = await node.manager.released(1)
+    assert released.code == 11
+    assert released.message.endswith("within 4 s; it answers GET /healthz with HTTP 502")
 
 
 async def test_what_is_not_begun_can_be_taken_back(node: Node) -> None:

@@ -165,6 +165,7 @@ class RestDoor:
                         concurrency = self._concurrency(said)
                         self._reception.settled(self._arrival)
                         return RestDialect(http, self._owner, self._options.pages, self._max_payload, concurrency)
+                    self.hint = f"; it answers GET {self._options.pages.ready} with HTTP {status}"
             except aiohttp.ClientConnectionError:
                 pass  # nobody listens yet
             except aiohttp.ClientError as error:

@@ -169,10 +169,11 @@ class RestDialect:
                 retryable = status in _BUSY or "Retry-After" in response.headers
                 answers.failed(task.task_id, task.attempt, status, await _refusal(response), retryable=retryable)
                 return answers
-            output = await self._readers.read(response, limit)
-            if len(output) > limit:
+            said = response.content_length or 0
+            output = await self._readers.read(response, limit) if said <= limit else b""
+            if said > limit or len(output) > limit:
                 response.close()
-                message = too_large(limit, limit, at_least=True)
+                message = too_large(said, limit) if said > limit else too_large(limit, limit, at_least=True)
                 answers.failed(task.task_id, task.attempt, FAILED, message)
             else:
                 answers.succeeded(task.task_id, task.attempt, None if status == _NO_CONTENT else output, limit)
