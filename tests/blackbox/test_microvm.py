@@ -142,6 +142,39 @@ async def test_a_fork_bomb_that_ignores_sigterm(node: Node, begin: Any) -> None:
     assert owned(node.manager.executor_id(1)) == []
 
 
+# Small processes: so many of the service's own size would run out of memory first.
+MANY = """
+sys.bomb = subprocess.Popen([sys.executable, '-I', '-S', '-c', '''
+import errno, json, os, signal
+made = 0
+try:
+    while True:
+        if not os.fork():
+            signal.pause()
+        made += 1
+except OSError as error:
+    group = '/sys/fs/cgroup/flame/pids.'
+    numbers = [open(group + name).read().strip() for name in ('max', 'current')]
+    print(json.dumps([made, errno.errorcode[error.errno], *numbers]), flush=True)
+    signal.pause()
+'''], stdout=subprocess.PIPE)
+answer = json.loads(sys.bomb.stdout.readline())
+"""
+
+
+async def test_processes_are_limited_if_nothing_is_said(node: Node, begin: Any) -> None:
+    """A fork bomb is held at the limit, and its machine goes on."""
+    await begin(limits=types_pb2.Limits(memory=512 * MIB, disk=DISK), labels=["snapshot=off"])
+    made, why, most, current = await ask(node, 1, MANY)
+    assert (why, most) == ("EAGAIN", "1024")
+    assert 1000 < made < int(current) <= 1024
+    assert await ask(node, 1, "answer = os.fork()") == {"error": "EAGAIN"}
+    assert await ask(node, 1, "answer = 'well'") == "well"
+    node.manager.stop(1, grace_ms=100)
+    assert (await node.manager.released(1)).message == "stopped by the test"
+    assert owned(node.manager.executor_id(1)) == []
+
+
 async def test_a_memory_bomb(node: Node, begin: Any) -> None:
     await begin()
     node.manager.run(1, b"held = [bytearray(1 << 20) for _ in range(4000)]")
