@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asyncinotify import Inotify, Mask
 
 from flame.proto import frontend_pb2, types_pb2
 from prepared import ASYNC, FAILS, PREPARED, are_apart, program
@@ -272,6 +273,113 @@ async def test_what_one_leaves_that_ends_while_it_is_saved(node: Node, folder: P
     await begin(node, folder, range(4, 7), slow, name)
     assert await ask(node, 5, "answer = state") == await ask(node, 6, "answer = state")
     assert len(images(cache) - before) == 1
+    assert unfinished(cache) == []
+
+
+# In front of the real runsc: one that restores is stopped as soon as its sandbox reads what was saved.
+HALTING = """#!{python} -IS
+import os, signal, sys
+parent = os.getpid()
+if "restore" in sys.argv and os.path.exists("{armed}") and not os.fork():
+    os.close(1), os.close(2)
+    while os.getppid() == parent:
+        for thread in os.listdir(f"/proc/{{parent}}/task"):
+            for child in open(f"/proc/{{parent}}/task/{{thread}}/children").read().split():
+                try:
+                    opened = [os.readlink(f"/proc/{{child}}/fd/{{each}}") for each in os.listdir(f"/proc/{{child}}/fd")]
+                except OSError:
+                    continue
+                if any("checkpoint.img" in each for each in opened):
+                    os.kill(int(child), signal.SIGSTOP)
+                    os.unlink("{armed}")
+                    os._exit(0)
+    os._exit(0)
+os.execv("{real}", ["runsc", *sys.argv[1:]])
+"""
+
+
+@pytest.fixture
+def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file; the next copy is stopped while it is restored when it is there, and then it is not any more."""
+    file, runsc = tmp_path / "armed", tmp_path / "runsc"
+    runsc.write_text(HALTING.format(python=sys.executable, armed=file, real=shutil.which("runsc")))
+    runsc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return file
+
+
+async def halted(node: Node, folder: Path, armed: Path, name: str) -> int:
+    """The third instance of this name is a copy that is being restored, and gets no further; the process in front."""
+    await begin(node, folder, range(1, 3), PREPARED, name)
+    await asyncio.to_thread(armed.touch)
+    with Inotify() as inotify:
+        inotify.add_watch(armed.parent, Mask.DELETE)
+        start(node, folder, 3, PREPARED, name)
+        [runs] = await node.manager.until(lambda: node.manager.reports.get(3))
+        async with asyncio.timeout(PATIENCE):
+            await inotify.get()
+    parts = {command_of(each).split("\0")[0] for each in descendants(runs.pid)}
+    assert parts >= {"runsc", "runsc-sandbox", "runsc-gofer"}
+    return runs.pid
+
+
+LOG = {"session"}
+
+
+def left_of(node: Node, channel: int) -> set[str]:
+    """What is in the folders of an executor."""
+    name = node.manager.executor_id(channel)
+    return {file.name for folder in node.folder.rglob(name) for file in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+async def test_one_that_ends_while_it_is_restored(folder: Path, armed: Path, how: str) -> None:
+    async with a_node_here() as node:
+        pid = await halted(node, folder, armed, "restored")
+        below = descendants(pid)
+        assert left_of(node, 3) > LOG
+        if how == "stopped":
+            node.manager.stop(3, grace_ms=100)
+        else:
+            os.kill(pid, signal.SIGKILL)
+        released = await node.manager.released(3)
+        if how == "killed":
+            assert "the instance was killed by SIGKILL" in released.message
+        for each in (pid, *below):
+            await gone(each)
+        assert await written(node, 3) == b""
+        await begin(node, folder, range(4, 5), PREPARED, "restored")
+        assert await ask(node, 4, "answer = state") == await ask(node, 2, "answer = state")
+        await node.executors.stop()
+        assert left_of(node, 3) == LOG
+
+
+@pytest.mark.parametrize("part", ["runsc-sandbox", "runsc-gofer", "runsc"])
+async def test_a_part_that_is_killed_while_it_is_restored(folder: Path, armed: Path, part: str) -> None:
+    """The instance is started, then."""
+    async with a_node_here() as node:
+        pid = await halted(node, folder, armed, "part")
+        below = descendants(pid)
+        [victim] = [each for each in below if command_of(each).split("\0")[0] == part]
+        os.kill(victim, signal.SIGKILL)
+        await node.manager.bound(3)
+        assert (await ask(node, 3, "answer = state"))[1] is True
+        assert NOT_USED in await written(node, 3)
+        for each in below:
+            await gone(each)
+
+
+async def test_an_executor_manager_that_is_killed_while_it_restores(
+    node: Node, folder: Path, armed: Path, cache: Path
+) -> None:
+    process = await a_node_apart(node, FLAME_GVISOR_CACHE=str(cache), PATH=os.environ["PATH"])
+    pid = await halted(node, folder, armed, "restored-node")
+    below = descendants(process.pid)
+    assert pid in below
+    process.kill()
+    await process.wait()
+    for each in below:
+        await gone(each)
     assert unfinished(cache) == []
 
 
