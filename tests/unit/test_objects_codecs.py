@@ -58,6 +58,31 @@ def test_arrays(array: np.ndarray) -> None:
     assert np.array_equal(got, array)
 
 
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
+def test_arrays_whose_like_was_read_before(array: np.ndarray) -> None:
+    """What is known of the head of one says nothing of its values, nor of the note behind it."""
+    there_and_back(array)
+    other = array[..., ::-1] if array.ndim else array
+    got = there_and_back(other.view("u1") if array.dtype == bool else other)
+    assert np.array_equal(got, other)
+    assert got.dtype == (np.uint8 if array.dtype == bool else array.dtype)
+    assert np.array_equal(there_and_back(array), array)
+
+
+def test_what_is_known_of_heads_has_a_bound() -> None:
+    for size in range(1, 600):
+        assert there_and_back(np.arange(size, dtype="i8"))[-1] == size - 1
+    assert len(codecs._layouts) <= 256
+
+
+def test_a_tensor_that_was_cut_is_refused() -> None:
+    payload = codecs.encode(np.arange(1000)).to_bytes()
+    codecs.decode(pa.py_buffer(payload), table=False)
+    for size in (5, 11, 100, len(payload) - 1):
+        with pytest.raises((ValueError, OSError, TypeError)):
+            codecs.decode(pa.py_buffer(payload[:size]), table=False)
+
+
 def test_arrays_are_views_that_nobody_can_write_to() -> None:
     data = codecs.encode(np.arange(10)).to_bytes()
     got = codecs.decode(pa.py_buffer(bytearray(data)), table=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flame.model.errors import InvalidArgumentError
-from flame.objects import bson
+from flame.objects import ObjectClient, bson
 from flame.objects.keys import InvalidKeyError, ObjectKey, ObjectRef
 
 # What the BSON library of the foreign client writes for a reference with a small version: 32 bits.
@@ -37,6 +40,29 @@ def test_what_could_be_a_path_is_no_key(text: str) -> None:
     with pytest.raises(ValueError, match="object key"):  # as programs for flamepy expect
         ObjectKey.from_key("a/b/" + "..")
     assert issubclass(InvalidKeyError, InvalidArgumentError)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"a/b/c", ["a", "b"]])
+def test_what_is_no_text_is_no_key(wrong: Any) -> None:
+    for make in (ObjectKey.from_path, ObjectKey.from_key, ObjectKey.from_prefix):
+        with pytest.raises(InvalidKeyError, match="an object key is a text, not"):
+            make(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["a/b/c", None, 5, b"a/b/c"])
+def test_what_is_no_reference_is_refused_before_anybody_is_asked(wrong: Any) -> None:
+    client = ObjectClient("grpc://127.0.0.1:1")
+    calls: list[Callable[[], object]] = [
+        lambda: client.get(wrong),
+        lambda: client.update(wrong, 1),
+        lambda: client.patch(wrong, 1),
+        lambda: client.download(wrong, "file"),
+        lambda: client.delete_many([wrong]),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgumentError, match="is no reference to an object") as refused:
+            call()
+        assert "give what put returned" in refused.value.remedy
 
 
 def test_a_prefix_is_no_key() -> None:

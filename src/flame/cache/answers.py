@@ -61,7 +61,7 @@ def _tagged(stream: pa.Buffer) -> pa.Buffer:
 
 def chunked(content: Content) -> flight.FlightDataStream:
     """The answer to a ticket of ours: an Answer in the schema's metadata, the payloads in chunks, one after another."""
-    parts = tuple(Part(part.version, part.buffer.size) for part in content.parts)
+    parts = tuple(Part(part.version, part.size) for part in content.parts)
     answer = Answer(content.version, content.born, content.table, content.full, parts)
     schema = described(CHUNK_SCHEMA, {ANSWER_KEY: msgspec.json.encode(answer)})
     return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(schema, _chunks(content, schema)))
@@ -69,6 +69,7 @@ def chunked(content: Content) -> flight.FlightDataStream:
 
 def _chunks(content: Content, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for part in content.parts:
-        for start in range(0, part.buffer.size, CHUNK):
-            piece = part.buffer.slice(start, min(CHUNK, part.buffer.size - start))
+        buffer = part.buffer
+        for start in range(0, part.size, CHUNK):
+            piece = buffer.slice(start, min(CHUNK, part.size - start))
             yield batch([cell(piece)], schema)

@@ -222,9 +222,8 @@ class ObjectCache:
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def read(self, key: ObjectKey, known: int = 0, born: int = 0) -> Content:
+    def read(self, full: str, known: int = 0, born: int = 0) -> Content:
         """What somebody lacks who has version `known` of a key. Raises NotFoundError, CorruptedError."""
-        full = key.to_key() or ""
         while True:
             with self._lock:
                 why = self._corrupted.get(full)

@@ -207,14 +207,14 @@ class _Guest:
         return m.Stored(*self._cache.commit(key, room, request.options))
 
     def _give(self, content: Content) -> m.Answer:
-        streamed = any(part.offset is None and part.buffer.size > m.INLINE for part in content.parts)
+        streamed = any(part.offset is None and part.size > m.INLINE for part in content.parts)
         parts = () if streamed else tuple(self._part(part) for part in content.parts)
         return m.Answer(content.version, content.born, content.table, content.full, parts, streamed)
 
     def _part(self, part: Loaded) -> m.Part:
-        size = part.buffer.size
+        size = part.size
         if size <= m.INLINE:
-            return m.Part(part.version, size, data=bytes(memoryview(part.buffer)))
+            return m.Part(part.version, size, data=part.to_bytes())
         self._last += 1
         self._leases[self._last] = part.pin
         return m.Part(part.version, size, offset=part.offset or 0, lease=self._last)

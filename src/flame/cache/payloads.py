@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from flame.cache.arena import Arena
 from flame.cache.blobs import Blob, Pin
 from flame.cache.disk import Disk, GoneError, StoredFile
 from flame.cache.eviction import Memory
@@ -21,15 +22,29 @@ _STRIPES = 64
 
 
 class Loaded(NamedTuple):
-    """A payload to read. `offset` in shared memory; None when it is only on disk and `buffer` maps the file.
+    """A payload to read. `offset` in shared memory; None when it is only on disk, and `source` maps the file.
 
-    `pin` keeps it there, so does `buffer`.
+    `pin` keeps it there, so does `buffer`, which is not made before somebody wants it: clients of the node don't.
     """
 
     version: int
-    buffer: pa.Buffer
+    size: int
     offset: int | None
     pin: Pin
+    source: Arena | pa.Buffer
+
+    @property
+    def buffer(self) -> pa.Buffer:
+        """The bytes."""
+        if isinstance(self.source, Arena):
+            return self.source.buffer(self.offset or 0, self.size, self.pin)
+        return self.source
+
+    def to_bytes(self) -> bytes:
+        """A copy of the bytes."""
+        if isinstance(self.source, Arena):
+            return bytes(self.source.view(self.offset or 0, self.size))
+        return self.source.to_pybytes()
 
 
 class Content(NamedTuple):
@@ -74,9 +89,9 @@ class Payloads:
                 if blob.offset is None:
                     mapped = self._fetch(blob)
                     if mapped is not None:
-                        return Loaded(part.version, mapped, None, pin)
+                        return Loaded(part.version, blob.size, None, pin, mapped)
         offset = blob.offset + blob.lead if blob.offset is not None else 0
-        return Loaded(part.version, self._memory.arena.buffer(offset, blob.size, pin), offset, pin)
+        return Loaded(part.version, blob.size, offset, pin, self._memory.arena)
 
     def _fetch(self, blob: Blob) -> pa.Buffer | None:
         """Bring a payload from disk into memory; if there is no room, its mapped file."""

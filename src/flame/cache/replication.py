@@ -84,7 +84,9 @@ class Replicas:
 def _passing(fetched: Fetched) -> Content:
     """An object that is handed on without a copy."""
     parts = tuple(
-        Loaded(part.version, part.payload, None, Pin(Blob(part.payload.size, 0, None, None), _nobody))
+        Loaded(
+            part.version, part.payload.size, None, Pin(Blob(part.payload.size, 0, None, None), _nobody), part.payload
+        )
         for part in fetched.parts
     )
     return Content(fetched.version, fetched.born, fetched.table, True, parts)

@@ -118,13 +118,13 @@ class Running:
         """What a client asks for. Raises FlameError."""
         if ticket.origin and ticket.origin != self._settings.endpoint:
             return self._replicas.read(ticket)
-        key = ObjectKey.from_key(ticket.key)
         try:
-            return self.cache.read(key, ticket.version, ticket.born)
+            return self.cache.read(ticket.key, ticket.version, ticket.born)
         except NotFoundError:
+            key = ObjectKey.from_key(ticket.key)  # what is no key has no object either
             if self._dropped is None or not self._dropped.take(key):
                 raise
-            return self.cache.read(key, ticket.version, ticket.born)
+            return self.cache.read(ticket.key, ticket.version, ticket.born)
 
     def tidy(self) -> None:
         """Once a second: remove what is over, make room on disk, and after a while of quiet give memory back."""

@@ -185,7 +185,7 @@ class CacheServer(flight.FlightServerBase):
         info = self._cache.info(key) if key.object_id is not None else None
         if info is None or not info.table:
             return pa.schema([])
-        return answers.native_schema(self._cache.read(key).parts[0])
+        return answers.native_schema(self._cache.read(str(key)).parts[0])
 
     def _info(self, key: str, schema: pa.Schema, size: int) -> flight.FlightInfo:
         # A colon in the key would be taken for the version's.

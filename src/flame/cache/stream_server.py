@@ -154,7 +154,7 @@ def _read_to_disk(channel: Channel, draft: Draft, size: int) -> FlameError | Non
 
 
 def _give(channel: Channel, content: Content) -> None:
-    parts = tuple(m.Part(part.version, part.buffer.size) for part in content.parts)
+    parts = tuple(m.Part(part.version, part.size) for part in content.parts)
     channel.send(m.Answer(content.version, content.born, content.table, content.full, parts))
     for part in content.parts:
         channel.socket.sendall(memoryview(part.buffer).cast("B"))

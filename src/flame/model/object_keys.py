@@ -5,6 +5,7 @@ A key is `APPLICATION/SESSION/OBJECT`, a prefix `APPLICATION/SESSION`, and `APPL
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from flame.model.errors import InvalidArgumentError
@@ -12,6 +13,7 @@ from flame.model.errors import InvalidArgumentError
 WILDCARD_SESSION = "*"
 MAX_PART = 200  # bytes of one part of a key: it becomes a file name
 MAX_READABLE = 256  # entries of one application or session
+_USUAL_KEY = re.compile(r"[\w-]{1,64}/[\w-]{1,64}/[\w-]{1,64}", re.ASCII)
 
 
 class InvalidKeyError(InvalidArgumentError, ValueError):
@@ -20,12 +22,23 @@ class InvalidKeyError(InvalidArgumentError, ValueError):
 
 def parts_of(path: str) -> list[str]:
     """The two or three parts of a key or prefix. Raises InvalidKeyError."""
+    if not isinstance(path, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidKeyError(f"an object key is a text, not {path!r}", remedy="write APPLICATION/SESSION/OBJECT")
     parts = path.split("/")
     if len(parts) not in (2, 3):
         raise InvalidKeyError(
             f"invalid object key {path!r}", remedy="write APPLICATION/SESSION or APPLICATION/SESSION/OBJECT"
         )
     return parts
+
+
+def check_key(key: str) -> None:
+    """Raises InvalidKeyError unless it has three parts that are allowed."""
+    if not isinstance(key, str) or not _USUAL_KEY.fullmatch(key):  # pyright: ignore[reportUnnecessaryIsInstance]
+        parts = parts_of(key)
+        if len(parts) == 2:
+            raise InvalidKeyError(f"{key!r} is a prefix, not a key", remedy="write APPLICATION/SESSION/OBJECT")
+        check_parts(*parts)
 
 
 def check_parts(application: str, session_id: str, object_id: str | None = None) -> None:

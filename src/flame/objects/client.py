@@ -19,6 +19,7 @@ import msgspec
 from flame.config import TlsConfig, load_context
 from flame.config.context import DEFAULT_CLIENT_CACHE_ENDPOINT
 from flame.model.errors import InvalidArgumentError, PermissionDeniedError, UnavailableError
+from flame.model.object_keys import check_key
 from flame.objects import codecs
 from flame.objects import messages as m
 from flame.objects.fetched import Fetched
@@ -92,11 +93,12 @@ class ObjectClient:
 
     def update(self, ref: ObjectRef, value: Any, *, expected: int | None = None, ttl: float | None = None) -> ObjectRef:
         """Replace an object and its patches. `expected=ref.version` refuses to overwrite what somebody else wrote."""
-        return self._put(self._link_of(ref), ObjectKey.from_key(ref.key), value, m.Options(expected, ttl))
+        key = ObjectKey.from_key(_key_of(ref))
+        return self._put(self._link_of(ref), key, value, m.Options(expected, ttl))
 
     def patch(self, ref: ObjectRef, delta: Any, *, expected: int | None = None) -> ObjectRef:
         """Append a patch to an object; its base stays as it is."""
-        key = ObjectKey.from_key(ref.key)
+        key = ObjectKey.from_key(_key_of(ref))
         payload = codecs.encode_patch(delta)
         link = self._link_of(ref)
         stored = link.put(str(key), payload, m.Options(expected, patch=True), again=False)
@@ -128,7 +130,7 @@ class ObjectClient:
 
         `ref.version` is not looked at, except that 0 fetches everything anew.
         """
-        ObjectKey.from_key(ref.key)
+        check_key(_key_of(ref))
         fetched = self._fetch(ref)
         base = codecs.decode(fetched.parts[0].payload, table=fetched.table)
         if deserializer is None:
@@ -137,7 +139,7 @@ class ObjectClient:
 
     def download(self, ref: ObjectRef, path: str | os.PathLike[str]) -> None:
         """Write an object's payload to a file, which is whole or not there. Folders are made."""
-        ObjectKey.from_key(ref.key)
+        check_key(_key_of(ref))
         link = self._link(ref.endpoint)
         origin = self._nearest(location(ref.endpoint))[1] if link.relayed else ""
         download_to(Path(path), lambda write: link.download(ref.key, write, origin))
@@ -145,7 +147,7 @@ class ObjectClient:
     def _fetch(self, ref: ObjectRef) -> Fetched:
         place = location(ref.endpoint)
         link, origin = self._nearest(place)
-        known = self._held.find(place, ref.key) if ref.version else None
+        known = self._held.find(place, ref.key) if ref.version and self._held.bytes else None
         for _ in range(2):
             version, born = (known.version, known.born) if known is not None else (0, 0)
             answer = link.get(ref.key, version, born, origin)
@@ -170,7 +172,7 @@ class ObjectClient:
 
     def delete(self, target: ObjectRef | str) -> None:
         """Delete an object, or all of `APPLICATION/SESSION` or `APPLICATION/*`. Nothing there is fine."""
-        key = ObjectKey.from_path(target if isinstance(target, str) else target.key)
+        key = ObjectKey.from_path(target if isinstance(target, str) else _key_of(target))
         link = self._link(self.endpoint) if isinstance(target, str) else self._link_of(target)
         link.call("DELETE", str(key).encode())
         self._held.forget(key)
@@ -179,7 +181,8 @@ class ObjectClient:
         """Delete objects by reference, in as few requests as there are caches. Those that are gone are fine."""
         by_cache: dict[Link, list[str]] = {}
         for ref in refs:
-            by_cache.setdefault(self._link_of(ref), []).append(str(ObjectKey.from_key(ref.key)))
+            key = str(ObjectKey.from_key(_key_of(ref)))
+            by_cache.setdefault(self._link_of(ref), []).append(key)
         for link, keys in by_cache.items():
             link.call("DELETE_MANY", msgspec.json.encode(m.KeysRequest(keys)))
             for key in keys:
@@ -191,8 +194,10 @@ class ObjectClient:
         return self._ask(link, "EXISTS", m.KeyRequest(str(key)), m.ObjectInfo | None)
 
     def list(self, prefix: str, *, page: int = 1000) -> Iterator[m.ObjectInfo]:
-        """The objects of `APPLICATION/SESSION` or `APPLICATION/*` in this client's cache, by key."""
+        """The objects of `APPLICATION/SESSION` or `APPLICATION/*` in this client's cache, by key; they are asked for in
+        pages of so many."""
         key = ObjectKey.from_path(prefix)
+        page = min(max(page, 1), m.MAX_LISTED)
         after = ""
         while True:
             request = m.KeyRequest(str(key), after, page)
@@ -219,7 +224,7 @@ class ObjectClient:
     def _target(self, target: ObjectRef | str) -> tuple[ObjectKey, Link]:
         if isinstance(target, str):
             return ObjectKey.from_key(target), self._link(self.endpoint)
-        return ObjectKey.from_key(target.key), self._link_of(target)
+        return ObjectKey.from_key(_key_of(target)), self._link_of(target)
 
     def _ask(self, link: Link, action: str, request: msgspec.Struct, kind: Any) -> Any:
         return msgspec.json.decode(link.call(action, msgspec.json.encode(request)), type=kind)
@@ -236,6 +241,9 @@ class ObjectClient:
 
     def _link(self, endpoint: str) -> Link:
         place = self.endpoint if self.endpoint.startswith(m.RELAY) else location(endpoint)
+        link = self._links.get(place)
+        if link is not None and self._pid == os.getpid():
+            return link
         with self._lock:
             if self._pid != os.getpid():
                 self._links = {place: link.after_fork() for place, link in self._links.items()}
@@ -250,6 +258,16 @@ def end_session(endpoint: str, prefix: str, after: float | None = None, *, tls: 
     """Let all objects of `APPLICATION/SESSION` at a cache go away; for whoever closes sessions and has no client."""
     with ObjectClient(endpoint, tls=tls) as client:
         client.end_session(prefix, after)
+
+
+def _key_of(ref: ObjectRef) -> str:
+    key: object = getattr(ref, "key", None)
+    if not isinstance(key, str):
+        raise InvalidArgumentError(
+            f"{ref!r:.200} is no reference to an object",
+            remedy="give what put returned, or objects.ObjectRef(client.endpoint, key)",
+        )
+    return key
 
 
 def _writable(key_or_prefix: str) -> ObjectKey:

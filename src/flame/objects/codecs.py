@@ -25,6 +25,7 @@ TAG = 4
 FORMAT_KEY, VERSION_KEY, TYPE_KEY = b"flame.cache.format", b"flame.cache.version", b"flame.cache.logical_type"
 TABLE_FORMAT = b"arrow-table-v1"
 _PREFIX = b"flame.cache."
+_CONTINUES = b"\xff\xff\xff\xff"  # begins what Arrow writes; then comes the size of its head
 _ARROW = "biuf"  # kinds of numpy's types that tensors of Arrow have
 _NPY_HEAD = 1 << 20  # bytes, more than structures of a thousand fields need
 
@@ -65,9 +66,10 @@ def decode(payload: pa.Buffer, *, table: bool) -> Any:
     """The object of a payload; arrays and tables are views of it. Raises what unpickling raises."""
     if table:
         return _restore(pa.ipc.open_stream(payload).read_all())
-    tag = payload.slice(0, TAG).to_pybytes() if payload.size >= TAG else b""
+    view = memoryview(payload).toreadonly()
+    tag = bytes(view[:TAG])
     if tag == TENSOR:
-        return _tensor(payload.slice(TAG))
+        return _tensor(payload, view)
     if tag == TABLE:
         return _restore(pa.ipc.open_stream(payload.slice(TAG)).read_all())
     if tag == NPY:
@@ -76,7 +78,7 @@ def decode(payload: pa.Buffer, *, table: bool) -> Any:
         return _one_batch(pa.ipc.open_stream(payload.slice(TAG)).read_all())
     if tag == ARRAY:
         return cast("Any", _one_batch(pa.ipc.open_stream(payload.slice(TAG)).read_all())).column(0)
-    return pickle.loads(memoryview(payload)[TAG:] if tag == PICKLE else memoryview(payload))
+    return pickle.loads(view[TAG:] if tag == PICKLE else view)
 
 
 # --- opaque ----------------------------------------------------------------------------------------------------------
@@ -157,13 +159,35 @@ def _torch(torch: Any, value: Any) -> Payload | None:
     return _array(array, name) if array.dtype.kind in _ARROW else None
 
 
-def _tensor(payload: pa.Buffer) -> Any:
+class _Layout(NamedTuple):
+    """Where in a payload an array lies, and what it is. `end`: where the note behind it begins."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: Any
+    start: int
+    end: int
+
+
+_MOST_LAYOUTS = 256
+_layouts: dict[bytes, _Layout] = {}  # by the head that Arrow wrote: to read it costs more than all else of a get
+
+
+def _tensor(payload: pa.Buffer, view: memoryview) -> Any:
     import numpy as np
 
-    reader = pa.BufferReader(payload)
+    prefix = bytes(view[TAG : TAG + 8])
+    head = prefix + bytes(view[TAG + 8 : TAG + 8 + int.from_bytes(prefix[4:], "little")])
+    layout = _layouts.get(head)
+    if layout is None:
+        layout = _layout(payload)
+        if prefix[:4] == _CONTINUES:
+            if len(_layouts) >= _MOST_LAYOUTS:
+                _layouts.clear()
+            _layouts[head] = layout
     # Over memory that is read-only for numpy: it lets nobody set the flag that would make writing to it a crash.
-    array: Any = np.asarray(memoryview(cast("Any", pa.ipc.read_tensor(reader))).toreadonly())
-    note = payload.slice(reader.tell()).to_pybytes()
+    array: Any = np.ndarray(layout.shape, layout.dtype, view, layout.start, layout.strides)
+    note = bytes(view[layout.end :])
     if note == b"numpy.bool":
         return array.view(bool)
     if note.startswith(b"torch."):
@@ -174,6 +198,18 @@ def _tensor(payload: pa.Buffer) -> Any:
         tensor = torch.from_numpy(array.copy())
         return tensor if tensor.dtype is kind else tensor.view(kind)
     return array
+
+
+def _layout(payload: pa.Buffer) -> _Layout:
+    """What Arrow reads of the head of a tensor."""
+    import numpy as np
+
+    reader = pa.BufferReader(payload)
+    reader.seek(TAG)
+    array: Any = np.asarray(memoryview(cast("Any", pa.ipc.read_tensor(reader))))
+    end = reader.tell()
+    start = array.ctypes.data - payload.address if array.nbytes else end
+    return _Layout(array.shape, array.strides, array.dtype, start, end)
 
 
 def _as_npy(value: Any) -> Payload | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
-from flame.model.object_keys import MAX_PART, WILDCARD_SESSION, InvalidKeyError, check_parts, parts_of
+from flame.model.object_keys import MAX_PART, WILDCARD_SESSION, InvalidKeyError, check_key, check_parts, parts_of
 from flame.objects import bson
 
 __all__ = ["MAX_PART", "SHARED_SESSION", "WILDCARD_SESSION", "InvalidKeyError", "ObjectKey", "ObjectRef"]
@@ -44,10 +44,8 @@ class ObjectKey:
     @classmethod
     def from_key(cls, key: str) -> ObjectKey:
         """The key in a text of three parts."""
-        parsed = cls.from_path(key)
-        if parsed.object_id is None:
-            raise InvalidKeyError(f"{key!r} is a prefix, not a key", remedy="write APPLICATION/SESSION/OBJECT")
-        return parsed
+        check_key(key)
+        return cls(*parts_of(key))
 
     @classmethod
     def for_shared(cls, app_name: str) -> ObjectKey:

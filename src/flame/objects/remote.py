@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -44,6 +45,7 @@ _MAX_TEXT = 400
 T = TypeVar("T")
 
 
+@lru_cache(256)
 def location(endpoint: str) -> str:
     """The endpoint in words of Arrow: `grpc://` or `grpc+tls://`; `unix:PATH` and `relay:PATH` as they are. Raises
     InvalidConfigError."""

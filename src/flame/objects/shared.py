@@ -168,11 +168,12 @@ class SharedClient:
                 self._lock.release()
 
     def _ask(self, request: m.Request, kind: type[R]) -> R:
-        if not self.usable:
+        if self._broken or os.getpid() != self._pid:
             raise UnavailableError("the cache of this node is gone")
         with self._lock:
             try:
-                self._flush()
+                if self._ended:
+                    self._flush()
                 self._channel.send(request)
                 data = self._channel.receive()
             except (OSError, EOFError) as error:
