@@ -128,7 +128,8 @@ def test_exists_list_delete_by_reference(tmp_path: Path) -> None:
         refs = [client.put("app/one", number) for number in range(5)]
         client.put("app/two/named", pa.table({"a": [1]}))
         client.put("other/one", 1)
-        assert [info.key for info in client.list("app/one", page=2)] == sorted(ref.key for ref in refs)
+        for page in (2, 5, 0, -1, 10**9):
+            assert [info.key for info in client.list("app/one", page=page)] == sorted(ref.key for ref in refs)
         assert len(list(client.list("app/*"))) == 6
         info = client.exists("app/two/named")
         assert info is not None

@@ -394,6 +394,7 @@ def test_a_session_does_not_fill_the_cache(tmp_path: Path, monkeypatch: pytest.M
 
 RAW = """
 import os, socket, struct, time
+import msgspec
 from flame import objects
 from flame.objects import messages as m
 from flame.objects.wire import Channel
@@ -494,7 +495,9 @@ for request in (m.Send(own, m.Options()), m.Send(f'{own}/../x', m.Options(size=3
     channel.send(request)
     assert b'Failure' in channel.receive()
     channel.socket.close()
-for nonsense in (b'', b'\\xff' * 1000, struct.pack('<I', 2**32 - 1), struct.pack('<I', 100) + b'x',
+no_time = msgspec.msgpack.encode(['Send', own, [None, float('nan')]])
+for nonsense in (b'', struct.pack('<I', len(no_time)) + no_time,
+                 b'\\xff' * 1000, struct.pack('<I', 2**32 - 1), struct.pack('<I', 100) + b'x',
                  struct.pack('<I', 3) + b'abc'):
     for channel in (Channel(connect()), enter()):
         channel.socket.sendall(nonsense)

@@ -12,11 +12,10 @@ from flame.cache.dropped import Dropped
 from flame.cache.visitors import ANYBODY, Tokens
 from flame.model.errors import InvalidArgumentError
 from flame.objects.keys import ObjectKey
-from flame.objects.messages import ACTIONS, Call, KeyRequest, KeysRequest, LocalDoor, TtlRequest
+from flame.objects.messages import ACTIONS, MAX_LISTED, Call, KeyRequest, KeysRequest, LocalDoor, TtlRequest
 from flame.objects.rights import Visitor, check
 
 T = TypeVar("T")
-MAX_LISTED = 10_000
 
 
 class Actions:

@@ -21,6 +21,7 @@ UNIX = "unix:"  # begins endpoints of caches for clients of one user on their no
 RELAY = "relay:"
 RELAY_LINK = f"{RELAY}link"  # the same where no socket reaches: the link of a service carries it (service/switch.py)
 RELAY_IDLE = 5.0  # seconds; a connection that is idle for so long is ended there
+MAX_LISTED = 10_000  # objects in one answer to LIST
 TICKET = b"\x01"  # begins tickets and commands of our own; no key does
 
 ACTIONS = {
@@ -54,6 +55,15 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag=True):
         return cls(int(error.code), error.message, error.remedy, error.retryable)
 
 
+class InvalidTimeError(InvalidArgumentError, ValueError):
+    """No number of seconds. As a ValueError it is a malformed message where it comes from elsewhere."""
+
+
+def _check_seconds(what: str, seconds: float | None, remedy: str) -> None:
+    if seconds is not None and not (0 <= seconds < math.inf):  # NaN is neither
+        raise InvalidTimeError(f"{what} {seconds} is no number of seconds from 0 on", remedy=remedy)
+
+
 class Options(msgspec.Struct, frozen=True, array_like=True):
     """How something is stored.
 
@@ -72,10 +82,7 @@ class Options(msgspec.Struct, frozen=True, array_like=True):
     isolated: bool = False
 
     def __post_init__(self) -> None:
-        if self.ttl is not None and not (0 <= self.ttl < math.inf):  # NaN is neither
-            raise InvalidArgumentError(
-                f"ttl {self.ttl} is no number of seconds from 0 on", remedy="leave it out for an object that stays"
-            )
+        _check_seconds("ttl", self.ttl, "leave it out for an object that stays")
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -253,6 +260,9 @@ class TtlRequest(msgspec.Struct, frozen=True):
 
     key: str
     after: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_seconds("after", self.after, "leave it out for what the cache is told")
 
 
 class CacheStatus(msgspec.Struct, frozen=True):
