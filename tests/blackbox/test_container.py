@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import socket
@@ -22,7 +23,7 @@ from untrusted import MIB, named
 
 LEVELS = ("none", "process", "gvisor")
 NAME = f"localhost/flame-test-{os.getpid()}:1"
-PROGRAMS = ("sh", "cat", "ls", "id", "sleep", "sed", "touch", "tail", "env", "dd")
+PROGRAMS = ("sh", "cat", "ls", "id", "sleep", "sed", "touch", "tail", "env", "dd", "nc")
 LINES = """#!/bin/sh
 while read -r line; do
   task=$(echo "$line" | sed 's/.*"task_id": *\\([0-9]*\\).*/\\1/')
@@ -139,6 +140,17 @@ async def test_the_network(node: Node, image: str) -> None:
     inside, alone = (await output(node, 1)).split(), (await output(node, 2)).split()
     assert set(inside) == {name for _, name in socket.if_nameindex()}
     assert alone == ["lo"]
+
+
+async def test_at_level_gvisor_an_image_in_the_network_of_the_node_is_roots(node: Node, image: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        text = f"id -u; nc 127.0.0.1 {server.getsockname()[1]} </dev/null && echo there"
+        script(node, 1, image, text, isolation="gvisor", network="host")
+        await node.manager.bound(1)
+        task = asyncio.ensure_future(output(node, 1))
+        connection, _ = await asyncio.to_thread(server.accept)
+        connection.close()
+        assert await task == "0\nthere\n"
 
 
 async def test_what_an_image_says_is_not_expanded_and_what_the_application_says_is(node: Node) -> None:

@@ -104,8 +104,9 @@ def configuration(room: Room, pids: int, mounts: Sequence[dict[str, object]]) ->
 
 def _user(room: Room) -> tuple[tuple[int, int], dict[str, object]]:
     """Who its program is, and what makes all files that user's: those that are shown belong to the node's user. That is
-    root inside, but for images where it is root outside, too, so that it may say who is who."""
-    if room.root is None or os.geteuid():
+    root inside, but for images where it is root outside, too, so that it may say who is who. A sandbox in the node's
+    network can't say that."""
+    if room.root is None or room.network or os.geteuid():
         return (0, 0), {}
     names = zip(("uidMappings", "gidMappings"), room.user, strict=True)
     return room.user, {name: _mapping(number) for name, number in names}
