@@ -25,6 +25,8 @@ def test_labels_choose_pages_and_concurrency() -> None:
         ("rest-invoke=http://elsewhere/", "rest-invoke=http://elsewhere/ is no path"),
         ("rest-invoke=//elsewhere/", "is no path"),
         ("rest-ready=", "rest-ready= is no path"),
+        ("rest-path=/run", "unknown label rest-path=/run; the known ones are rest-ready=, rest-invoke="),
+        ("rest-ready", "unknown label rest-ready;"),
         ("concurrency=1e3", "not '1e3'"),
     ],
 )

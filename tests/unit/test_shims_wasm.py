@@ -250,6 +250,7 @@ def test_the_limit_of_the_instance_leaves_the_worker_its_own_memory() -> None:
         (["wasm-memory=1k"], 0, "wasm-memory=1k is no size"),
         (["wasm-memory=65535"], 0, "at least 65536 bytes"),
         (["wasm-memory=999999999999999Gi"], 0, "is no size"),
+        (["wasm-memroy=64Mi"], 0, "unknown label wasm-memroy=64Mi; the known ones are wasm-memory=, wasm-fuel="),
         (["wasm-fuel=0"], 0, "wasm-fuel=0 is no number"),
         (["wasm-fuel=-1"], 0, "is no number"),
         (["wasm-fuel=9999999999999999999"], 0, "is no number"),

@@ -21,7 +21,7 @@ from flame.shims.instance import ProgramInstance
 from flame.shims.reception import Arrival, Reception
 from flame.shims.rest_dialect import NOT_THERE, Pages, RestDialect, describe
 from flame.shims.shim import BindError, Launch, Owner
-from flame.shims.stdio import concurrency_of, label_values
+from flame.shims.stdio import concurrency_of, label_values, refuse_unknown
 from flame.shims.workplace import Workshop, in_words
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class RestOptions(msgspec.Struct, frozen=True):
 
 def options_of(labels: Iterable[str]) -> RestOptions:
     """Reads `rest-ready=/PATH`, `rest-invoke=/PATH`, `concurrency=N`. Raises InvalidArgumentError."""
+    labels = tuple(labels)
+    refuse_unknown(labels, "rest-", ("rest-ready", "rest-invoke"))
     values = label_values(labels)
     pages = Pages(values.get("rest-ready", "/healthz"), values.get("rest-invoke", "/invoke"))
     for name, path in (("ready", pages.ready), ("invoke", pages.invoke)):

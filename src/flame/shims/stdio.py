@@ -7,7 +7,7 @@ socket, which a byte stream in both directions is simplest with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -34,6 +34,16 @@ class Form(msgspec.Struct, frozen=True):
 def label_values(labels: Iterable[str]) -> dict[str, str]:
     """The labels of the shape `name=value`."""
     return {name: value for name, found, value in (label.partition("=") for label in labels) if found}
+
+
+def refuse_unknown(labels: Iterable[str], prefix: str, known: Sequence[str]) -> None:
+    """Raises InvalidArgumentError for one that begins like those of a shim and is none: it would be without effect."""
+    for label in labels:
+        name, found, _ = label.partition("=")
+        if name.startswith(prefix) and not (found and name in known):
+            raise InvalidArgumentError(
+                f"unknown label {label[:60]}", remedy=f"the known ones are {', '.join(f'{name}=' for name in known)}"
+            )
 
 
 def concurrency_of(text: str) -> int:

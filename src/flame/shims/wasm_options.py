@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from flame.model.errors import InvalidArgumentError
-from flame.shims.stdio import label_values
+from flame.shims.stdio import label_values, refuse_unknown
 
 _SIZE = re.compile(r"([0-9]{1,15})(|Ki|Mi|Gi)")
 _UNITS = {"": 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3}
@@ -32,6 +32,8 @@ def options_of(labels: Iterable[str], memory_limit: int) -> WasmOptions:
             f"{memory_limit} bytes of memory leave nothing to a component: its worker needs {OWN_MEMORY}",
             remedy="raise limits.memory, or the executor's memory; the label wasm-memory= limits the component alone",
         )
+    labels = tuple(labels)
+    refuse_unknown(labels, "wasm-", ("wasm-memory", "wasm-fuel"))
     values = label_values(labels)
     memory = _memory(values["wasm-memory"]) if "wasm-memory" in values else 0
     fuel = _fuel(values["wasm-fuel"]) if "wasm-fuel" in values else 0
