@@ -170,6 +170,8 @@ def test_code_that_raises_shows_where(cluster: Cluster, sandbox: str) -> None:
     assert done.stderr.endswith(b"ZeroDivisionError: division by zero\n")
     done = call(cluster, "run", sandbox, "--time-limit", "0.3", "-c", "while True: pass")
     assert done.returncode == 124
+    assert done.stderr.endswith(b"TimeoutError: the code ran for more than 0.3 s and was interrupted\n")
+    assert b"while True: pass" in done.stderr
 
 
 def test_what_code_displays_is_saved(cluster: Cluster, sandbox: str, tmp_path: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from flame.agents import answers, toolbox
 from flame.agents.answers import LIMIT, Answer
-from flame.agents.toolbox import TIMEOUT, AsyncToolbox, Toolbox, missing
-from flame.sandbox import AsyncSandbox, Sandbox
+from flame.agents.toolbox import TIMEOUT, AsyncToolbox, called, missing
 
 try:
     from agents import (
@@ -31,7 +29,7 @@ except ImportError as error:
     raise missing("openai-agents", error) from error
 
 if TYPE_CHECKING:
-    from flame.sandbox import CommandResult
+    from flame.sandbox import AsyncSandbox, CommandResult, Sandbox
 
 Output = str | list[ToolOutputText | ToolOutputImage]
 
@@ -43,11 +41,7 @@ def sandbox_tools(sandbox: Sandbox | AsyncSandbox, *, timeout: float = TIMEOUT, 
     threads, an `AsyncSandbox` in the loop that made it. The sandbox is closed by whoever made it; when it ends before,
     the run ends with the error.
     """
-    box = (
-        AsyncToolbox(sandbox, timeout=timeout, limit=limit)
-        if isinstance(sandbox, AsyncSandbox)
-        else _Threads(Toolbox(sandbox, timeout=timeout, limit=limit))
-    )
+    box = AsyncToolbox(sandbox, timeout=timeout, limit=limit)
 
     async def run_code(code: Code) -> Output:
         return _output(await box.run_code(code))
@@ -79,18 +73,13 @@ def shell_tool(sandbox: Sandbox | AsyncSandbox, *, timeout: float = TIMEOUT, lim
     The model may ask for less time and less output than `timeout` and `limit` allow.
     """
 
-    async def run(command: str, seconds: float) -> CommandResult:
-        if isinstance(sandbox, AsyncSandbox):
-            return await sandbox.run_command(command, timeout=seconds)
-        return await asyncio.to_thread(sandbox.run_command, command, timeout=seconds)
-
     async def execute(request: ShellCommandRequest) -> ShellResult:
         action = request.data.action
         seconds = min(timeout, action.timeout_ms / 1000) if action.timeout_ms else timeout
         size = min(limit, action.max_output_length) if action.max_output_length else limit
         outputs: list[ShellCommandOutput] = []
         for command in action.commands:
-            result = await run(command, seconds)
+            result = await called(sandbox.run_command, command, timeout=seconds)
             outputs.append(_shell_output(command, result, size))
             if result.timed_out:
                 break
@@ -107,28 +96,6 @@ def _shell_output(command: str, result: CommandResult, size: int) -> ShellComman
     )
     stdout, stderr = (answers.cut(data.decode(errors="replace"), size) for data in (result.stdout, result.stderr))
     return ShellCommandOutput(stdout=stdout, stderr=stderr, outcome=outcome, command=command)
-
-
-class _Threads:
-    """A Toolbox whose calls are made in threads."""
-
-    def __init__(self, box: Toolbox) -> None:
-        self._box = box
-
-    async def run_code(self, code: str) -> Answer:
-        return await asyncio.to_thread(self._box.run_code, code)
-
-    async def run_command(self, command: str) -> Answer:
-        return await asyncio.to_thread(self._box.run_command, command)
-
-    async def read_file(self, path: str) -> Answer:
-        return await asyncio.to_thread(self._box.read_file, path)
-
-    async def write_file(self, path: str, content: str, encoding: toolbox.Encoding) -> Answer:
-        return await asyncio.to_thread(self._box.write_file, path, content, encoding)
-
-    async def list_files(self, path: str) -> Answer:
-        return await asyncio.to_thread(self._box.list_files, path)
 
 
 def _tool(function: Callable[..., Awaitable[Any]], description: str) -> FunctionTool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Awaitable, Callable
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar, cast
 
 from flame.agents import answers
 from flame.agents.answers import LIMIT, Answer
@@ -22,6 +25,8 @@ from flame.model.errors import (
 if TYPE_CHECKING:
     from flame.sandbox import AsyncSandbox, Sandbox
 
+P = ParamSpec("P")
+T = TypeVar("T")
 TIMEOUT = 120.0  # seconds of one call, unless told otherwise
 MAX_FILE = 4 * 1024**2  # bytes that are read of a file
 
@@ -93,46 +98,55 @@ class Toolbox:
 
 
 class AsyncToolbox:
-    """As Toolbox, for asyncio. Calls may have a shorter time than the toolbox's."""
+    """As Toolbox, for asyncio; a sandbox that is none of asyncio is called in threads. Calls may have a shorter time
+    than the toolbox's."""
 
-    def __init__(self, sandbox: AsyncSandbox, *, timeout: float = TIMEOUT, limit: int = LIMIT) -> None:
+    def __init__(self, sandbox: Sandbox | AsyncSandbox, *, timeout: float = TIMEOUT, limit: int = LIMIT) -> None:
         self.sandbox = sandbox
         self._timeout = timeout
         self._limit = limit
 
     async def run_code(self, code: str, timeout: float | None = None) -> Answer:
-        execution = await self.sandbox.run_code(code, timeout=self._time(timeout))
+        execution = await called(self.sandbox.run_code, code, timeout=self._time(timeout))
         return answers.of_execution(execution, self._limit)
 
     async def run_command(self, command: str, timeout: float | None = None) -> Answer:
         try:
-            result = await self.sandbox.run_command(command, timeout=self._time(timeout))
+            result = await called(self.sandbox.run_command, command, timeout=self._time(timeout))
             return answers.of_command(result, self._limit)
         except _REPAIRABLE as error:
             return answers.of_error(error)
 
     async def read_file(self, path: str) -> Answer:
         try:
-            return answers.of_file(path, await self.sandbox.files.read(path, max_size=MAX_FILE), self._limit)
+            data = await called(self.sandbox.files.read, path, max_size=MAX_FILE)
+            return answers.of_file(path, data, self._limit)
         except _REPAIRABLE as error:
             return answers.of_error(readable(path, error))
 
     async def write_file(self, path: str, content: str, encoding: Encoding = "text") -> Answer:
         try:
             data = decoded(content, encoding)
-            await self.sandbox.files.write(path, data)
+            await called(self.sandbox.files.write, path, data)
         except _REPAIRABLE as error:
             return answers.of_error(error)
         return written(path, data)
 
     async def list_files(self, path: str = ".") -> Answer:
         try:
-            return answers.of_folder(await self.sandbox.files.list(path), self._limit)
+            return answers.of_folder(await called(self.sandbox.files.list, path), self._limit)
         except _REPAIRABLE as error:
             return answers.of_error(error)
 
     def _time(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else min(timeout, self._timeout)
+
+
+async def called(method: Callable[P, T | Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
+    """What a method of a sandbox gives, in a thread if it is no coroutine's."""
+    if iscoroutinefunction(method):
+        return await cast("Awaitable[T]", method(*args, **options))
+    return cast("T", await asyncio.to_thread(method, *args, **options))
 
 
 def readable(path: str, error: FlameError) -> FlameError:

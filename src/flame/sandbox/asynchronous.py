@@ -146,6 +146,9 @@ class AsyncSandbox:
     ) -> None:
         await (self.close() if self._created else self._let_go())
 
+    def __repr__(self) -> str:
+        return f"<AsyncSandbox {self.id}>"
+
     async def pause(self) -> None:
         """See `flame.Sandbox.pause`."""
         await self._call(do(wire.Pause()))
@@ -264,6 +267,9 @@ class AsyncRunningCommand:
 
     async def resize(self, rows: int, columns: int) -> None:
         await self._call(do(wire.Resize(self.id, rows, columns)))
+
+    def __repr__(self) -> str:
+        return f"<AsyncRunningCommand {self.id}>"
 
 
 class AsyncFiles:

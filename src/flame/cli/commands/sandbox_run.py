@@ -17,7 +17,7 @@ from flame.cli.options import all_options, cluster_options, settings_of
 from flame.cli.session_options import cwd_option, env_option, time_limit_option
 
 if TYPE_CHECKING:
-    from flame.sandbox import Execution, Result
+    from flame.sandbox import CodeError, Execution, Result
 
 _SHELL = 'exec "$(command -v bash || command -v sh)"'
 _SUFFIXES = {
@@ -81,7 +81,7 @@ def run_code(
     if quiet:
         _write(execution, settings.output)
     elif execution.error is not None:
-        print(execution.error.traceback.rstrip() or _short(execution), file=sys.stderr)
+        print(_told(execution.error), file=sys.stderr)
     if execution.error is None:
         return 0
     return TIMED_OUT if execution.error.name == "TimeoutError" else 1
@@ -213,9 +213,10 @@ def _write(execution: Execution, output: str) -> None:
     (write_json if output == "json" else write_yaml)(document)
 
 
-def _short(execution: Execution) -> str:
-    assert execution.error is not None
-    return f"{execution.error.name}: {execution.error.message}"
+def _told(error: CodeError) -> str:
+    """With the lines of the code, as far as there are any, and why it was ended from outside if it was."""
+    why = "" if error.name in error.traceback else f"{error.name}: {error.message}"
+    return f"{error.traceback.rstrip()}\n{why}".strip("\n")
 
 
 def _read(file: str, ctx: click.Context) -> str:
