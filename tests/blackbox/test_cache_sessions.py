@@ -64,6 +64,32 @@ def test_objects_of_a_closed_session_go_away_and_others_stay(cluster: Cluster, c
         until(lambda: held(cache) == set(stay), "the objects of the closed session to go")
 
 
+def test_what_a_closed_session_left_goes_when_that_is_deleted(cluster: Cluster) -> None:
+    """Its results are gone then, so nobody asks for what lies in the cache; otherwise it has its time."""
+    cache = ObjectCache(max_memory=1 << 24, retention=3600.0)
+    sessions = Sessions(cache, parse(cluster.link), None, pause=OFTEN)
+    sessions.start()
+    try:
+        with connect(cluster) as connection:
+            register(connection)
+            deleted, kept, short = (connection.create_session("trouble", retention=n) for n in (None, None, 0))
+            keys = [put(cache, f"parcels/{session.id}") for session in (deleted, kept, short)]
+            for session in (deleted, kept):
+                session.close()
+            until(lambda: all(_expires(cache, key) for key in keys[:2]), "the objects to have a time")
+            connection.delete_session(deleted.id)
+            short.close()
+            until(lambda: held(cache) == {f"parcels/{kept.id}"}, "the objects of those that are gone to go")
+    finally:
+        sessions.stop()
+        cache.close()
+
+
+def _expires(cache: ObjectCache, key: str) -> float | None:
+    info = cache.info(ObjectKey.from_key(key))
+    return info.expires if info is not None else None
+
+
 @pytest.mark.usefixtures("sessions")
 def test_an_end_is_not_missed_while_the_session_manager_is_away(cluster: Cluster, cache: ObjectCache) -> None:
     with connect(cluster) as connection:

@@ -38,8 +38,8 @@ class Sessions:
         self._manager = manager
         self._tls = tls
         self._pause = pause
-        self._seen: set[str] = set()  # prefixes of sessions that were open at some time
-        self._ended: set[str] = set()
+        self._seen: set[str] = set()  # prefixes of sessions that there were at some time
+        self._ended: set[str] = set()  # of those, whose objects have a time
         self._complained = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
@@ -71,12 +71,11 @@ class Sessions:
         names = {key.to_prefix() for key in held}
         self._seen &= names
         self._ended &= names
-        asked = [key for key in held if key.to_prefix() not in self._ended]
-        if not asked:
+        if not held:
             return
         link = await self._connect()
         try:
-            for key in asked:
+            for key in held:  # also those of closed sessions, which somebody may delete before their time
                 await self._ask(link, key)
         finally:
             link.close()
@@ -88,7 +87,8 @@ class Sessions:
         try:
             answer = await link.call("GetSession", request.SerializeToString(), timeout=TIMEOUT)
         except NotFoundError:
-            if prefix in self._seen:  # it was purged
+            if prefix in self._seen:  # it was purged, so nobody can ask for its results any more
+                self._seen.discard(prefix)
                 self._end(key, 0.0)
             return
         session = types_pb2.Session.FromString(answer)
@@ -96,7 +96,7 @@ class Sessions:
             return
         self._seen.add(prefix)
         self._cache.belongs(key, session.spec.tenant or DEFAULT_TENANT)
-        if session.status.state == types_pb2.Closed:
+        if session.status.state == types_pb2.Closed and prefix not in self._ended:
             closed_for = time.time() - session.status.completion_time / 1000
             self._end(key, max(0.0, self._cache.retention - closed_for))
 
