@@ -94,7 +94,7 @@ def test_all_fields_of_several_documents() -> None:
             "limits.memory: 0: nothing would start; leave it out",
         ),
         ("metadata: {name: a}\nspec: {limits: {cpu: 0.0004}}\n", "spec.limits.cpu: 0.0004: nothing would start"),
-        ("metadata: {name: a}\nspec: {readable_objects: [b]}\n", "spec.readable_objects: readable_objects: invalid"),
+        ("metadata: {name: a}\nspec: {readable_objects: [b]}\n", "spec.readable_objects: invalid object key"),
         ("metadata: {name: a}\nspec: {readable_objects: b/c}\n", "spec.readable_objects: has to be a list"),
         ("- a\n", "apps.yaml:1: has to be a mapping"),
     ],

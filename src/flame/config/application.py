@@ -87,7 +87,7 @@ def _readable_objects(spec: Section) -> tuple[str, ...]:
     try:
         check_readable(named)
     except InvalidArgumentError as error:
-        raise spec.error("readable_objects", error.message, error.remedy) from None
+        raise spec.error("readable_objects", error.message.removeprefix("readable_objects: "), error.remedy) from None
     return named
 
 
