@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from flame.shims.build_cache import Cache, digest, fingerprints, system_state
 KEPT = {"disk": 2}
 
 
-def put(text: str, times: list[str]) -> object:
+def put(text: str, times: list[str]) -> Callable[[str], None]:
     def making(folder: str) -> None:
         times.append(text)
         Path(folder, "file").write_text(text)
@@ -31,7 +32,7 @@ def test_a_thing_is_made_once_and_kept_while_it_is_used(tmp_path: Path) -> None:
     cache = Cache(str(tmp_path), KEPT)
     times: list[str] = []
     for key in ("a", "b", "a", "c", "a"):
-        assert read(cache.make("disk", key, ["file"], put(key, times))) == key  # type: ignore[arg-type]
+        assert read(cache.make("disk", key, ["file"], put(key, times))) == key
     assert times == ["a", "b", "c"]
     assert cache.open("disk", "b", ["file"]) is None  # the one that was used last longest ago
     assert sorted(path.name for path in tmp_path.glob("disk-*")) == ["disk-a", "disk-c"]
@@ -39,7 +40,7 @@ def test_a_thing_is_made_once_and_kept_while_it_is_used(tmp_path: Path) -> None:
 
 def test_what_is_removed_stays_for_who_has_it_open(tmp_path: Path) -> None:
     cache = Cache(str(tmp_path), KEPT)
-    opened = cache.make("disk", "a", ["file"], put("a", []))  # type: ignore[arg-type]
+    opened = cache.make("disk", "a", ["file"], put("a", []))
     cache.remove("disk", "a")
     assert not cache.has("disk", "a")
     assert read(opened) == "a"
@@ -56,8 +57,25 @@ def test_what_is_not_whole_is_not_there(tmp_path: Path) -> None:
         cache.make("disk", "a", ["file"], fails)
     assert cache.open("disk", "a", ["file"]) is None
     (tmp_path / "disk-dead.making").mkdir()  # of a maker that was killed
-    assert read(cache.make("disk", "a", ["file"], put("a", []))) == "a"  # type: ignore[arg-type]
+    assert read(cache.make("disk", "a", ["file"], put("a", []))) == "a"
     assert not (tmp_path / "disk-dead.making").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_what_somebody_else_has_put_there_is_not_there(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path), KEPT)
+    os.close(cache.make("disk", "a", ["file"], put("theirs", []))[0])
+    os.chown(tmp_path / "disk-a", 54321, 54321)
+    assert cache.open("disk", "a", ["file"]) is None
+    assert not cache.has("disk", "a")
+    assert read(cache.make("disk", "a", ["file"], put("ours", []))) == "ours"
+
+
+def test_nobody_else_sees_what_is_there(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path / "cache"), KEPT)
+    os.close(cache.make("disk", "a", ["file"], put("a", []))[0])
+    folders = [path for path in (tmp_path / "cache", *(tmp_path / "cache").iterdir()) if path.is_dir()]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
 
 
 def make_alone(folder: str, into: str) -> None:

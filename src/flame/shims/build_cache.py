@@ -31,6 +31,8 @@ class Cache:
         """These files of a thing, open for reading, None = there is no such thing. Notes that it was used."""
         place = self.place(kind, key)
         opened: list[int] = []
+        if not _is_ours(place):
+            return None
         try:
             _used_now(place)
             for name in names:
@@ -45,7 +47,7 @@ class Cache:
     def has(self, kind: str, key: str, names: Iterable[str] = ()) -> bool:
         """Whether there is such a thing, with these files."""
         place = self.place(kind, key)
-        return os.path.isdir(place) and all(os.path.exists(f"{place}/{name}") for name in names)
+        return _is_ours(place) and all(os.path.exists(f"{place}/{name}") for name in names)
 
     def remove(self, kind: str, key: str) -> None:
         """Away with it; who has its files open keeps them."""
@@ -93,7 +95,8 @@ class Cache:
     def locked(self, name: str) -> Generator[None]:
         """Alone among all processes of this machine; waits for those before. The file of a lock is never removed: who
         waits for it would hold another one than who comes later."""
-        os.makedirs(f"{self.folder}/{_LOCKS}", mode=0o700, exist_ok=True)
+        for folder in (self.folder, f"{self.folder}/{_LOCKS}"):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
         with open(f"{self.folder}/{_LOCKS}/{name}", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -117,6 +120,14 @@ class Cache:
             except BlockingIOError:
                 return  # its maker lives
             shutil.rmtree(f"{self.folder}/{name}", ignore_errors=True)
+
+
+def _is_ours(place: str) -> bool:
+    """Whether there is a thing, made by this user: nobody runs what somebody else has put there."""
+    try:
+        return os.stat(place).st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False
 
 
 def _used_now(place: str) -> None:

@@ -29,6 +29,7 @@ _RUNNER = Path(__file__).with_name("gvisor_runner.py")
 _PLATFORMS = ("systrap", "ptrace")
 # The node's control groups hold all of it: it shall not make some of its own.
 _OPTIONS = ("--ignore-cgroups",)
+_OPTIONS_OF_USERS = ("--rootless",)  # who are root in a namespace that has no other user
 _OPTIONS_IF_KNOWN = (
     "--file-access=shared",
     "--overlay2=none",
@@ -87,18 +88,19 @@ class Gvisor:
             os.utime(folder / name, (0, 0))  # a snapshot of another node shall find what it knows
         shared = shared_folder(cls.name, environ) or folder
         cache = Path(environ.get(_CACHE) or shared / "snapshots")
+        kept = 0 if os.getuid() else int(settings)  # runsc restores for root only
         notes = Notes(shared, runsc, Known)
         known = notes.read()
         if known is not None:
             command = _command(runsc, folder, known)
-            return cls(command, folder, streams=known.streams, cache=cache, kept=int(settings))
+            return cls(command, folder, streams=known.streams, cache=cache, kept=kept)
         _, flags = _run([runsc, "flags"])
         problems: list[str] = []
         for platform in _PLATFORMS:
             options = [option for option in (*_OPTIONS_IF_KNOWN, _PANIC_LOG) if _knows(flags, option)]
             chosen = Known(platform, options, streams=not _knows(flags, "--host-uds"))
             command = _command(runsc, folder, chosen)
-            found = cls(command, folder, streams=chosen.streams, cache=cache, kept=int(settings))
+            found = cls(command, folder, streams=chosen.streams, cache=cache, kept=kept)
             found.missing = found._probe()
             if not found.missing:
                 notes.write(chosen)
@@ -176,7 +178,8 @@ class Gvisor:
 def _command(runsc: str, folder: Path, known: Known) -> list[str]:
     """What runs runsc here."""
     options = [f"{option}{folder}/run/{PANIC}" if option == _PANIC_LOG else option for option in known.options]
-    return [runsc, f"--platform={known.platform}", *_OPTIONS, *options]
+    own = _OPTIONS_OF_USERS if os.getuid() else ()
+    return [runsc, f"--platform={known.platform}", *_OPTIONS, *own, *options]
 
 
 def _knows(flags: str, option: str) -> bool:
