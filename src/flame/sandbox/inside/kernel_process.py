@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,8 @@ from flame.sandbox.inside.processes import describe, when_ended
 from flame.sandbox.wire import Shown
 
 _MAX_MESSAGE = 64 * 1024**2
-_CHUNK = 64 * 1024
+_CHUNK = 64 * 1024  # more at once would be mapped and unmapped for each message
+_PIPE = 1024 * 1024  # what a pipe may hold
 Answered = Callable[[Message | None], None]
 
 
@@ -34,11 +36,13 @@ class Kernel:
         self.told: Callable[[Shown], None] = _nothing
         self.ended: asyncio.Future[str] = self._loop.create_future()  # in words
         self._pipes = {started.stdout: False, started.stderr: True}
+        self._printing = select.poll()
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._on_message)
         self._unwatch = when_ended(started.pid, self._on_exit)
         for pipe in self._pipes:
             os.set_blocking(pipe, False)
+            self._printing.register(pipe, select.POLLIN)
             self._loop.add_reader(pipe, self._on_output, pipe)
 
     @property
@@ -104,7 +108,7 @@ class Kernel:
 
     def _on_message(self) -> None:
         try:
-            data = self._socket.recv(_CHUNK * 4)
+            data = self._socket.recv(_CHUNK)
         except BlockingIOError:
             return
         except OSError:
@@ -143,24 +147,26 @@ class Kernel:
             answered(answer)
 
     def drain(self) -> None:
-        """Take what is in the pipes."""
-        for pipe in list(self._pipes):
-            while self._on_output(pipe):
-                pass
+        """Take what is in the pipes now; others may go on writing to them for ever."""
+        for _ in range(_PIPE // _CHUNK):
+            ready = self._printing.poll(0)
+            if not ready:
+                return
+            for pipe, _ in ready:
+                self._on_output(pipe)
 
-    def _on_output(self, pipe: int) -> bool:
-        """Whether there may be more."""
+    def _on_output(self, pipe: int) -> None:
         try:
             data = os.read(pipe, _CHUNK)
         except BlockingIOError:
-            return False
-        if not data:
+            return
+        if data:
+            self.printed(self._pipes[pipe], data)
+        else:
             self._close(pipe)
-            return False
-        self.printed(self._pipes[pipe], data)
-        return True
 
     def _close(self, pipe: int) -> None:
+        self._printing.unregister(pipe)
         self._loop.remove_reader(pipe)
         del self._pipes[pipe]
         os.close(pipe)
