@@ -47,11 +47,13 @@ _OWN_PIDS, _PIDS_PER_PID = 1000, 32
 
 
 class Known(msgspec.Struct, frozen=True):
-    """How a sandbox was made that worked. `streams`: this runsc can't give it sockets."""
+    """How a sandbox was made that worked. `streams`: this runsc can't give it sockets, `users`: it can give it another
+    user than root, to whom all files belong."""
 
     platform: str
     options: Sequence[str]
     streams: bool
+    users: bool
 
 
 class Gvisor:
@@ -62,11 +64,13 @@ class Gvisor:
 
     def __init__(
         self, command: Sequence[str], folder: Path, missing: str = "", *, streams: bool = False,
-        cache: Path | None = None, kept: int = 0,
+        cache: Path | None = None, kept: int = 0, users: bool = True,
     ) -> None:  # fmt: skip
-        """In `cache` are snapshots, `kept` of them; 0 = none are made."""
+        """In `cache` are snapshots, `kept` of them; 0 = none are made. `users`: programs of images may be others than
+        root."""
         self.missing = missing
         self.streams = streams
+        self._users = users
         self._command = command
         self._folder = folder
         self._cache = cache or folder / "snapshots"
@@ -93,17 +97,18 @@ class Gvisor:
         known = notes.read()
         if known is not None:
             command = _command(runsc, folder, known)
-            return cls(command, folder, streams=known.streams, cache=cache, kept=kept)
+            return cls(command, folder, streams=known.streams, cache=cache, kept=kept, users=known.users)
         _, flags = _run([runsc, "flags"])
         problems: list[str] = []
         for platform in _PLATFORMS:
             options = [option for option in (*_OPTIONS_IF_KNOWN, _PANIC_LOG) if _knows(flags, option)]
-            chosen = Known(platform, options, streams=not _knows(flags, "--host-uds"))
+            chosen = Known(platform, options, streams=not _knows(flags, "--host-uds"), users=True)
             command = _command(runsc, folder, chosen)
             found = cls(command, folder, streams=chosen.streams, cache=cache, kept=kept)
             found.missing = found._probe()
             if not found.missing:
-                notes.write(chosen)
+                found._users = not os.geteuid() and not found._probe(Room(root=Path("/")))
+                notes.write(msgspec.structs.replace(chosen, users=found._users))
                 return found
             problems.append(f"{platform}: {found.missing}")
         return cls((), folder, f"gVisor (runsc) can't make a sandbox here: {'; '.join(problems)}")
@@ -162,15 +167,17 @@ class Gvisor:
         return msgspec.structs.replace(limits, pids=pids)
 
     def _wrap(self, program: Program, room: Room, pids: int, copied: Copied | None = None) -> Program:
+        if not self._users:
+            room = msgspec.structs.replace(room, user=(0, 0))
         wanted = msgspec.json.encode(plan(room, pids, self._folder, self._command, copied)).decode()
         argv = [sys.executable, "-I", "-S", str(_RUNNER), wanted, program.path, *program.argv[1:]]
         env = {PREFIX + name: value for name, value in program.env.items()}
         env.update((name, program.env[name]) for name in _KNOWN_BY if name in program.env)
         return msgspec.structs.replace(program, path=sys.executable, argv=argv, env=env, boxed=True, relays=True)
 
-    def _probe(self) -> str:
-        """Why no sandbox can be made, empty = one could."""
-        wrapped = self._wrap(Program("/bin/sh", ["sh", "-c", ":"], {}, "/"), Room(), 0)
+    def _probe(self, room: Room | None = None) -> str:
+        """Why no such sandbox can be made, empty = one could."""
+        wrapped = self._wrap(Program("/bin/sh", ["sh", "-c", ":"], {}, "/"), room or Room(), 0)
         status, text = _run(wrapped.argv, wrapped.env)
         return text[-_LAST_CHARACTERS:] or f"exit status {status}" if status else ""
 

@@ -106,7 +106,7 @@ def _user(room: Room) -> tuple[tuple[int, int], dict[str, object]]:
     """Who its program is, and what makes all files that user's: those that are shown belong to the node's user. That is
     root inside, but for images where it is root outside, too, so that it may say who is who. A sandbox in the node's
     network can't say that."""
-    if room.root is None or room.network or os.geteuid():
+    if room.root is None or room.network or os.geteuid() or not room.user[0]:
         return (0, 0), {}
     names = zip(("uidMappings", "gidMappings"), room.user, strict=True)
     return room.user, {name: _mapping(number) for name, number in names}
