@@ -102,6 +102,49 @@ def test_an_executor_manager_that_is_alone_moves_into_a_group_below_and_hands_co
     assert place.read(f"{GROUPS}{UNIT}/cgroup.subtree_control") == "cpu memory pids\n"
 
 
+def test_nodes_of_one_process_share_its_group_and_leave_it_as_it_was(place: Place) -> None:
+    source = """
+import os
+from flame.shims.limits import Groups
+def where():
+    return open('/proc/self/cgroup').read()[len('0::/embedded.service'):].strip().replace(str(os.getpid()), 'PID')
+one, other = Groups.find(), Groups.find()
+print([one.missing, other.missing, where()])
+one.remove()
+third = Groups.find()
+print([third.missing, where()])
+for each in (other, third):
+    each.remove()
+print([where(), [each.name for each in os.scandir('/sys/fs/cgroup/embedded.service') if each.is_dir()]])
+"""
+    said = place.machine.python(source, group="/embedded.service").splitlines()
+    assert said == ["['', '', '/flame-PID-manager']", "['', '/flame-PID-manager']", "['', []]"]
+
+
+NOT_ALONE = "other processes are in this group: start the executor manager in one of its own"
+GIVEN_NONE = "it was given none; systemd gives them to units with Delegate=yes"
+
+
+@pytest.mark.parametrize(("group", "why"), [("/shell.scope", NOT_ALONE), ("/held.service/below", GIVEN_NONE)])
+def test_why_a_group_is_not_fit_is_said(place: Place, group: str, why: str) -> None:
+    pid, _ = place.machine.start("/bin/busybox", "sleep", "3600", group=group)
+    source = "from flame.shims.limits import Groups\nprint(Groups.find().missing, open('/proc/self/cgroup').read())"
+    said = place.machine.python(source, group=group)
+    assert said == f"no writable control groups for memory, pids, cpu ({GROUPS}{group}: {why}) 0::{group}\n\n"
+    place.machine.run("/bin/busybox", "kill", str(pid))
+
+
+def test_a_node_offers_what_its_group_may_use(place: Place) -> None:
+    source = """
+from flame.node.capacity import limits
+group = '/sys/fs/cgroup/small.service/'
+for name, text in (('memory.max', str(200 << 20)), ('cpu.max', '150000 100000')):
+    open(group + name, 'w').write(text)
+print(limits())
+"""
+    assert place.machine.python(source, group="/small.service") == f"(1, {200 * MIB})\n"
+
+
 @pytest.mark.parametrize("level", ["none", "process"])
 def test_what_is_limited_is_held_and_told(place: Place, level: str) -> None:
     with place.session(level, limits=LIMITS) as session:
@@ -205,3 +248,20 @@ answer = own
         until(lambda: not [each for each in place.groups() if each.startswith(own_name)], "the removal of its group")
         assert len(place.groups()) == 3  # the executor manager's, and that of the one that goes on
         assert "3600.5" not in place.read(f"/proc/{left}/cmdline")
+
+
+def test_nothing_outlives_an_executor_manager_that_is_killed_and_the_next_one_leaves_no_group(place: Place) -> None:
+    connection, machine, pid = place
+    with place.session("none", min_instances=1) as session:
+        assert ask(session, "answer = 1") == 1
+        machine.run("/bin/busybox", "kill", "-KILL", str(pid))
+        until(lambda: "populated 0" in place.read(f"{GROUPS}{UNIT}/cgroup.events"), "the end of all its processes")
+        # As systemd does before it starts a unit again.
+        done = machine.run("/bin/busybox", "find", GROUPS + UNIT, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";")
+        assert done.status == 0, done.output
+        pid = start_node(machine, connection)
+        assert ask(session, "answer = 2") == 2
+    machine.run("/bin/busybox", "kill", "-TERM", str(pid))
+    until(lambda: "populated 0" in place.read(f"{GROUPS}{UNIT}/cgroup.events"), "the end of the executor manager")
+    assert place.groups() == []
+    assert not place.read(f"{GROUPS}{UNIT}/cgroup.subtree_control").strip()

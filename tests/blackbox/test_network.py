@@ -20,7 +20,7 @@ from blackbox.trouble import alive, until
 from cluster import Cluster
 from flame.model.errors import InvalidArgumentError
 from microvms import cached
-from untrusted import named, require_level, require_sandboxes
+from untrusted import control_groups, named, require_level, require_sandboxes
 
 SERVICE = """
 import http.client, json, os, socket, subprocess, sys, threading, urllib.error, urllib.request
@@ -194,10 +194,14 @@ def test_what_passes_is_counted_for_tasks_and_sessions_and_held_to_limits(
         (proxy,) = _proxies_of(executor)
         groups = Path(f"/proc/{proxy}/cgroup").read_text()
         for controller in ("memory", "pids", "cpu"):
-            assert any(f"{executor}-network" in line for line in groups.splitlines() if _counts(line, controller))
+            own = f"{executor}-shared/{executor}-network"
+            assert any(own in line for line in groups.splitlines() if _counts(line, controller))
+        held = [_quota(folder) for folder in control_groups(executor)]  # the instance's, the proxy's, that of both
+        assert sorted(filter(None, held)) == ["100000", "100000", "50000"]
         session.close()
         until(lambda: session.refresh() or session.sent, "the end of the executor")
         assert (session.sent, session.received) == (sent, received)
+        until(lambda: not control_groups(executor), "the removal of its control groups")
         assert json.loads(_view(cluster, session.id, "-o", "json"))["used"]["received"] == received
     assert f"{sent} bytes out, {received} bytes in" in log_of(cluster, executor)
     assert f"; {sent} bytes went out and {received} came in" in _flmctl(cluster, "explain", "session", session.id)
@@ -380,6 +384,12 @@ def _counts(line: str, controller: str) -> bool:
     """Whether a line of /proc/PID/cgroup is about the tree that has this controller."""
     names = line.split(":")[1]
     return not names or controller in names.split(",")
+
+
+def _quota(group: Path) -> str:
+    """How much of each 100 ms it may have, in microseconds; empty in a tree of another controller."""
+    files = [group / "cpu.cfs_quota_us", group / "cpu.max"]
+    return next((file.read_text().split()[0] for file in files if file.exists()), "")
 
 
 def _proxies_of(executor: str) -> list[int]:

@@ -156,7 +156,10 @@ def test_a_tree_for_each_controller(tmp_path: Path) -> None:
 def test_a_machine_without_groups_says_what_is_missing(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "0::/\n", "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
     folder = machine.folder(".", cgroup__controllers="hugetlb\n")
-    assert Groups.find(tmp_path).missing == "no writable control groups for memory, pids, cpu (none found)"
+    assert Groups.find(tmp_path).missing == (
+        f"no writable control groups for memory, pids, cpu ({folder.resolve()}: it was given none;"
+        " systemd gives them to units with Delegate=yes)"
+    )
     assert [file.name for file in folder.iterdir()] == ["cgroup.controllers"]
 
 

@@ -3,10 +3,11 @@ tree for each controller (version 1)."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flame.model.isolation import Limits
@@ -70,9 +71,11 @@ class Groups:
     """The groups of a node, below one of its own in each tree. `missing` says why there can be none, empty = there
     can."""
 
-    def __init__(self, trees: Mapping[str, Path], missing: str = "") -> None:
+    def __init__(self, trees: Mapping[str, Path], missing: str = "", moved: Sequence[Path] = ()) -> None:
+        """`moved`: folders of version 2 which this process has left for groups below."""
         self.missing = missing
         self._trees = trees
+        self._moved = moved
 
     @classmethod
     def find(cls, root: Path = Path("/")) -> Groups:
@@ -81,10 +84,15 @@ class Groups:
         name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         trees: dict[str, Path] = {}
         problems: list[str] = []
+        moved: list[Path] = []
         for controllers, folder in _hierarchies(root):
+            if not controllers and folder.name == _leaf(folder).name:
+                folder = folder.parent  # another node of this process has moved it
             try:
                 given = controllers or _open_tree(folder)
                 if not given & {*WANTED, _COUNTING}:
+                    if not controllers:
+                        problems.append(f"{folder}: it was given none; systemd gives them to units with Delegate=yes")
                     continue
                 _remove_stale(folder, root)
                 own = folder / name
@@ -92,15 +100,17 @@ class Groups:
                 if not controllers:
                     _enable(own, given)
             except OSError as error:
-                problems.append(f"{folder}: {error.strerror}")
+                problems.append(f"{folder}: {_why(error, in_one_tree=not controllers)}")
                 continue
+            finally:
+                if not controllers and _leaf(folder).is_dir():
+                    moved.append(folder)
             trees.update(dict.fromkeys(given & {*WANTED, _COUNTING}, own))
         missing = [controller for controller in WANTED if controller not in trees]
         if not missing:
-            return cls(trees)
-        found = cls(
-            trees, f"no writable control groups for {', '.join(missing)} ({'; '.join(problems) or 'none found'})"
-        )
+            return cls(trees, "", moved)
+        why = f"no writable control groups for {', '.join(missing)} ({'; '.join(problems) or 'none found'})"
+        found = cls(trees, why, moved)
         found.remove()
         return found
 
@@ -133,9 +143,11 @@ class Groups:
         return group
 
     def remove(self) -> None:
-        """Nothing of the node runs any more."""
+        """Nothing of the node runs any more. This process goes back to where it was."""
         for tree in dict.fromkeys(self._trees.values()):
             _remove_tree(tree)
+        for folder in self._moved:
+            _move_back(folder)
 
 
 def settings_of(limits: Limits) -> dict[str, dict[str, str]]:
@@ -193,7 +205,7 @@ def _open_tree(folder: Path) -> set[str]:
         _enable(folder, given)
     except OSError:
         # Only groups without processes of their own may hand controllers down: move away, which helps if we are alone.
-        leaf = folder / f"{_PREFIX}{os.getpid()}-manager"
+        leaf = _leaf(folder)
         leaf.mkdir(exist_ok=True)
         (leaf / "cgroup.procs").write_text("0")
         try:
@@ -203,6 +215,32 @@ def _open_tree(folder: Path) -> set[str]:
             leaf.rmdir()
             raise
     return given
+
+
+def _leaf(folder: Path) -> Path:
+    """Where this process moves to, below its group of version 2."""
+    return folder / f"{_PREFIX}{os.getpid()}-manager"
+
+
+def _move_back(folder: Path) -> None:
+    """Undo what `_open_tree` did, when no other node of this process and nobody else has a group there."""
+    leaf = _leaf(folder)
+    if any(below.is_dir() and below != leaf for below in folder.iterdir()):
+        return
+    try:
+        handed = _text(folder / "cgroup.subtree_control").split()
+        (folder / "cgroup.subtree_control").write_text(" ".join(f"-{name}" for name in handed))
+        for pid in _text(leaf / "cgroup.procs").split():
+            (folder / "cgroup.procs").write_text(pid)
+        leaf.rmdir()
+    except OSError:
+        pass  # it stays there, where it is held to no less
+
+
+def _why(error: OSError, *, in_one_tree: bool) -> str:
+    if in_one_tree and error.errno == errno.EBUSY:
+        return "other processes are in this group: start the executor manager in one of its own"
+    return error.strerror or str(error)
 
 
 def _enable(folder: Path, controllers: set[str]) -> None:
