@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import socket
 import sys
 import tarfile
@@ -151,6 +152,26 @@ async def test_at_level_gvisor_an_image_in_the_network_of_the_node_is_roots(node
         connection, _ = await asyncio.to_thread(server.accept)
         connection.close()
         assert await task == "0\nthere\n"
+
+
+async def test_a_gvisor_that_has_root_only_runs_images_as_root(
+    tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runsc = tmp_path / "runsc"
+    runsc.write_text(f"""#!/bin/sh
+for each in "$@"; do
+    case $each in --bundle=*) ! grep -q uidMappings "${{each#*=}}/config.json" || exit 1 ;; esac
+done
+exec {shutil.which("runsc")} "$@"
+""")
+    runsc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where it is noted what runsc can
+    for _ in range(2):
+        async with a_node_here() as node:
+            script(node, 1, image, "id -u", isolation="gvisor")
+            await node.manager.bound(1)
+            assert await output(node, 1) == "0\n"
 
 
 async def test_what_an_image_says_is_not_expanded_and_what_the_application_says_is(node: Node) -> None:
