@@ -169,6 +169,18 @@ def test_limits_hold(connection: Connection) -> None:
         assert sandbox.run_code("1").text == "1"
 
 
+def test_few_processes_are_enough(connection: Connection) -> None:
+    with create(connection, limits=flame.Limits(pids=6)) as sandbox:
+        assert sandbox.run_command(["true"]).exit_code == 0
+        assert sandbox.run_code("1").text == "1"
+    with create(connection, limits=flame.Limits(pids=4)) as sandbox:  # no room for a kernel that waits
+        assert sandbox.run_code("1").text == "1"
+        sandbox.restart_kernel()
+        assert sandbox.run_code("2").text == "2"
+        with pytest.raises(flame.InvalidArgumentError, match="unavailable"):
+            sandbox.run_command(["true"])
+
+
 # --- the session manager is killed -----------------------------------------------------------------------------------
 
 
