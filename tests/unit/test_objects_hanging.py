@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,43 @@ def test_a_client_that_is_closed_ends_what_it_gets_over_a_plain_connection(hangi
             assert getting.ends()
         assert isinstance(getting.said, UnavailableError)
         assert "was closed here" in getting.said.message
+
+
+SLOW = 0.7  # seconds until a host that is busy, or far away, has answered at all
+
+
+def test_a_host_that_is_slow_to_answer_at_first_is_waited_for(hanging: Callable[..., Hanging]) -> None:
+    server = hanging("")
+    carrying: list[threading.Thread] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def pass_on() -> None:
+            while True:
+                try:
+                    outer, _ = listening.accept()
+                except OSError:
+                    return
+                time.sleep(SLOW)
+                inner = socket.create_connection(("127.0.0.1", server.port))
+                for source, target in ((outer, inner), (inner, outer)):
+                    carrying.append(threading.Thread(target=carry, args=(source, target), daemon=True))
+                    carrying[-1].start()
+
+        def carry(source: socket.socket, target: socket.socket) -> None:
+            with source, contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+
+        passing = threading.Thread(target=pass_on, daemon=True)
+        passing.start()
+        with ObjectClient(f"grpc://127.0.0.1:{listening.getsockname()[1]}") as client:
+            assert client.status().endpoint == "grpc://127.0.0.1:1"
+        listening.shutdown(socket.SHUT_RDWR)
+        passing.join(PATIENCE)
+    server.shutdown()
+    for thread in carrying:
+        thread.join(PATIENCE)
 
 
 def test_a_door_that_hangs_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
