@@ -30,7 +30,10 @@ def test_an_open_session_gets_no_executor_where_its_network_leads_to_an_open_doo
         cluster.manager.stop()
         accept_strangers(cluster, accepted=False)
         cluster.start_manager()
-        assert f"session {session.id} gets no executors: network host would undo isolation" in cluster.manager.log
+        assert (
+            f" WARNING flame.manager session {session.id} gets no executors: network host would undo isolation"
+            in cluster.manager.log
+        )
         until(lambda: not Path(f"/proc/{instance}").exists(), "the end of the instance that could reach it")
         waiting = session.submit(ask(n=2))
         explained = flmctl(cluster, "explain", "session", session.id)

@@ -331,7 +331,7 @@ class Turns:
             self.payloads.release(seq)
 
     def _complain(self, effect: Complain) -> None:
-        _log.warning("scheduler %s", effect.text)
+        _log.warning("%s", effect.text)
 
     def _purge(self, effect: Purge) -> None:
         self.journal.purge(effect.session_id, effect.upto)
