@@ -31,7 +31,7 @@ from scripted_manager import NODE_ALONE, SOURCE, ScriptedManager, descendants, g
 
 USER = 54321
 NUMBERS = "200000:65536"  # of subordinate users and groups
-LEVELS = ("none", "process")
+LEVELS = {"none": 1000, "process": 1000, "gvisor": 0}  # and the number of the user inside
 PROGRAMS = ("sh", "cat", "id")
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
@@ -209,7 +209,7 @@ async def test_an_image_is_fetched_and_run_by_an_ordinary_user(home: Home) -> No
                 assert found.startswith("this node can't run that shim: ")
                 assert any(why in found for why in refused)
             else:
-                assert found == "1000\nmine\n"
+                assert found == f"{LEVELS[level]}\nmine\n"
         assert node.label == ("no" if refused else "yes")
     assert podman("images", "--all", "--quiet") == before  # root's are others
 
