@@ -131,7 +131,7 @@ def test_snapshots_and_forks_begin_with_its_variables_and_files(cluster: Cluster
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("exec", "nobody", "true"), 4, "session <nobody> not found"),
+        (("exec", "nobody", "true"), 4, "there is no sandbox 'nobody'"),
         (("create", "--isolation", "none", "--network", "none"), 2, "can't be kept off the network"),
         (("create", "--limit", "memory=1"), 2, "nothing would start"),
         (("create", "-e", "A"), 2, "--env 'A' is not NAME=VALUE"),

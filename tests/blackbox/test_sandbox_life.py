@@ -70,7 +70,7 @@ def test_what_waits_for_a_sandbox_that_is_closed_is_told(connection: Connection)
 
 
 def test_only_sandboxes_can_be_opened(connection: Connection) -> None:
-    with pytest.raises(flame.NotFoundError):
+    with pytest.raises(flame.NotFoundError, match="there is no sandbox 'nobody'"):
         flame.Sandbox.open("nobody", connection=connection)
     for application in ("flmexec", "flmping"):
         with connection.create_session(application) as session, pytest.raises(flame.InvalidArgumentError):

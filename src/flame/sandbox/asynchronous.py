@@ -110,7 +110,10 @@ class AsyncSandbox:
         """See `flame.Sandbox.open`."""
         own = None if connection is not None else await connect()
         try:
-            session = await (connection or own or await connect()).get_session(sandbox_id)
+            try:
+                session = await (connection or own or await connect()).get_session(sandbox_id)
+            except NotFoundError:
+                raise opening.unknown(sandbox_id) from None
             opening.check_session(session)
             if session.state is not SessionState.OPEN:
                 raise closed_error(session)

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from flame.client.snapshot import SessionSnapshot
 from flame.client.values import ResourceRequirement, SessionAttributes, short_name
-from flame.model.errors import FlameError, InvalidArgumentError, TimedOutError, UnavailableError
+from flame.model.errors import FlameError, InvalidArgumentError, NotFoundError, TimedOutError, UnavailableError
 from flame.model.isolation import Limits
 from flame.model.specs import TaskOptions
 from flame.proto.values import limits_of
@@ -96,6 +96,10 @@ def check_begun(output: bytes | None) -> None:
     answer = wire.decode_answer(output, wire.Begun)
     if isinstance(answer, wire.Fault):
         raise answer.error()
+
+
+def unknown(sandbox_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no sandbox {sandbox_id!r}", remedy="those that were closed long ago are forgotten")
 
 
 def check_session(session: SessionSnapshot) -> None:

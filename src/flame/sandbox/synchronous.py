@@ -11,7 +11,7 @@ from typing import Any, Self
 from flame.client.default import ConnectionInstance
 from flame.client.synchronous import Connection
 from flame.client.values import ResourceRequirement, SessionAttributes
-from flame.model.errors import FlameError
+from flame.model.errors import FlameError, NotFoundError
 from flame.model.isolation import Limits
 from flame.model.states import SessionState
 from flame.sandbox import code as code_steps
@@ -123,7 +123,10 @@ class Sandbox:
         Raises NotFoundError, InvalidStateError (it was closed), SandboxLostError (it ended by itself),
         InvalidArgumentError (a session of that id is no sandbox).
         """
-        session = (connection or ConnectionInstance.instance()).get_session(sandbox_id)
+        try:
+            session = (connection or ConnectionInstance.instance()).get_session(sandbox_id)
+        except NotFoundError:
+            raise opening.unknown(sandbox_id) from None
         opening.check_session(session)
         if session.state is not SessionState.OPEN:
             raise closed_error(session)
