@@ -115,6 +115,39 @@ def test_a_project_is_installed_there_and_sent_when_it_changed(cluster: Cluster,
     assert outcome("second") == ("second second!\n", 2)
 
 
+def test_a_version_of_python_is_chosen_also_where_nothing_else_is_installed(cluster: Cluster, tmp_path: Path) -> None:
+    context = {"name": "test", "package": {"storage": (tmp_path / "packages").as_uri()}}
+    settings = tmp_path / "flame.yaml"
+    settings.write_text(yaml.safe_dump({"current-context": "test", "contexts": [context]}))
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+        import sys, flame
+
+        def where():
+            return sys.prefix, sys.version_info[:2]
+
+        ours = "{}.{}".format(*sys.version_info)
+        with flame.Executor(python_version=ours) as executor:
+            prefix, version = executor.submit(where).result(100)
+        print("/releases/" in prefix, version == sys.version_info[:2])
+        """)
+    )
+    assert run(cluster, tmp_path, "program.py", FLAME_CONFIG=str(settings)) == "True True\n"
+
+
+def test_a_program_whose_python_no_node_has_is_told_so_at_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0, "final", 0))
+    with (
+        flame.connect(cluster.endpoint) as connection,
+        pytest.raises(flame.InvalidArgumentError, match=r"runs Python 3\.99, the cluster's nodes have 3\.") as raised,
+    ):
+        flame.Executor(connection=connection)
+    assert "python_version='3.99'" in raised.value.remedy
+
+
 def test_a_package_without_a_place_for_it_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     with flame.connect(cluster.endpoint) as connection:
         with pytest.raises(flame.InvalidConfigError, match="no place for packages"):

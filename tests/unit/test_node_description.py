@@ -40,6 +40,7 @@ def test_a_node_describes_itself(tmp_path: Path) -> None:
         "flame.hostname": system.nodename,
         "flame.arch": system.machine,
         "flame.os": "linux",
+        "flame.python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "flame.limits": "yes",
     }
     assert (list(node.spec.taints), node.spec.max_executors) == (["t=1", "u"], 7)

@@ -12,6 +12,7 @@ from flame.link import Address
 from flame.link.peer import is_loopback
 from flame.node.capacity import Machine
 from flame.node.settings import NodeSettings
+from flame.packages.installers import OWN_VERSION, PYTHON_LABEL
 from flame.proto import types_pb2
 from flame.proto.values import resources_message
 
@@ -21,13 +22,13 @@ LOOPBACK = "127.0.0.1"
 def describe(settings: NodeSettings, machine: Machine, address: str, able: Mapping[str, str] = {}) -> types_pb2.Node:
     """The node as HELLO and heartbeats carry it; `address` is where other nodes reach it.
 
-    Labels beside those of the settings: `flame.hostname`, `flame.arch`, `flame.os`, and those that say what it is
-    `able` to do (model/isolation.py).
+    Labels beside those of the settings: `flame.hostname`, `flame.arch`, `flame.os`, `flame.python`, and those that say
+    what it is `able` to do (model/isolation.py).
     """
     amount = resources_message(machine.resources)
     system = os.uname()
     arch, kind = system.machine, system.sysname.lower()
-    own = {"flame.hostname": system.nodename, "flame.arch": arch, "flame.os": kind, **able}
+    own = {"flame.hostname": system.nodename, "flame.arch": arch, "flame.os": kind, PYTHON_LABEL: OWN_VERSION, **able}
     return types_pb2.Node(
         metadata=types_pb2.Metadata(id=settings.name, name=settings.name),
         spec=types_pb2.NodeSpec(

@@ -25,6 +25,7 @@ INSTALLERS = ("python", "binary")
 BUILD_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 OWN_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_VERSION = "FLAME_PYTHON_VERSION"
+PYTHON_LABEL = "flame.python"  # of nodes: the version that packages and instances get where they ask for none
 OLDEST = (3, 11)  # that Flame runs on
 FLAME, LIBRARIES = "flame", "libraries"  # beside the environment: Flame for another Python, and folders of libraries
 _DEPTH = 4  # of folders in the environment that may hold libraries

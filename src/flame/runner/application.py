@@ -15,12 +15,13 @@ from flame.config import load_context
 from flame.config.context import DEFAULT_RUNNER_TEMPLATE
 from flame.model.errors import AlreadyExistsError, FlameError, InvalidStateError, NotFoundError
 from flame.objects.nearby import cache_of
-from flame.packages.installers import PYTHON_VERSION
+from flame.packages.installers import PYTHON_LABEL, PYTHON_VERSION
 from flame.runner.code import local_attributes, ship_local_modules, with_environments
 from flame.runner.owners import RUNNER as LABEL
 from flame.runner.owners import close_abandoned, close_children
 from flame.runner.packing import project_folder, send
 from flame.runner.storage import Storage
+from flame.runner.versions import check_nodes
 
 if TYPE_CHECKING:
     from flame.client.synchronous import Connection
@@ -101,8 +102,10 @@ class RunnerApplication:
         attributes = with_environments(self._copy_of(template), self._environments)
         if self._python_version:
             attributes = with_environments(attributes, {PYTHON_VERSION: self._python_version})
+        elif template == DEFAULT_RUNNER_TEMPLATE:
+            check_nodes(node.labels.get(PYTHON_LABEL) for node in self.connection.list_nodes())
         folder = project_folder(self._package)
-        if folder is not None or self._dependencies:
+        if folder is not None or self._dependencies or self._python_version:
             local = self.connection.addr.startswith("unix:")
             attributes = replace(attributes, url=send(folder, self._dependencies, self._context, local=local))
         self.by_value = folder is None

@@ -54,7 +54,8 @@ def send(folder: Path | None, dependencies: Sequence[str], context: ClientContex
         base = kept.as_uri()
     if base is None:
         raise InvalidConfigError(
-            "this code is a project, and there is no place for packages that the cluster's nodes can reach",
+            f"{'this code is a project' if folder is not None else 'the nodes are to install something'}, and there is "
+            "no place for packages that they can reach",
             remedy="set package.storage or cache.endpoint in ~/.flame/flame.yaml, or FLAME_CACHE_ENDPOINT",
         )
     excludes = context.package.excludes if context.package is not None else ()

@@ -13,7 +13,7 @@ from flame.model.errors import InvalidArgumentError
 
 TYPE_CHECKING = False  # like typing's, without its import
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from flame.runner.payloads import Served
 
@@ -31,6 +31,21 @@ def libraries() -> dict[str, str]:
         if isinstance(version, str):
             found[name] = version
     return found
+
+
+def check_nodes(nodes: Iterable[str | None]) -> None:
+    """Raises InvalidArgumentError with the fix when nodes have other versions of Python than this process, and all do.
+
+    None: a node that does not say. What runs on some of them only, their instances find out (`check_versions`).
+    """
+    versions = set(nodes)
+    ours = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if versions and not versions & {ours, None}:
+        theirs = " or ".join(sorted(str(version) for version in versions))
+        raise InvalidArgumentError(
+            f"this program runs Python {ours}, the cluster's nodes have {theirs}, and functions travel between equals",
+            remedy=f"run the program with Python {theirs}, or give the Runner python_version={ours!r}",
+        )
 
 
 def check_versions(served: Served) -> None:
