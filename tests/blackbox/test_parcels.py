@@ -72,6 +72,21 @@ def test_for_asyncio_too(connection: flame.Connection, cluster: Cluster) -> None
     assert asyncio.run(main()) == [LARGE * 2, str(len(LARGE)).encode(), LARGE * 2]
 
 
+def test_a_map_goes_on_however_much_its_inputs_are_together(connection: flame.Connection, cluster: Cluster) -> None:
+    large = bytes(LIMIT * 40)  # five of them are more than a map may hold of what the cluster has not accepted
+
+    async def main() -> list[bytes | None]:
+        async with (
+            await flame.aio.connect(cluster.endpoint) as connection,
+            await connection.create_session("large") as session,
+        ):
+            return [output async for output in session.map([large] * 5, timeout=SECONDS)]
+
+    with connection.create_session("large") as session:
+        assert list(session.map([large] * 5, timeout=SECONDS)) == [b""] * 5
+    assert asyncio.run(main()) == [b""] * 5
+
+
 def test_they_go_after_their_session(
     connection: flame.Connection, cache: CacheDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,12 +27,9 @@ class Feeder:
 
     def submit(self, value: Any) -> None:
         """One input. Raises TooLargeError, InvalidArgumentError, or what ended the stream."""
-        payload = payload_of(value)
         gather = self.gather
-        self.stream.submit(payload, gather, self.options)
+        gather.submitted_bytes += self.stream.submit(payload_of(value), gather, self.options)
         gather.submitted += 1
-        if payload is not None:
-            gather.submitted_bytes += len(payload)
 
     def feed(self, limit: int) -> int:
         """Submit inputs until `limit`, the end, the window or a ready result; answers how many."""

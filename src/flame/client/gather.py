@@ -19,6 +19,10 @@ _FIRST_WINDOW = 2048  # until it is known how large results are
 _SMALLEST_WINDOW = 64
 # Bytes that one map may hold: inputs that the cluster has not accepted, and results that wait for those before them.
 _BUDGET = 128 << 20
+# Bytes that inputs of one map may have in the object cache while their tasks have not ended; some may always be there,
+# so that several instances have work.
+_STORED = 512 << 20
+_STORED_TASKS = 4
 
 
 class Missing:
@@ -40,6 +44,7 @@ class Gather:
         "closed",
         "consumed",
         "error",
+        "freed_bytes",
         "limit",
         "parcels",
         "received",
@@ -47,6 +52,7 @@ class Gather:
         "results",
         "sent",
         "starved",
+        "stored_bytes",
         "submitted",
         "submitted_bytes",
         "wake",
@@ -66,10 +72,13 @@ class Gather:
         self.submitted = 0
         self.submitted_bytes = 0
         self.consumed = 0
-        self.parcels: dict[int, bytes] = {}  # inputs that lie in the object cache until their tasks have ended
+        # inputs that lie in the object cache until their tasks have ended: what stands for them, and their bytes
+        self.parcels: dict[int, tuple[bytes, int]] = {}
+        self.stored_bytes = 0
         # written by the stream's thread only; sent <= submitted
         self.sent = 0  # put into batches
         self.accepted_bytes = 0
+        self.freed_bytes = 0
         self.received = 0
         self.received_bytes = 0
         self.limit = min(window, _FIRST_WINDOW)
@@ -79,8 +88,7 @@ class Gather:
     def put(self, index: int, values: Sequence[Settled]) -> None:
         """Results of the tasks index, index + 1, ..."""
         if self.parcels:
-            for parcel in filter(None, (self.parcels.pop(index + place, None) for place in range(len(values)))):
-                free(parcel)
+            self._free(range(index, index + len(values)))
         if self.closed:
             free_outputs(values)
             return
@@ -99,16 +107,33 @@ class Gather:
     def accept(self, size: int) -> None:
         """The cluster holds `size` bytes more of the inputs."""
         self.accepted_bytes += size
-        if self.starved:
-            self.starved = False
-            self.wake()
+        self._tell_room()
 
     def fail(self, error: FlameError) -> None:
         """No further results will come."""
         self.error = error
         self.wake()
 
+    def _free(self, indexes: range) -> None:
+        """These tasks have ended: their inputs may go from the object cache."""
+        for index in indexes:
+            parcel, size = self.parcels.pop(index, (b"", 0))
+            if parcel:
+                free(parcel)
+                self.freed_bytes += size
+        self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self.starved:
+            self.starved = False
+            self.wake()
+
     # --- the consumer ----------------------------------------------------------------------------------------------
+
+    def store(self, parcel: bytes, size: int) -> None:
+        """The input of the next task, of `size` bytes, lies in the object cache."""
+        self.parcels[self.submitted] = parcel, size
+        self.stored_bytes += size
 
     def take(self) -> Settled | Missing:
         """The next result if it is there."""
@@ -127,5 +152,7 @@ class Gather:
     def room(self) -> int:
         """How many more tasks may be submitted now; 0 or less = none."""
         if self.submitted_bytes - self.accepted_bytes >= _BUDGET:
+            return 0
+        if self.stored_bytes - self.freed_bytes >= _STORED and len(self.parcels) >= _STORED_TASKS:
             return 0
         return self.limit - (self.submitted - self.consumed)

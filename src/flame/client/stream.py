@@ -90,8 +90,8 @@ class TaskStream:
 
     # --- any thread ------------------------------------------------------------------------------------------------
 
-    def submit(self, payload: bytes | None, owner: TaskFuture | Gather, options: ty.TaskOptions | None) -> None:
-        """Take one task. Raises TooLargeError, or what ended the stream."""
+    def submit(self, payload: bytes | None, owner: TaskFuture | Gather, options: ty.TaskOptions | None) -> int:
+        """Take one task; how many bytes of its input travel with it. Raises TooLargeError, or what ended the stream."""
         if self.error is not None:
             raise self.error
         if payload is not None and len(payload) > self.parcel_from > 0:
@@ -100,6 +100,7 @@ class TaskStream:
         if not self._pump_due:
             self._pump_due = True
             self._wake(self.pump)
+        return 0 if payload is None else len(payload)
 
     def _parcel(self, payload: bytes, owner: TaskFuture | Gather) -> bytes:
         """What stands for a payload that is too large. Raises TooLargeError without an object cache, FlameError."""
@@ -112,7 +113,7 @@ class TaskStream:
             )
         parcel = parcels.pack(self.session_id, payload, self._address)
         if isinstance(owner, Gather):
-            owner.parcels[owner.submitted] = parcel
+            owner.store(parcel, len(payload))
         else:
             free_after(owner, parcel)
         return parcel

@@ -165,6 +165,20 @@ def test_inputs_that_the_cluster_has_not_taken_fill_the_window() -> None:
     assert woken == [True]
 
 
+def test_inputs_in_the_object_cache_are_bounded_until_their_tasks_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAME_KEEP_PARCELS", "1")
+    told: list[bool] = []
+    gather = Gather(lambda: told.append(True), window=100)
+    while gather.room > 0:
+        gather.store(b"parcel", 200 << 20)
+        gather.submitted += 1
+    assert gather.submitted == 4  # some may be there, however large they are
+    gather.starved = True
+    gather.put(2, [None])
+    assert told
+    assert gather.room > 0
+
+
 # --- asyncio ---------------------------------------------------------------------------------------------------------
 
 
