@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import subprocess
 import sys
@@ -268,6 +269,32 @@ def test_what_its_session_and_its_application_let_it_read(
         assert said.startswith("PermissionDeniedError")
         assert "readable_objects=['datasets/s7']" in said
     assert np.array_equal(client.get(array), np.arange(500_000))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_sandbox_reads_what_it_is_let(
+    connection: flame.Connection, cluster: Cluster, cache: CacheDaemon, level: str
+) -> None:
+    ref = cache.client().put("datasets/shared/numbers", [1, 2, 3])
+    code = f"from flame import objects; objects.get(objects.ObjectRef({ref.endpoint!r}, {ref.key!r}))"
+    flmctl = str(Path(sys.executable).parent / "flmctl")
+    made = subprocess.run(
+        [flmctl, "sandbox", "create", "--isolation", level, "--readable-objects", "datasets/shared", "-o", "json"],
+        env=cluster.environ(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    with flame.Sandbox.open(json.loads(made.stdout)["id"], connection=connection) as sandbox:
+        assert sandbox.run_code(code).text == "[1, 2, 3]"
+        with sandbox.fork() as other:
+            assert other.run_code(code).text == "[1, 2, 3]"
+        sandbox.close()
+    with flame.Sandbox.create(connection=connection, isolation=level, readable_objects=["models/*"]) as sandbox:
+        error = sandbox.run_code(code).error
+        assert error is not None
+        assert error.name == "PermissionDeniedError"
 
 
 def test_an_instance_that_waited_reads_what_its_session_lets_it(

@@ -53,6 +53,7 @@ class AsyncSandbox:
         idle_timeout: float | timedelta | None = 600.0,
         labels: Mapping[str, str] | None = None,
         tenant: str = "",
+        readable_objects: Sequence[str] = (),
         snapshot: Snapshot | None = None,
         timeout: float = 60.0,
         connection: AsyncConnection | None = None,
@@ -66,6 +67,7 @@ class AsyncSandbox:
             idle_timeout=idle_timeout,
             labels=labels,
             tenant=tenant,
+            readable_objects=readable_objects,
         )
         own = None if connection is not None else await connect()
         try:

@@ -29,6 +29,7 @@ def attributes(
     idle_timeout: float | timedelta | None,
     labels: Mapping[str, str] | None,
     tenant: str,
+    readable_objects: Sequence[str] = (),
 ) -> SessionAttributes:
     """The session of a new sandbox. Raises InvalidArgumentError."""
     if isolation in ("", "none") and network != "host":
@@ -48,6 +49,7 @@ def attributes(
         limits=limits,
         network=network,
         idle_timeout=None if seconds is None else round(seconds),
+        readable_objects=readable_objects,
     )
 
 
@@ -63,6 +65,7 @@ def attributes_like(session: SessionSnapshot) -> SessionAttributes:
         limits=limits_of(spec.limits),
         network=spec.network,
         idle_timeout=spec.idle_timeout_s,
+        readable_objects=spec.readable_objects,
     )
 
 

@@ -62,6 +62,7 @@ class Sandbox:
         idle_timeout: float | timedelta | None = 600.0,
         labels: Mapping[str, str] | None = None,
         tenant: str = "",
+        readable_objects: Sequence[str] = (),
         snapshot: Snapshot | None = None,
         timeout: float = 60.0,
         connection: Connection | None = None,
@@ -72,7 +73,8 @@ class Sandbox:
         such as ["pypi.org", "*.example.com:443", "10.1.2.0/24"]. `limits` is what it may use, `resreq` what it gets of
         a node, such as "cpu=1,mem=2g". `env` is for all that runs in it. It is closed when nothing was asked of it for
         `idle_timeout` seconds (None = never), also while it is paused. `labels` are those of its session, `tenant`
-        whose share of the cluster it uses. It begins with the files, variables and environment of `snapshot`. Waits up
+        whose share of the cluster it uses; of the object cache it may read `readable_objects` beside its own, such as
+        ["datasets/shared"]. It begins with the files, variables and environment of `snapshot`. Waits up
         to `timeout` seconds for it to start.
 
         Raises TimedOutError and UnavailableError, with the reason, when it does not start; InvalidArgumentError.
@@ -85,6 +87,7 @@ class Sandbox:
             idle_timeout=idle_timeout,
             labels=labels,
             tenant=tenant,
+            readable_objects=readable_objects,
         )
         return cls._create(connection or ConnectionInstance.instance(), attrs, env, snapshot, timeout)
 

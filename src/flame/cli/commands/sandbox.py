@@ -22,6 +22,7 @@ from flame.cli.session_options import (
     memory_option,
     network_option,
     only_label_option,
+    readable_option,
     resreq_option,
     start_timeout_option,
     tenant_option,
@@ -80,6 +81,7 @@ def sandbox_argument(function: F) -> F:
 )
 @label_option
 @tenant_option
+@readable_option
 @click.option(
     "--snapshot",
     "snapshot_file",
@@ -102,6 +104,7 @@ def create(
     idle_timeout: int,
     labels: tuple[str, ...],
     tenant: str,
+    readable_objects: tuple[str, ...],
     snapshot_file: Path | None,
     timeout: float,
 ) -> None:
@@ -125,6 +128,7 @@ def create(
             idle_timeout=idle_timeout or None,
             labels=label_filter(labels),
             tenant=tenant,
+            readable_objects=readable_objects,
             snapshot=begin_with,
             timeout=timeout,
             connection=connection,
