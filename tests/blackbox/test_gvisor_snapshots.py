@@ -16,6 +16,7 @@ import pytest
 from asyncinotify import Inotify, Mask
 
 from flame.proto import frontend_pb2, types_pb2
+from images import python_image
 from prepared import ASYNC, FAILS, PREPARED, are_apart, program
 from scripted_manager import PATIENCE, Node, NodeLog, a_node_apart, a_node_here, descendants, gone
 from untrusted import MIB, ask
@@ -125,6 +126,7 @@ async def test_a_copy_is_held_as_any_other_instance(node: Node, folder: Path) ->
 WITHOUT: dict[str, dict[str, Any]] = {
     "label": {"labels": ["snapshot=off"]},
     "network": {"network": "host"},
+    "list": {"network": "127.0.0.2:80"},
     "little memory": {"limits": types_pb2.Limits(memory=64 * MIB)},
 }
 
@@ -134,6 +136,22 @@ async def test_who_does_without(node: Node, folder: Path, options: dict[str, Any
     await begin(node, folder, range(1, 4), PREPARED, "without", **options)
     states = [await ask(node, channel, "answer = state") for channel in (1, 2, 3)]
     assert [known for _, known in states] == [True] * 3
+
+
+async def test_copies_in_an_image(node: Node, tmp_path: Path, cache: Path) -> None:
+    before = images(cache)
+    service = Path(program(tmp_path, PREPARED, "service"))
+    spec: dict[str, Any] = {"shim": types_pb2.Container, "env": {"PYTHONPATH": "/sdk"}, "isolation": LEVEL}
+    with python_image(tmp_path / "image.tar", {"service.py": service}, 'CMD ["python", "service.py"]') as image:
+        for channel in range(1, 5):
+            node.manager.start(channel, "", image=image, **spec)
+            await node.manager.bound(channel)
+            assert await written(node, channel) == b""
+        states = [await ask(node, channel, "answer = state") for channel in range(1, 5)]
+        assert states[0] != states[1] == states[2] == states[3]
+        await are_apart(node, 2, 3)
+        assert await ask(node, 4, "answer = [os.getcwd(), os.path.exists('/usr/bin/dpkg')]") == ["/app", False]
+    assert len(images(cache) - before) == 1
 
 
 async def test_none_is_kept(node: Node, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

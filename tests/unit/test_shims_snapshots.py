@@ -95,11 +95,17 @@ def test_the_relay_of_its_objects_too() -> None:
     assert str(relay) not in repr((plan.tree, plan.configuration))
 
 
+def test_what_runs_in_an_image_may_be_a_copy() -> None:
+    plan, env = wrapped(room=Room(sockets=[LINK, DOOR], root=Path(__file__).parent))
+    assert plan.copied is not None
+    assert env["FLAME_INSTANCE_LINK"] == "/.flame/link"
+    assert ("show", f"/{Path(__file__).name}", __file__) in plan.tree  # so a copy is one of the same image
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "no link": {"room": Room(sockets=[DOOR])},
     "a proxy besides": {"room": Room(sockets=[LINK, DOOR, Path("/srv/proxy")])},
     "the node's network": {"room": Room(sockets=[LINK, DOOR], network=True)},
-    "an image": {"room": Room(sockets=[LINK, DOOR], root=Path(__file__).parent)},
     "little memory": {"memory": 95 * MIB},
     "none are kept": {"kept": 0},
 }

@@ -146,7 +146,8 @@ class Gvisor:
 
     def _copied(self, program: Program, room: Room, limits: Limits, launch: Launch) -> bool:
         """Whether it may be a copy: of a program that may speak the link, and has nothing else that is its own, nor a
-        part in the node's network, where no two sandboxes can have one name."""
+        part in the node's network, with which runsc saves none, nor a bridge to a proxy: gVisor fails where something
+        waits at a TCP socket."""
         env = program.env
         named = [env.get("FLAME_INSTANCE_LINK"), str(Path(env.get(_ENDPOINT, "")).parent)]
         if env.get(_OBJECTS, "").startswith(_RELAY):
@@ -156,7 +157,6 @@ class Gvisor:
             self._kept[SNAPSHOT] > 0
             and (not limits.memory or limits.memory >= _LEAST_FOR_COPIES)
             and [str(path) for path in room.sockets] == named
-            and room.root is None
             and not room.network
             and alike(application.labels, application.arguments, gang=launch.context.HasField("gang"))
         )
