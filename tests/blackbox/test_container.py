@@ -270,6 +270,7 @@ async def test_an_image_that_can_not_be_fetched(node: Node) -> None:
         ({"command": "nonsense"}, "command 'nonsense' was not found in image"),
         ({"image": ""}, "the application has no image"),
         ({"labels": ["stdio=nonsense"]}, "unknown label stdio=nonsense"),
+        ({"labels": ["container=resty"]}, "unknown label container=resty: write container=rest"),
     ],
 )
 async def test_what_can_not_be_run_says_why(node: Node, image: str, spec: dict[str, Any], message: str) -> None:

@@ -18,7 +18,7 @@ from flame.model.errors import (
 )
 from flame.model.resources import Resources
 from flame.model.specs import ApplicationSpec, SessionSpec
-from flame.model.states import SessionState
+from flame.model.states import SessionState, Shim
 
 
 def refusal(turn: fx.Turn) -> FlameError:
@@ -130,6 +130,14 @@ def test_open_sessions_are_not_deleted() -> None:
 def test_application_names_are_safe_for_paths(name: str) -> None:
     bench = Bench()
     assert isinstance(refusal(bench.turn(ev.RegisterApplication(1, name, ApplicationSpec()))), InvalidArgumentError)
+
+
+def test_programs_of_images_need_an_image() -> None:
+    bench = Bench()
+    turn = bench.turn(ev.RegisterApplication(1, "of-none", ApplicationSpec(shim=Shim.CONTAINER)))
+    assert "there is none" in refusal(turn).message
+    turn = bench.turn(ev.RegisterApplication(1, "of-one", ApplicationSpec(shim=Shim.CONTAINER, image="python:3.13")))
+    assert any(isinstance(effect, fx.Reply) and effect.error is None for effect in turn.after)
 
 
 def test_an_application_in_use_is_neither_updated_nor_unregistered() -> None:

@@ -43,6 +43,21 @@ def test_what_is_written_has_a_file_for_each_layout() -> None:
         "cpu": {"cpu.max": "50000 100000", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"},
     }
     assert settings_of(Limits(wall_ms=1, output=1, disk=1)) == {}
+    assert settings_of(Limits(pids=2**31))["pids"] == {"pids.max": "4194304"}
+
+
+def test_limits_beyond_all_bounds_are_held_and_refused_ones_named(tmp_path: Path) -> None:
+    groups = Groups.find()
+    if groups.missing:
+        pytest.skip(groups.missing)
+    try:
+        groups.make("e-1", Limits(memory=99999 << 40, pids=2**31, cpu_millis=4_000_000_000)).remove()
+    finally:
+        groups.remove()
+    (tmp_path / "e-2").mkdir()
+    (tmp_path / "e-2" / "pids.max").mkdir()
+    with pytest.raises(OSError, match=r"the kernel refuses pids\.max = 64: Is a directory"):
+        Groups({"pids": tmp_path}).make("e-2", Limits(pids=64))
 
 
 def test_the_real_groups_of_this_machine_hold_what_they_are_told() -> None:

@@ -11,7 +11,7 @@ from flame.engine.records import ApplicationMeta, NameMeta
 from flame.model.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError, ReadOnlyError
 from flame.model.isolation import check
 from flame.model.specs import ApplicationSpec
-from flame.model.states import SessionState
+from flame.model.states import SessionState, Shim
 
 if TYPE_CHECKING:
     from flame.engine.cluster import Cluster
@@ -45,6 +45,8 @@ def check_name(name: str) -> None:
 
 def _check_spec(spec: ApplicationSpec) -> None:
     check(spec.isolation, spec.limits, spec.network, spec.readable_objects)
+    if spec.shim is Shim.CONTAINER and not spec.image:
+        raise InvalidArgumentError("shim container runs programs of an image, and there is none", remedy="set image")
 
 
 def on_register(cluster: Cluster, draft: Draft, event: RegisterApplication) -> None:

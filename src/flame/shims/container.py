@@ -88,8 +88,11 @@ class ContainerShim:
         application = launch.application
         if not application.image:
             raise BindError(BindCode.START, "the application has no image: shim container needs one")
+        kind = label_values(application.labels).get("container")
+        if kind not in (None, "rest"):
+            raise BindError(BindCode.START, f"unknown label container={kind}: write container=rest, or leave it out")
         in_machine = application.isolation == _IN_MACHINES
-        if in_machine and label_values(application.labels).get("container") == "rest":
+        if in_machine and kind == "rest":
             raise BindError(
                 BindCode.START, f"an HTTP server can't be reached at isolation {_IN_MACHINES}: use gvisor or process"
             )

@@ -17,6 +17,7 @@ WANTED = ("memory", "pids", "cpu")
 _COUNTING = "cpuacct"  # version 1 counts processor time in a tree that need not be that of its limits
 _PERIOD_US = 100_000
 _LEAST_QUOTA_US = 1_000
+_MOST_PIDS = 1 << 22  # the kernel takes no larger number, and has no more processes
 # Version 1 counts buffers of TCP by themselves. All groups together stay below what the kernel allows the machine.
 _TCP_PART, _LEAST_TCP = 16, 4 * 1024**2
 _PREFIX = "flame-"
@@ -136,7 +137,7 @@ class Groups:
                 folder = self._trees[controller] / name
                 for file, value in settings.items():
                     if (folder / file).exists():
-                        (folder / file).write_text(value)
+                        _hold(folder / file, value)
         except OSError:
             group.remove()
             raise
@@ -148,6 +149,13 @@ class Groups:
             _remove_tree(tree)
         for folder in self._moved:
             _move_back(folder)
+
+
+def _hold(file: Path, value: str) -> None:
+    try:
+        file.write_text(value)
+    except OSError as error:
+        raise OSError(error.errno, f"the kernel refuses {file.name} = {value}: {error.strerror}") from error
 
 
 def settings_of(limits: Limits) -> dict[str, dict[str, str]]:
@@ -163,7 +171,7 @@ def settings_of(limits: Limits) -> dict[str, dict[str, str]]:
             "memory.kmem.tcp.limit_in_bytes": str(max(_LEAST_TCP, limits.memory // _TCP_PART)),
         }
     if limits.pids:
-        found["pids"] = {"pids.max": str(limits.pids)}
+        found["pids"] = {"pids.max": str(min(limits.pids, _MOST_PIDS))}
     if limits.cpu_millis:
         quota = max(_LEAST_QUOTA_US, limits.cpu_millis * _PERIOD_US // 1000)
         found["cpu"] = {
