@@ -385,6 +385,51 @@ def test_a_bar_over_results_and_over_nonsense(executor: flame.Executor) -> None:
         flame.progress(executor.map(add, range(3)))  # type: ignore[type-var]
 
 
+def test_methods_and_endless_maps_of_a_function(cluster: Cluster, tmp_path: Path) -> None:
+    printed = script(
+        cluster,
+        tmp_path,
+        """
+        import itertools
+        import flame
+
+        class Scale:
+            def __init__(self, factor):
+                self.factor = factor
+
+            @flame.function
+            def times(self, value, *, offset=0):
+                return self.factor * value + offset
+
+            @staticmethod
+            @flame.function
+            def double(value):
+                return 2 * value
+
+            @classmethod
+            @flame.function
+            def name(cls):
+                return cls.__name__
+
+        taken = []
+
+        def endless():
+            for number in itertools.count():
+                taken.append(number)
+                yield number
+
+        scale = Scale(3)
+        print(scale.times(4, offset=1), scale.times.remote(4, offset=1).get(), Scale.times.remote(scale, 5).get())
+        print(list(scale.times.map(range(3))), scale.times.options(max_retries=1).remote(1).get())
+        print(scale.double.remote(4).get(), Scale.double.remote(5).get(), Scale.name.remote().get())
+        results = scale.times.map(endless())
+        print(list(itertools.islice(results, 5)), len(taken))
+        results.close()
+        """,
+    )
+    assert printed.splitlines() == ["13 13 15", "[0, 3, 6] 3", "8 10 Scale", "[0, 3, 6, 9, 12] 16388"]
+
+
 def test_a_progress_bar_that_needs_nothing(executor: flame.Executor) -> None:
     stream = io.StringIO()
     futures = [executor.submit(add, n) for n in range(4)]

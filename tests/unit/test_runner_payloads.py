@@ -161,16 +161,38 @@ def test_errors_of_our_own_keep_their_remedy() -> None:
     assert error.remedy == "begin anew"
 
 
-def test_an_exception_that_holds_a_lock_is_described() -> None:
+def test_an_exception_with_arguments_of_its_own_comes_back_without_what_can_not_travel() -> None:
+    class RefusedError(OSError):
+        def __init__(self, place: str, *, code: int) -> None:
+            super().__init__(code, f"refused at {place}")
+            self.place, self.lock = place, threading.Lock()
+
+    made = RefusedError("home", code=7)
+    made.add_note("by day")
+    error: Any = error_of(told(made))
+    assert type(error) is RefusedError
+    assert (error.place, error.errno, str(error)) == ("home", 7, "[Errno 7] refused at home")
+    assert (error.__notes__, hasattr(error, "lock")) == (["by day"], False)
+
+
+def test_an_exception_that_can_not_travel_is_described() -> None:
     class HoldingError(Exception):
         def __init__(self) -> None:
-            super().__init__("held")
-            self.lock = threading.Lock()
+            super().__init__("held", threading.Lock())
+
+        def __str__(self) -> str:
+            return "held"
 
     error = error_of(told(HoldingError()))
     assert isinstance(error, TaskFailedError)
     assert error.message.endswith("HoldingError: held")
     assert "can't be pickled" in error.remedy
+
+
+def test_a_generator_is_no_result() -> None:
+    with pytest.raises(InvalidArgumentError, match="the result can't be pickled") as caught:
+        payloads.dumps((value for value in ()), "the result")
+    assert "make a list" in caught.value.remedy
 
 
 def test_details_that_are_nonsense_change_nothing() -> None:

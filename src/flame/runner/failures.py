@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import traceback
 from functools import partial
-from types import TracebackType
+from types import MemberDescriptorType, TracebackType
 from typing import Any
 
 from flame.model.errors import InvalidStateError, TaskFailedError
@@ -42,11 +42,52 @@ def _shortened(text: str) -> str:
 
 def _pickled(error: BaseException) -> bytes | None:
     """The exception as a pickle that loads again; None when it has none, or a very large one."""
+    for candidate in (error, _Parts(error)):
+        try:
+            data = pickled(candidate, PROTOCOL)
+            if len(data) <= _LARGEST and type(pickle.loads(data)) is type(error):
+                return data
+        except Exception:
+            continue
+    return None
+
+
+class _Parts:
+    """Pickles as an exception that can't be made again by calling its class with its `args`: as most that have
+    arguments of their own."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        error = self._error
+        known = {name: getattr(error, name) for kind in type(error).__mro__ for name in _members(kind)}
+        # An OSError with a file name of None is another one than without a file name.
+        given = {name: value for name, value in known.items() if value is not None}
+        state = {name: value for name, value in {**given, **vars(error)}.items() if _can_travel(value)}
+        return put_together, (type(error), error.args, state)
+
+
+def put_together(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    """Stands in pickles, under this name, for an exception that is made without calling its `__init__`."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    for name, value in state.items():
+        setattr(error, name, value)
+    return error
+
+
+def _members(kind: type) -> list[str]:
+    """What exceptions of C keep beside their attributes, such as errno."""
+    return [name for name, member in vars(kind).items() if isinstance(member, MemberDescriptorType)]
+
+
+def _can_travel(value: Any) -> bool:
     try:
-        data = pickled(error, PROTOCOL)
-        return data if len(data) <= _LARGEST and type(pickle.loads(data)) is type(error) else None
+        pickle.loads(pickled(value, PROTOCOL))
     except Exception:
-        return None
+        return False
+    return True
 
 
 def error_of(failure: TaskFailedError) -> Exception:

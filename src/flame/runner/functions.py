@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -23,29 +24,40 @@ R = TypeVar("R")
 class RemoteFunction(Generic[P, R]):
     """What `@function` makes of a function: called as before it runs here, `remote`, `map` and `aio` run it there.
 
-    The first remote call makes a session of it, which ends with this process, or at `close()`.
+    The first remote call makes a session of it, which ends with this process, or at `close()`. Of a method, the object
+    travels with each call.
     """
 
     def __init__(
-        self, function: Callable[P, R], settings: dict[str, Any], options: TaskArguments, shared: _Shared | None = None
+        self,
+        function: Callable[P, R],
+        settings: dict[str, Any],
+        options: TaskArguments,
+        shared: _Shared | None = None,
+        bound: tuple[Any, ...] = (),
     ) -> None:
+        """`bound` are arguments that come before those of each call."""
         self._function = function
         self._settings = settings
         self._options = options
         self._shared = shared or _Shared(function, settings)
+        self._bound = bound
         update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call it here."""
-        return self._function(*args, **kwargs)
+        function: Callable[..., R] = self._function
+        return function(*self._bound, *args, **kwargs)
 
     def remote(self, *args: Any, **kwargs: Any) -> ObjectFuture:
         """Call it there. Arguments may be futures of other calls."""
-        return self._shared.service().options(**self._options)(*args, **kwargs)
+        return self._shared.service().options(**self._options)(*self._bound, *args, **kwargs)
 
     def map(self, *iterables: Iterable[Any], timeout: float | None = None) -> Iterator[R]:
-        """The results of calls with one item of each iterable, in their order. All calls are made at once."""
-        return self._shared.service().options(**self._options).map(*iterables, timeout=timeout)
+        """The results of calls with one item of each iterable, in their order. They may be endless: 16,384 calls
+        are made at once, and others as results are taken."""
+        always = (itertools.repeat(value) for value in self._bound)
+        return self._shared.service().options(**self._options).map(*always, *iterables, timeout=timeout)
 
     async def aio(self, *args: Any, **kwargs: Any) -> R:
         """Call it there and wait for the result in an event loop. When the waiting is cancelled, so is the call."""
@@ -57,14 +69,24 @@ class RemoteFunction(Generic[P, R]):
 
     def options(self, **options: Unpack[TaskArguments]) -> RemoteFunction[P, R]:
         """The same function with other options for its calls, such as run_timeout, max_retries or priority."""
-        return RemoteFunction(self._function, self._settings, {**self._options, **options}, self._shared)
+        return RemoteFunction(self._function, self._settings, {**self._options, **options}, self._shared, self._bound)
 
     def close(self) -> None:
         """End its session; calls that have not ended are cancelled. The next remote call makes a new one."""
         self._shared.close()
 
     def __reduce__(self) -> Any:
-        return RemoteFunction, (self._function, self._settings, self._options)
+        return RemoteFunction, (self._function, self._settings, self._options, None, self._bound)
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> RemoteFunction[P, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> RemoteFunction[..., R]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> RemoteFunction[..., R]:
+        """The method of an object."""
+        if instance is None:
+            return self
+        return RemoteFunction[..., R](self._function, self._settings, self._options, self._shared, (instance,))
 
 
 class _Shared:

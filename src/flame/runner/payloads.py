@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import sys
 import threading
+from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flame.model.errors import InvalidArgumentError
