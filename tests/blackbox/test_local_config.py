@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -101,3 +103,20 @@ def test_all_who_wait_learn_why_it_does_not_start_and_who_comes_later_gets_anoth
     assert started is not cluster
     with started, flame.connect(started.endpoint) as connection:
         assert connection.list_nodes()
+
+
+def test_a_cluster_that_was_killed_is_not_waited_for(folder: Path) -> None:
+    attributes = flame.ApplicationAttributes(command=sys.executable, arguments=[str(SERVICE)])
+    with Cluster(1) as cluster, flame.connect(cluster.endpoint) as connection:
+        connection.register_application("trouble", attributes)
+        session = connection.create_session("trouble")
+        future = session.submit(b'{"do": "sleep", "seconds": 1000}')
+        os.kill(cluster.pid, signal.SIGKILL)
+        with pytest.raises(flame.UnavailableError, match="the local cluster of this program was killed by SIGKILL"):
+            future.result(60)
+        another = find_or_start()
+        assert isinstance(another, Cluster)
+        with another:
+            assert another.endpoint != cluster.endpoint
+            with flame.connect(another.endpoint) as connected:
+                assert connected.list_nodes()

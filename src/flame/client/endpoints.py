@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from ssl import SSLContext
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,6 +80,13 @@ def _local_endpoint() -> str:
             "no cluster is configured", remedy="set FLAME_ENDPOINT, or cluster.endpoint in ~/.flame/flame.yaml"
         ) from error
     return default_endpoint()
+
+
+def lost_for_good(addr: str) -> str:
+    """Why nobody will be at this address again, empty when that is not known: a cluster that this process started, and
+    that ended by itself, has nobody to start it again."""
+    local = sys.modules.get("flame.local.cluster")
+    return "" if local is None else local.lost_cluster(addr)
 
 
 class Dialer:

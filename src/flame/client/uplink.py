@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from flame.client.endpoints import Dialer, Endpoint
+from flame.client.endpoints import Dialer, Endpoint, lost_for_good
 from flame.client.pending import PENDING_WARNING, PendingWatch
 from flame.client.stream import TaskStream
 from flame.link import Frame, Kind, Link
@@ -152,6 +152,9 @@ class Uplink:
                 elapsed = time.monotonic() - start
                 if isinstance(error, _HOPELESS):
                     self._give_up(error)
+                    return
+                if why := lost_for_good(self.endpoint.text):
+                    self._give_up(UnavailableError(why, remedy="run the program again; flame.connect() starts another one"))
                     return
                 if self.reconnect_timeout is not None and elapsed > self.reconnect_timeout:
                     self._give_up(UnavailableError(f"the cluster is gone for {elapsed:.0f} s: {error.message}"))

@@ -81,6 +81,12 @@ class Cluster:
         return not self._detach and self._owner == os.getpid()
 
     @property
+    def lost(self) -> str:
+        """What became of it when it ended though nobody stopped it, with the end of its log; empty otherwise."""
+        daemon = self._daemon
+        return "" if daemon is None or not daemon.endpoint or daemon.running else daemon.obituary()
+
+    @property
     def log(self) -> Path:
         """The file with what the cluster logs. Raises InvalidStateError."""
         if self._daemon is None:
@@ -93,6 +99,10 @@ class Cluster:
         if self._daemon is None:
             raise InvalidStateError("the cluster is not started", remedy="use it in a with statement or call start()")
         return self._daemon.pid
+
+    def reachable_at(self, endpoint: str) -> bool:
+        """Whether this was its endpoint when it started."""
+        return self._daemon is not None and self._daemon.endpoint == endpoint
 
     def start(self, *, wait: bool = True) -> Self:
         """Start it, and wait until clients can connect unless told not to. Raises FlameError."""
@@ -174,10 +184,17 @@ def default_endpoint() -> str:
     return find_or_start().endpoint
 
 
+def lost_cluster(endpoint: str) -> str:
+    """What became of the cluster at this endpoint, if this process started it and it ended by itself: nobody will start
+    it again. Empty otherwise."""
+    own = (cluster for cluster in list(_started) if cluster.belongs_here and cluster.reachable_at(endpoint))
+    return next((cluster.lost for cluster in own), "")
+
+
 def find_or_start() -> Cluster | ClusterRecord:
     """What `default_endpoint` means. A new cluster may still be starting; its `endpoint` waits for it."""
     with _lock:
-        mine = next((cluster for cluster in reversed(_started) if cluster.belongs_here), None)
+        mine = next((cluster for cluster in reversed(_started) if cluster.belongs_here and not cluster.lost), None)
         if mine is not None:
             return mine
         name = os.environ.get("FLAME_CLUSTER")

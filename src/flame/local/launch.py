@@ -106,6 +106,12 @@ class Daemon:
         self._process.wait()
         return self.last_words()
 
+    def obituary(self) -> str:
+        """How it ended, and the end of its log."""
+        code = self._process.returncode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"the local cluster of this program {how}; {self.last_words()}"
+
     def forget(self) -> None:
         """Leave a detached daemon to itself."""
         self._process.returncode = 0
