@@ -1,4 +1,5 @@
-"""A sandbox of nobody, for which the kernel that waits runs a first piece of code: what is done first takes long."""
+"""A sandbox of nobody, for which the kernel that waits runs a first piece of code, and a first command runs: what is
+done first takes long."""
 
 from __future__ import annotations
 
@@ -10,16 +11,21 @@ from flame.sandbox.inside.service import SandboxService
 from flame.service.api import FlameService, SessionContext
 from flame.service.rehearsal import Nothing, Play
 
-_CODE = "print()"
+_CALLS = (
+    wire.Begin(),
+    wire.RunCode("shows", "print()\ndisplay(0)"),
+    wire.RunCode("raises", "raise Exception"),
+    wire.StartCommand("command", ":", b"", wait=True),
+    wire.ListFolder("."),
+)
 
 
 def play(kernels: Sequence[Started]) -> Play:
-    """A session that is a sandbox, begins, and runs code that leaves nothing in the first of these kernels. Without
-    one: nothing."""
+    """A session that is a sandbox, begins, and does what leaves nothing behind, also not in the first of these kernels.
+    Without one: nothing."""
     if not kernels:
         return Play(Nothing())
-    calls = wire.Begin(), wire.RunCode("rehearsal", _CODE)
-    return Play(_Entry(kernels[0]), wire.common_data(), [wire.encode_call(call) for call in calls])
+    return Play(_Entry(kernels[0]), wire.common_data(), [wire.encode_call(call) for call in _CALLS])
 
 
 class _Entry(FlameService):
