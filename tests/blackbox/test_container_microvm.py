@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ import flame
 from cluster import Cluster
 from flame.proto import types_pb2
 from images import add_busybox, imported, podman, python_image
-from microvms import DISK, LIMITS, cached
-from scripted_manager import Node, a_node_here
+from microvms import DISK, LIMITS, cached, owned
+from scripted_manager import Node, a_node_apart, a_node_here, gone
 
 HELD = types_pb2.Limits(memory=LIMITS.memory, pids=LIMITS.pids, disk=DISK)
 PROGRAMS = ("sh", "cat", "ls", "id", "stat", "env", "touch", "sed", "uname")
@@ -122,6 +123,22 @@ async def test_what_it_reaches(node: Node, image: str) -> None:
     start(node, 2, image, "cat", "/etc/resolv.conf", labels=["stdio=once"], network="host")
     await node.manager.bound(2)
     assert await output(node, 2) == "nameserver 10.0.2.3\n"
+
+
+async def test_its_machine_ends_with_an_executor_manager_that_is_killed(node: Node, image: str) -> None:
+    environ = {name: os.environ[name] for name in ("PATH", "FLAME_MICROVM_CACHE")}
+    process = await a_node_apart(node, **environ)
+    answer = """read -r line; echo '{"task_id": 1, "output": "here"}'; cat"""
+    start(node, 1, image, "sh", "-c", answer, labels=["stdio=lines"])
+    await node.manager.bound(1)
+    assert await output(node, 1, b"x") == "here"
+    pids = owned(node.manager.executor_id(1))
+    assert len(pids) > 1
+    process.kill()
+    await process.wait()
+    for pid in pids:
+        await gone(pid)
+    assert owned(node.manager.executor_id(1)) == []
 
 
 async def test_an_http_server_is_refused_before_its_image_is_fetched(node: Node) -> None:
