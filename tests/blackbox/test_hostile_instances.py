@@ -87,6 +87,33 @@ while True:
     assert "the instance connected more than 4 times without saying who it is" in released.message
 
 
+@pytest.mark.parametrize(
+    ("greeting", "words"),
+    [("b'\\xff' * 50_000", "frame"), ("b''", "connection")],
+    ids=["nonsense", "nothing"],
+)
+async def test_an_instance_that_greets_with_nonsense_is_told_why_it_did_not_come_in(
+    node: Node, tmp_path: Path, greeting: str, words: str
+) -> None:
+    program = tmp_path / "liar.py"
+    program.write_text(f"""
+import os, socket, time
+sock = socket.socket(socket.AF_UNIX)
+sock.connect(os.environ["FLAME_INSTANCE_LINK"].removeprefix("unix:"))
+try:
+    sock.sendall({greeting})
+    sock.shutdown(socket.SHUT_WR)
+except OSError:
+    pass  # it was sent away before it had said all of it
+time.sleep(3600)
+""")
+    node.manager.start(1, sys.executable, str(program), start_timeout_ms=4000)
+    released = await node.manager.released(1)
+    assert released.code == 11
+    assert "within 4 s; what connected to its link was sent away: " in released.message
+    assert words in released.message
+
+
 @pytest.mark.parametrize("level", WITH_SOCKETS)
 async def test_an_instance_that_came_in_can_not_come_in_again(node: Node, attack: Attack, level: str) -> None:
     source = """

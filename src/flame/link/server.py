@@ -38,6 +38,7 @@ class Greeter:
         self._answering: dict[Link, asyncio.Task[None]] = {}
         self._closed_unheard: set[Link] = set()  # closed while `accept` had not yet set who wants to know
         self.links: set[Link] = set()
+        self.on_refused: Callable[[FlameError], None] = _nobody_asks  # of each that ends before it is welcome
 
     def make_link(self) -> Link:
         """A link that waits for its HELLO. The caller gives it a carrier whose limit is MAX_HELLO."""
@@ -70,6 +71,8 @@ class Greeter:
         self._disarm(link)
         if link in self._answering:
             self._closed_unheard.add(link)
+        if error is not None:
+            self.on_refused(error)
 
     def _greeted(self, link: Link, frames: list[Frame]) -> None:
         first = frames[0]
@@ -103,6 +106,10 @@ class Greeter:
         if not welcome.heartbeat_ms and self._heartbeat is not None:
             welcome.heartbeat_ms = round(self._heartbeat * 1000)
         link.welcome_with(welcome)
+
+
+def _nobody_asks(error: FlameError) -> None:
+    """Why a connection was not welcome."""
 
 
 # Servers on unix sockets without TLS, by their loop and address: see memory.py.
@@ -215,11 +222,20 @@ async def serve(
 
 
 def serve_few(
-    path: Path, accept: Accept, *, max_frame: int, most: int, crowded: Callable[[], None], mode: int = 0o600
+    path: Path,
+    accept: Accept,
+    *,
+    max_frame: int,
+    most: int,
+    crowded: Callable[[], None],
+    refused: Callable[[FlameError], None],
+    mode: int = 0o600,
 ) -> LinkServer:
     """Listen at a unix socket for somebody who is not trusted: as `serve`, but without heartbeat, and for `most`
-    connections only. Who tries once more ends the listening, and `crowded` is called. Raises OSError."""
+    connections only. Who tries once more ends the listening, and `crowded` is called; `refused` is called with what is
+    wrong with one that is not welcome. Raises OSError."""
     greeter = Greeter(accept, max_frame=max_frame, heartbeat=None)
+    greeter.on_refused = refused
     server = LinkServer(unix(path), greeter)
     server.listen(Doorway(_unix_socket(path, mode), greeter.make_carrier, most, crowded))
     return server

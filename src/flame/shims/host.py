@@ -101,8 +101,6 @@ class HostShim:
 class HostDoor:
     """The link, or a gRPC socket: whichever comes first."""
 
-    hint = ""
-
     def __init__(self, reception: Reception, arrival: Arrival, owner: Owner, max_payload: int) -> None:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over.set_result(None)
@@ -110,6 +108,10 @@ class HostDoor:
         self._arrival = arrival
         self._owner = owner
         self._max_payload = max_payload
+
+    @property
+    def hint(self) -> str:
+        return self._arrival.hint
 
     async def ready(self) -> Dialect:
         arrival = self._arrival

@@ -16,11 +16,14 @@ _LAST_WORDS_S = 2.0
 
 
 class Door(Protocol):
-    """How a program is talked to. `over` is done when nothing more can come from it once it has ended; `hint` is a
-    clause that tells why it may never become ready."""
+    """How a program is talked to. `over` is done when nothing more can come from it once it has ended."""
 
     over: asyncio.Future[None]
-    hint: str
+
+    @property
+    def hint(self) -> str:
+        """A clause that tells why it may never become ready."""
+        ...
 
     async def ready(self) -> Dialect:
         """The dialect, once the program can be talked to. Raises BindError when it talks nonsense."""

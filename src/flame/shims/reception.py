@@ -20,7 +20,7 @@ from pathlib import Path
 from asyncinotify import Inotify, Mask, Watch
 
 from flame.link import FRAME_SLACK, Link, LinkServer, serve_few, unix
-from flame.model.errors import InvalidConfigError, PermissionDeniedError, UnauthenticatedError
+from flame.model.errors import FlameError, InvalidConfigError, PermissionDeniedError, UnauthenticatedError
 from flame.model.states import BindCode
 from flame.proto import link_pb2
 from flame.shims.removal import remove_tree
@@ -48,6 +48,7 @@ class Arrival:
         self.file: asyncio.Future[None] = loop.create_future()  # done when something is at `socket`
         self.watch: Watch | None = None
         self.server: LinkServer | None = None
+        self.hint = ""  # a clause that tells why nobody has come in
         self._descriptor = -1
 
     def address(self) -> Path:
@@ -64,6 +65,10 @@ class Arrival:
         if not self.link.done():
             why = f"the instance connected more than {_CONNECTIONS} times without saying who it is"
             self.link.set_exception(BindError(BindCode.START, why))
+
+    def refused(self, error: FlameError) -> None:
+        """It connected to our socket and did not say who it is."""
+        self.hint = f"; what connected to its link was sent away: {error.message[:200]}"
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -136,6 +141,7 @@ class Reception:
             max_frame=self._max_payload + FRAME_SLACK,
             most=_CONNECTIONS,
             crowded=arrival.crowded,
+            refused=arrival.refused,
         )
 
     def settled(self, arrival: Arrival) -> None:
