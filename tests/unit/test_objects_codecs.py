@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import pickle
 import sys
 from typing import Any
 
@@ -97,6 +98,20 @@ def test_arrays_of_types_that_arrow_lacks_are_not_pickled(array: np.ndarray) -> 
     assert data[:4] == codecs.NPY
     assert not got.flags.writeable
     assert not got.flags.owndata
+
+
+@pytest.mark.parametrize("array", WRITTEN_AS_NPY, ids=lambda array: f"{array.dtype}{array.shape}")
+def test_clients_of_another_make_get_pickles_of_them(array: np.ndarray) -> None:
+    sent = codecs.for_others(pa.py_buffer(codecs.encode(array).to_bytes())).to_pybytes()
+    assert sent[:4] == codecs.PICKLE
+    got = pickle.loads(sent[4:])
+    assert got.dtype == array.dtype
+    assert np.array_equal(got, array)
+
+
+@pytest.mark.parametrize("data", [b"", b"FLM", b"FLM\x05", b"FLM\x05no array", codecs.PICKLE + pickle.dumps(1)])
+def test_all_else_they_get_as_it_is(data: bytes) -> None:
+    assert codecs.for_others(pa.py_buffer(data)).to_pybytes() == data
 
 
 def test_types_that_npy_would_lose_something_of_are_pickled() -> None:

@@ -41,7 +41,7 @@ def native_schema(part: Loaded) -> pa.Schema:
 def _rows(content: Content) -> Iterator[pa.RecordBatch]:
     for number, part in enumerate(content.parts):
         base = content.full and number == 0
-        data = _tagged(part.buffer) if base and content.table else part.buffer
+        data = _tagged(part.buffer) if base and content.table else codecs.for_others(part.buffer)
         # A cell ends at 2 GiB. Longer payloads are files; those who read files join the rows.
         for start in range(0, max(data.size, 1), MAX_CELL):
             piece = data.slice(start, min(MAX_CELL, data.size - start))

@@ -81,6 +81,17 @@ def decode(payload: pa.Buffer, *, table: bool) -> Any:
     return pickle.loads(view[TAG:] if tag == PICKLE else view)
 
 
+def for_others(payload: pa.Buffer) -> pa.Buffer:
+    """A payload that is no table as clients of another make read it: what is npy here is a pickle there."""
+    if bytes(memoryview(payload)[:TAG]) != NPY:
+        return payload
+    try:
+        array = _npy(payload.slice(TAG))
+    except (ValueError, SyntaxError):
+        return payload  # a file that begins so
+    return pa.py_buffer(PICKLE + pickle.dumps(array, protocol=5))
+
+
 # --- opaque ----------------------------------------------------------------------------------------------------------
 
 
