@@ -192,6 +192,9 @@ async def test_a_snapshot_that_is_damaged_is_made_anew(node: Node, folder: Path,
     assert NOT_USED not in await written(node, 4) + await written(node, 5)
 
 
+REMEDY = b"make room there, or name another folder in FLAME_GVISOR_CACHE, or set FLAME_GVISOR_SNAPSHOTS=0"
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A disk on which there is no room for a snapshot."""
@@ -202,14 +205,36 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+async def remount(disk: Path, options: str) -> None:
+    await asyncio.to_thread(subprocess.run, ["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
+async def test_a_disk_that_can_only_be_read(small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is used."""
+    monkeypatch.setenv("FLAME_GVISOR_CACHE", str(small))
+    await remount(small, "size=64m")
+    async with a_node_here() as node:
+        await begin(node, folder, range(1, 3), PREPARED, "read")
+        await remount(small, "ro")
+        await begin(node, folder, range(3, 4), PREPARED, "read")
+        assert await ask(node, 2, "answer = state") == await ask(node, 3, "answer = state")
+        assert await written(node, 3) == b""
+        await begin(node, folder, range(4, 5), PREPARED, "read-other")
+        words = await written(node, 4)
+        assert NOT_USED + f": they can't be kept: {small}/locks/".encode() in words
+        assert words.endswith(b": Read-only file system; " + REMEDY + b"\n")
+
+
 async def test_a_disk_that_is_full(small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAME_GVISOR_CACHE", str(small))
     async with a_node_here() as node:
         await begin(node, folder, range(1, 3), PREPARED, "full")
         assert (await ask(node, 2, "answer = state"))[1] is True
-        assert NOT_USED in await written(node, 2)
+        words = await written(node, 2)
+        assert NOT_USED + f": runsc can't save the instance in {small}: ".encode() in words
+        assert words.endswith(b": no space left on device; " + REMEDY + b"\n")
         assert images(small) == set()
-        await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,size=64m", str(small)], check=True)
+        await remount(small, "size=64m")
         await begin(node, folder, range(3, 5), PREPARED, "full")
         assert await ask(node, 3, "answer = state") == await ask(node, 4, "answer = state")
 
@@ -230,7 +255,9 @@ async def test_one_that_makes_a_socket_takes_no_part(node: Node, folder: Path) -
     assert b"the program takes no part in snapshots" in await written(node, 2)
 
 
-async def test_a_runsc_that_can_not_save(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_runsc_that_can_not_save(
+    folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = shutil.which("runsc")
     (tmp_path / "runsc").write_text(
         f'#!/bin/sh\ncase "$*" in *" checkpoint "*) echo not here >&2; exit 2;; esac\nexec {real} "$@"\n'
@@ -240,7 +267,8 @@ async def test_a_runsc_that_can_not_save(folder: Path, tmp_path: Path, monkeypat
     async with a_node_here() as node:
         await begin(node, folder, range(1, 4), PREPARED, "old")
         assert [(await ask(node, channel, "answer = state"))[1] for channel in (1, 2, 3)] == [True] * 3
-        assert NOT_USED + b": runsc can't save the instance: not here" in await written(node, 2)
+        why = f": runsc can't save the instance in {cache}: not here\n"
+        assert await written(node, 2) == b"flame: " + NOT_USED + why.encode()
         assert await written(node, 3) == b""
 
 
@@ -257,6 +285,7 @@ async def test_several_nodes_make_one_snapshot(node: Node, folder: Path, cache: 
         states = [await ask(each, channel, "answer = state") for each in (node, other) for channel in (11, 12)]
         assert states == states[:1] * 4
         assert len(images(cache) - before) == 1
+        assert {await written(each, channel) for each in (node, other) for channel in (11, 12)} == {b""}
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])

@@ -33,8 +33,9 @@ class Cache:
         opened: list[int] = []
         if not _is_ours(place):
             return None
-        try:
+        with contextlib.suppress(OSError):  # it may be where nobody may write
             _used_now(place)
+        try:
             for name in names:
                 flags = os.O_RDWR if writable else os.O_RDONLY
                 opened.append(os.open(f"{place}/{name}", flags | os.O_CLOEXEC))

@@ -34,6 +34,7 @@ _PREPARED, _RESUMED = b"prepared\n", b"resumed\n"
 _IN_CREATE, _IN_MOVED_TO = 0x100, 0x80
 _SYSTEM = ("/var/lib/dpkg/status", "/var/lib/rpm", "/lib/apk/db/installed")  # changed by whoever changes /usr
 _LAST_CHARACTERS = 1000
+_REMEDY = "make room there, or name another folder in FLAME_GVISOR_CACHE, or set FLAME_GVISOR_SNAPSHOTS=0"
 _FULL = ("no space left", "quota exceeded")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -91,11 +92,20 @@ class Copies:
             finally:
                 os.close(image)
         except (CopyError, OSError) as error:
-            complain(f"flame: no snapshot is used, the instance is started: {error}")
+            complain(f"flame: no snapshot is used, the instance is started: {self._why(error)}")
             self._sandbox.forget_panic()
             return 0
         finally:
             self._signals.close()
+
+    def _why(self, error: CopyError | OSError) -> str:
+        """What to say of it."""
+        if isinstance(error, CopyError):
+            return str(error)
+        path = str(error.filename or "")
+        if not path.startswith(self._cache.folder):
+            return f"{path}: {error.strerror}" if path else str(error)
+        return f"they can't be kept: {path}: {error.strerror}; {_REMEDY}"
 
     def _key(self) -> str:
         """Changes with everything that went into what is saved."""
@@ -161,7 +171,8 @@ class Copies:
             text = words.read(_LAST_CHARACTERS).decode(errors="replace").strip() or f"exit status {exit_status(status)}"
         if status:
             full = any(sign in text.lower() for sign in _FULL)
-            raise CopyError(f"runsc can't save the instance: {text}", lasting=not full)
+            remedy = f"; {_REMEDY}" if full else ""
+            raise CopyError(f"runsc can't save the instance in {self._cache.folder}: {text}{remedy}", lasting=not full)
         os.waitpid(pid, 0)
 
     # --- restoring -------------------------------------------------------------------------------------------------
