@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import tempfile
 import uuid
@@ -314,12 +315,13 @@ class ShimConformance:
             assert LAST_WORDS in message
 
     async def test_a_program_that_is_never_ready(self) -> None:
-        async with self.desk("sleep", start_timeout_ms=300) as desk:
+        # One that need not greet only has to be started, which a busy machine may take its time for.
+        async with self.desk("sleep", start_timeout_ms=300 if self.greets else 0) as desk:
             (task,) = desk.give(b"echo never", timeout_ms=300)
             if self.greets:
                 report = await desk.gone()
                 assert report.code == 11
-                assert "did not become ready" in report.message
+                assert re.search("did not (become ready|start)", report.message)
             else:
                 (failure,) = await desk.answered([task])
                 assert failure.message == "task timed out after 300 ms"
