@@ -57,7 +57,14 @@ def test_objects_of_a_closed_session_go_away_and_others_stay(cluster: Cluster, c
         register(connection)
         closing, open_one = (connection.create_session("trouble") for _ in range(2))
         put(cache, f"parcels/{closing.id}")  # a payload that was too large for a task
-        stay = [f"trouble/{open_one.id}", "trouble/shared", "trouble/never-was", f"another/{closing.id}"]
+        put(cache, "parcels/forgotten")  # of a session that was purged before anybody looked
+        stay = [
+            f"trouble/{open_one.id}",
+            f"parcels/{open_one.id}",
+            "trouble/shared",
+            "trouble/never-was",
+            f"another/{closing.id}",
+        ]
         for prefix in [f"trouble/{closing.id}", *stay]:
             put(cache, prefix)
         closing.close()

@@ -282,6 +282,19 @@ def test_results_stay_after_the_block_of_an_executor(
     until(lambda: not keys(), "all of them go")
 
 
+def test_results_that_nobody_lets_go_have_the_time_of_the_cache(
+    cached: WithCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLAME_CACHE_ENDPOINT", cached.cache.endpoint)
+    path = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    with flame.Executor(name="let-go", connection=cached.connection, environments=path) as executor:
+        kept = executor.submit(array_of, 1 << 20)
+        assert len(kept.result(SECONDS)) == 1 << 20
+    (info,) = cached.objects.list("let-go/*")  # its session is forgotten already, so the cache will not hear of that
+    assert info.expires is not None
+
+
 def test_a_durable_state_outlives_its_instance(runner: Runner) -> None:
     service = runner.service(Counter(10), durable=True)
     assert service.add(5).get(SECONDS) == 15

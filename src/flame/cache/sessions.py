@@ -2,7 +2,8 @@
 manager how the sessions fare whose objects it holds.
 
 It asks instead of being told, so that no end is missed while one of them is down. What was put under a name that no
-session ever had stays: that is not for a cache to judge.
+session ever had stays: that is not for a cache to judge. Only parcels, which the SDK makes, are always of a session:
+where it is unknown for two looks, it has ended and was forgotten between them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Sessions:
         self._tls = tls
         self._pause = pause
         self._seen: set[str] = set()  # prefixes of sessions that there were at some time
-        self._ended: set[str] = set()  # of those, whose objects have a time
+        self._ended: set[str] = set()  # whose objects have a time
+        self._unknown: set[str] = set()  # prefixes of parcels whose session there was not at the last look
         self._complained = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
@@ -71,6 +73,7 @@ class Sessions:
         names = {key.to_prefix() for key in held}
         self._seen &= names
         self._ended &= names
+        self._unknown &= names
         if not held:
             return
         link = await self._connect()
@@ -90,7 +93,12 @@ class Sessions:
             if prefix in self._seen:  # it was purged, so nobody can ask for its results any more
                 self._seen.discard(prefix)
                 self._end(key, 0.0)
+            elif key.app_name == parcels.APPLICATION and prefix not in self._ended:
+                if prefix in self._unknown:
+                    self._end(key, self._cache.retention)
+                self._unknown.add(prefix)
             return
+        self._unknown.discard(prefix)
         session = types_pb2.Session.FromString(answer)
         if key.app_name not in (session.spec.application, parcels.APPLICATION):
             return

@@ -293,6 +293,7 @@ class Lane:
             close_children(self.session.connection, self.session.id)
         finally:
             if keep_results:
+                self._storage.end()
                 weakref.finalize(self, background.do, self._storage.clear).atexit = False
             else:
                 self._storage.clear()

@@ -51,7 +51,7 @@ class Storage:
         self.threshold = THRESHOLD if cache else sys.maxsize
         if on_demand(cache):
             self.threshold = max_payload or sys.maxsize
-        self._client: ObjectClient | None = None
+        self._client: ObjectClient | None = None  # made when the first object is written or read
         self._cleared = False
         self._freed: deque[bytes] = deque()
 
@@ -162,10 +162,18 @@ class Storage:
             with contextlib.suppress(FlameError):  # as below
                 self._cache(refs[0]).delete_many(refs)
 
+    def end(self) -> None:
+        """The session is over: let its objects go when the cache's retention is. It may be forgotten before the cache
+        looks how its sessions fare. A cache that is started on demand is not started for that."""
+        if self.configured and (self._client is not None or not on_demand(self._endpoint)):
+            with contextlib.suppress(FlameError):  # as below
+                self._cache().end_session(self._prefix)
+
     def clear(self) -> None:
         """Delete all that is left of the session's objects."""
         self._cleared = True
-        if self.configured:
+        # One that starts when it is needed is not needed for this. What instances left there goes with the session.
+        if self.configured and not (self._client is None and on_demand(self._endpoint)):
             self._delete(self._prefix)
 
     def _delete(self, what: ObjectRef | str) -> None:
