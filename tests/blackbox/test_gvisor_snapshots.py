@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from asyncinotify import Inotify, Mask
 
+import flame
+from cluster import Cluster
 from flame.proto import frontend_pb2, types_pb2
 from images import python_image
 from prepared import ASYNC, FAILS, PREPARED, are_apart, program
-from scripted_manager import PATIENCE, Node, NodeLog, a_node_apart, a_node_here, descendants, gone
+from scripted_manager import PATIENCE, Node, NodeLog, a_node_apart, a_node_here, descendants, gone, runs
 from untrusted import MIB, ask
 
 LEVEL = "gvisor"
@@ -428,6 +430,35 @@ async def test_an_executor_manager_that_is_killed_while_it_restores(
     for each in below:
         await gone(each)
     assert unfinished(cache) == []
+
+
+def test_a_task_whose_node_is_killed_while_it_restores_is_done_on_another(armed: Path, tmp_path: Path) -> None:
+    service = program(tmp_path, PREPARED, "service")
+    settings = {"recovery": {"node": {"drain": 1}}}  # seconds that a node may be away
+    with (
+        Cluster(tmp_path / "cluster", nodes=2, settings=settings) as cluster,
+        flame.connect(cluster.endpoint) as connection,
+    ):
+        connection.register_application(
+            "prepared", {"command": sys.executable, "arguments": [service], "isolation": LEVEL, "delay_release": 0}
+        )
+        for _ in range(2):
+            with connection.create_session("prepared") as session:
+                assert session.invoke(b"answer = 1") == b"1"
+        armed.touch()
+        with Inotify(sync_timeout=PATIENCE) as inotify, connection.create_session("prepared") as session:
+            inotify.add_watch(armed.parent, Mask.DELETE)
+            task = session.submit(b"answer = 1")
+            assert next(iter(inotify)).mask & Mask.DELETE
+            [executor] = connection.list_executors(session.id)
+            node = cluster.nodes[executor.node]
+            below = descendants(node.pid)
+            assert {"runsc-sandbox", "runsc-gofer"} <= {command_of(each).split("\0")[0] for each in below}
+            node.kill()
+            assert task.result(timeout=2 * PATIENCE) == b"1"
+            [executor] = connection.list_executors(session.id)
+            assert cluster.nodes[executor.node] is not node
+            assert not [each for each in below if runs(each)]
 
 
 async def test_copies_end_with_their_node(node: Node, folder: Path) -> None:
