@@ -174,21 +174,24 @@ exec {shutil.which("runsc")} "$@"
             assert await output(node, 1) == "0\n"
 
 
-async def test_what_an_image_says_is_not_expanded_and_what_the_application_says_is(node: Node) -> None:
+async def test_what_an_image_says_is_not_expanded_and_what_the_application_says_is(node: Node, tmp_path: Path) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         add_busybox(tar, PROGRAMS)
     script = 'HOME=mine; echo "$HOME $LITERAL" "$@"'
     name = oci_layout(
-        node.folder / "layout", [stream.getvalue()],
+        tmp_path / "layout", [stream.getvalue()],
         Env=["PATH=/bin", "LITERAL=$PATH $HOME"], Entrypoint=["sh", "-c", script, "sh"], Cmd=["$LITERAL"],
     )  # fmt: skip
-    start(node, 1, name, "", "$FLAME_SESSION_ID", labels=["stdio=once"])
-    await node.manager.bound(1)
-    assert await output(node, 1) == "mine $PATH $HOME $LITERAL session-1\n"
-    start(node, 2, name, "env", labels=["stdio=once"], env={"OWN": "$HOME"})
-    await node.manager.bound(2)
-    assert {"LITERAL=$PATH $HOME", "OWN=/tmp"} <= set((await output(node, 2)).splitlines())
+    try:
+        start(node, 1, name, "", "$FLAME_SESSION_ID", labels=["stdio=once"])
+        await node.manager.bound(1)
+        assert await output(node, 1) == "mine $PATH $HOME $LITERAL session-1\n"
+        start(node, 2, name, "env", labels=["stdio=once"], env={"OWN": "$HOME"})
+        await node.manager.bound(2)
+        assert {"LITERAL=$PATH $HOME", "OWN=/tmp"} <= set((await output(node, 2)).splitlines())
+    finally:
+        podman("rmi", "--force", f"localhost{tmp_path}/layout")
 
 
 async def test_what_an_image_says_to_the_loader_is_not_said_to_the_node(node: Node, image: str) -> None:
