@@ -69,11 +69,12 @@ class Home:
         )
 
     def processes(self) -> list[int]:
-        """Those that this user has."""
+        """Those of this user that run. The folder of one in /proc may be root's."""
         found: list[int] = []
-        for each in Path("/proc").iterdir():
-            with suppress(FileNotFoundError):
-                if each.name.isdecimal() and each.stat().st_uid == USER:
+        for each in Path("/proc").glob("[0-9]*"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                status = (each / "status").read_text()
+                if f"\nUid:\t{USER}\t" in status and "\nState:\tZ" not in status:
                     found.append(int(each.name))
         return found
 
@@ -159,8 +160,10 @@ def home(request: pytest.FixtureRequest) -> Iterator[Home]:
         found = Home(folder, numbers=request.param == "numbers")
         yield found
         found.run("podman", "unshare", "rm", "-rf", found.environ["XDG_DATA_HOME"])
-        for pid in found.processes():  # podman leaves one
-            os.kill(pid, signal.SIGKILL)
+        while left := found.processes():  # podman leaves one
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     finally:
         shutil.rmtree(folder)
 
