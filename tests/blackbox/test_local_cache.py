@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,10 @@ import pytest
 import flame
 from cluster import free_ports
 from flame.local import Cluster
+from flame.local.cache import LocalCache
 from flame.local.launch import running_cluster
+from flame.local.registry import ClusterRecord
+from flame.local.settings import DaemonSettings
 from flame.model.errors import FlameError, InvalidConfigError, TooLargeError, UnavailableError
 from flame.objects import ObjectClient
 
@@ -81,6 +85,46 @@ def test_it_starts_when_something_is_too_large_for_a_task(config: Path) -> None:
         (pid,) = caches(cluster)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_functions_that_need_none_start_none(config: Path) -> None:
+    with Cluster(2, config=config) as cluster, flame.connect(cluster.endpoint) as connection:
+        with flame.Executor(connection=connection) as executor:
+            assert list(executor.map(abs, [-1, 2])) == [1, 2]
+        with flame.Runner("small", connection=connection) as runner:
+            assert runner.service(abs)(-3).get() == 3
+        assert caches(cluster) == []
+
+
+async def test_it_ends_also_in_the_moment_in_which_it_has_started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DaemonSettings("x", str(folder), str(folder), "none", temporary=True)
+    record = ClusterRecord("x", os.getpid(), "unix:x", "none", str(folder), "", "0", 0.0, cache=f"unix:{folder}/door")
+    cache = LocalCache(settings, record)
+    start = asyncio.create_subprocess_exec
+    stopping: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
+
+    async def create(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*arguments, **options)
+        assert process.stdout is not None
+        readline = process.stdout.readline
+
+        async def read_and_stop() -> bytes:
+            line = await readline()
+            # Its first step comes between the end of this and who waits for the line.
+            stopping.set_result(asyncio.create_task(cache.stop()))
+            return line
+
+        monkeypatch.setattr(process.stdout, "readline", read_and_stop)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", create)
+    await cache.start()
+    with socket.socket(socket.AF_UNIX) as visitor:
+        visitor.connect(str(folder / "door"))
+        async with asyncio.timeout(20):
+            await asyncio.shield(await stopping)  # or its own waiting would be what is cancelled
 
 
 def test_common_data_and_asyncio(config: Path) -> None:

@@ -159,12 +159,16 @@ class LocalCache:
         )
         assert process.stdout is not None
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the line.
+            async with asyncio.timeout(_START_TIMEOUT):
+                line = await process.stdout.readline()
         except TimeoutError:
             process.kill()
+            await process.wait()
             raise TimedOutError(f"the object cache did not start within {_START_TIMEOUT:g} s") from None
         except BaseException:
             process.kill()
+            await process.wait()
             raise
         if not line:
             raise InternalError(f"the object cache ended while it started (exit code {await process.wait()})")
