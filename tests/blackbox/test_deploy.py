@@ -217,7 +217,9 @@ def test_what_is_wrong_is_said_before_anything_happens(
 
 def test_what_can_not_be_started_is_refused(deployer: Deployer) -> None:
     (deployer.folder / "readme").write_text("")
-    assert "unable to detect the command: it holds no executable; give it with --command" in deployer.run().stderr
+    refusal = deployer.run().stderr
+    assert "unable to detect the command: it holds no executable, and no " in refusal
+    assert "__main__.py; give it with --command" in refusal
     done = deployer.good("--command", "cat", "--argument=-u")
     application = done["application"]
     assert isinstance(application, dict)

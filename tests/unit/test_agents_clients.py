@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from flame.agents.clients import Clients
+from flame.model.errors import InvalidStateError
 
 
 class Slow:
@@ -56,3 +59,53 @@ async def test_a_closing_that_nobody_waits_for_any_more_goes_on() -> None:
     sandbox.may_end.set()
     await clients.close_all()
     assert sandbox.closed
+
+
+async def test_a_sandbox_that_is_made_while_its_client_closes_it_is_closed() -> None:
+    sandbox, may_begin, asked = Slow(), asyncio.Event(), asyncio.Event()
+    sandbox.may_end.set()
+
+    async def create() -> Any:
+        asked.set()
+        await may_begin.wait()
+        return sandbox
+
+    clients = Clients(create, idle=600, most=16, timeout=10, limit=1000)
+
+    async def call() -> None:
+        async with clients.use("one"):
+            raise AssertionError("it was closed")
+
+    calling = asyncio.create_task(call())
+    await asked.wait()
+    closing = asyncio.create_task(clients.close("one"))
+    await asyncio.sleep(0)
+    may_begin.set()
+    with pytest.raises(InvalidStateError, match="closed while it was made"):
+        await calling
+    assert await closing is True
+    assert sandbox.closed
+
+
+async def test_closing_what_can_not_be_made_ends() -> None:
+    may_fail, asked = asyncio.Event(), asyncio.Event()
+
+    async def create() -> Any:
+        asked.set()
+        await may_fail.wait()
+        raise InvalidStateError("no room")
+
+    clients = Clients(create, idle=600, most=16, timeout=10, limit=1000)
+
+    async def call() -> None:
+        async with clients.use("one"):
+            raise AssertionError("there is none")
+
+    calling = asyncio.create_task(call())
+    await asked.wait()
+    closing = asyncio.create_task(clients.close("one"))
+    await asyncio.sleep(0)
+    may_fail.set()
+    with pytest.raises(InvalidStateError, match="no room"):
+        await calling
+    assert await closing is False

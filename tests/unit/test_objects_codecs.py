@@ -136,6 +136,11 @@ def test_arrays_of_arrow_without_values(value: pa.Array, patch: bool) -> None:
     assert got.type == value.type
 
 
+def test_clients_of_another_make_find_a_batch_in_an_array_without_values() -> None:
+    data = codecs.encode(pa.array([], pa.string())).to_bytes()
+    assert len(list(pa.ipc.open_stream(data[codecs.TAG :]))) == 1
+
+
 @pytest.mark.parametrize("patch", [False, True])
 def test_batches_without_rows(patch: bool) -> None:
     batch = pa.RecordBatch.from_pylist([], schema=pa.schema([("a", pa.int8())]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,8 +12,8 @@ from flame.model.errors import InvalidArgumentError
 from flame.objects.messages import Options, TtlRequest
 
 
-@pytest.mark.parametrize("ttl", [math.nan, math.inf, -math.inf, -1.0])
-def test_a_time_to_live_that_is_none_is_refused(ttl: float) -> None:
+@pytest.mark.parametrize("ttl", [math.nan, math.inf, -math.inf, -1.0, "x"])
+def test_a_time_to_live_that_is_none_is_refused(ttl: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="is no number of seconds from 0 on"):
         Options(ttl=ttl)
 

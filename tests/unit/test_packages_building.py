@@ -251,7 +251,7 @@ SCRIPTS = "[project]\nname = 'x'\nversion = '1'\n[project.scripts]\n"
         ({"bin/tool": "", "run!": ""}, Detected("binary", "tool")),
         ({"run!": "", "readme": ""}, Detected("binary", "run")),
         ({"pyproject.toml": "[tool.x]\n", "run!": ""}, Detected("binary", "run")),
-        ({"readme": ""}, Detected("binary", why="it holds no executable")),
+        ({"readme": ""}, Detected("binary", why="it holds no executable, and no my_app.py or my_app/__main__.py")),
         ({"a!": "", "b!": ""}, Detected("binary", why="it holds the executables a, b, none of them named my-app")),
         (
             {"pyproject.toml": SCRIPTS + "a = 'x:y'\nb = 'x:z'"},

@@ -64,28 +64,30 @@ class Clients:
                     raise InvalidStateError(place.ended, remedy=_AGAIN)
                 if place.sandbox is None:
                     place.sandbox = await self._made()
+            if self._places.get(key) is not place:
+                raise InvalidStateError("the sandbox was closed while it was made", remedy=_AGAIN)
             yield AsyncToolbox(place.sandbox, timeout=self._timeout, limit=self._limit)
         except InvalidStateError as error:
-            if place.sandbox is None or await _alive(place.sandbox):
+            if self._places.get(key) is not place or place.sandbox is None or await _alive(place.sandbox):
                 raise
             await self.close(key)
             raise InvalidStateError(error.message, remedy=_AGAIN) from None
         finally:
             place.busy -= 1
-            if place.sandbox is None:
-                if not place.busy and not place.ended:
-                    self._places.pop(key, None)
-            elif not place.busy:
-                place.timer = asyncio.get_running_loop().call_later(self._idle, self._idled, key)
+            if not place.busy and self._places.get(key) is place:
+                if place.sandbox is not None:
+                    place.timer = asyncio.get_running_loop().call_later(self._idle, self._idled, key)
+                elif not place.ended:
+                    del self._places[key]
 
     async def close(self, key: str) -> bool:
-        """Close the client's sandbox. Whether there was one."""
+        """Close the client's sandbox, also one that is being made. Whether there was one."""
         place = self._places.pop(key, None)
-        if place is None or place.sandbox is None:
+        if place is None:
             return False
         # Goes on when the caller is cancelled.
         await asyncio.wait({self._begin_to_close(place)})
-        return True
+        return place.sandbox is not None
 
     async def close_all(self) -> None:
         """Close all of them; returns when those are closed, too, whose closing somebody else began."""
@@ -122,7 +124,9 @@ _AGAIN = "this call was not carried out; the next one begins with a new sandbox,
 async def _close(place: _Place) -> None:
     if place.timer is not None:
         place.timer.cancel()
-    if place.sandbox is not None:
+    async with place.lock:  # it may be about to be made
+        if place.sandbox is None:
+            return
         try:
             await place.sandbox.close()
         except FlameError as error:

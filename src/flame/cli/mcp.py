@@ -98,14 +98,13 @@ def flame_mcp(
     from flame.agents.clients import Clients
     from flame.agents.door import rules
     from flame.cli.sandboxes import network_of
-    from flame.model.isolation import check, parse_limits
+    from flame.model.isolation import NO_LIMITS, check, parse_limits
 
     allowed = parse_limits(limit_texts(limits, memory)) if memory or limits else None
     kind = Kind(
         isolation, network_of(isolation, network), allowed, idle_timeout, timeout, max_output, max_sandboxes
     )  # fmt: skip
-    if allowed is not None:
-        check(isolation, allowed, kind.network)
+    check(isolation, allowed or NO_LIMITS, kind.network)
     maker = _Maker(settings_of(ctx), kind)
     clients = Clients(maker.create, idle=idle_timeout, most=max_sandboxes, timeout=timeout, limit=max_output)
     if not http:

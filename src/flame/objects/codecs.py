@@ -336,16 +336,20 @@ def _restore(table: pa.Table) -> Any:
 
 def _stream(table: pa.Table, tag: bytes) -> Payload:
     measured = pa.MockOutputStream()
-    _write_stream(table, measured)
+    _write_stream(table, measured, one_batch=bool(tag))
     size = len(tag) + measured.size()
 
     def write(buffer: memoryview) -> None:
         buffer[: len(tag)] = tag
-        _write_stream(table, pa.FixedSizeBufferWriter(pa.py_buffer(buffer[len(tag) :])))
+        _write_stream(table, pa.FixedSizeBufferWriter(pa.py_buffer(buffer[len(tag) :])), one_batch=bool(tag))
 
     return Payload(size, write, table=not tag)
 
 
-def _write_stream(table: pa.Table, sink: Any) -> None:
+def _write_stream(table: pa.Table, sink: Any, *, one_batch: bool) -> None:
+    """`one_batch`: also when there are no rows; clients of another make look for it."""
     with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
+        if one_batch and not table.num_rows:
+            writer.write_batch(pa.RecordBatch.from_pylist([], schema=table.schema))
+        else:
+            writer.write_table(table)

@@ -60,8 +60,12 @@ class InvalidTimeError(InvalidArgumentError, ValueError):
 
 
 def _check_seconds(what: str, seconds: float | None, remedy: str) -> None:
-    if seconds is not None and not (0 <= seconds < math.inf):  # NaN is neither
-        raise InvalidTimeError(f"{what} {seconds} is no number of seconds from 0 on", remedy=remedy)
+    try:
+        good = seconds is None or 0 <= seconds < math.inf  # NaN is neither
+    except TypeError:  # who checks no types may give anything
+        good = False
+    if not good:
+        raise InvalidTimeError(f"{what} {seconds!r} is no number of seconds from 0 on", remedy=remedy)
 
 
 class Options(msgspec.Struct, frozen=True, array_like=True):

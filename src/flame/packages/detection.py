@@ -55,8 +55,10 @@ def _program(folder: Path, name: str) -> Detected:
         programs, where = _executables(folder), "it"
     if len(programs) == 1:
         return Detected("binary", programs[0])
-    found = f"{where} holds the executables {', '.join(programs)}" if programs else "it holds no executable"
-    return Detected("binary", why=f"{found}, none of them named {name}" if programs else found)
+    if programs:
+        return Detected("binary", why=f"{where} holds the executables {', '.join(programs)}, none of them named {name}")
+    module = name.replace("-", "_").replace(".", "_")
+    return Detected("binary", why=f"it holds no executable, and no {module}.py or {module}/__main__.py")
 
 
 def _executables(folder: Path) -> list[str]:
