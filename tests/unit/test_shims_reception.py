@@ -53,6 +53,17 @@ async def test_the_folder_of_an_instance_goes_with_it(tmp_path: Path) -> None:
     await reception.close()
 
 
+async def test_instances_outlive_the_reception_of_a_node_that_stops(tmp_path: Path) -> None:
+    reception = Reception(tmp_path, LIMIT, tmp_path)
+    await reception.open()
+    arrival = reception.expect("e-1", "token", link=False)
+    await reception.close()
+    await reception.forget(arrival)
+    assert not arrival.folder.exists()
+    with pytest.raises(OSError, match="the executor manager is stopping"):
+        reception.expect("e-2", "token", link=False)
+
+
 async def test_a_socket_is_found_even_where_somebody_took_all_watches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

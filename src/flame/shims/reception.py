@@ -102,7 +102,8 @@ class Reception:
     def expect(self, executor_id: str, token: str, *, link: bool, guests: Collection[int] = ()) -> Arrival:
         """An instance is about to start, which may speak the link if `link`, as our user, as root, or as one of
         `guests`. Raises OSError."""
-        assert self._inotify is not None
+        if self._inotify is None:
+            raise OSError(errno.ESHUTDOWN, "the executor manager is stopping")
         self._number += 1
         folder = self._doors / f"{self._number:x}"
         folder.mkdir(mode=0o700)
@@ -170,6 +171,7 @@ class Reception:
         await asyncio.gather(*looking, return_exceptions=True)
         if self._inotify is not None:
             self._inotify.close()
+            self._inotify = None  # instances that are forgotten from now on have no watch
         for arrival in list(self._expected.values()):
             if arrival.server is not None:
                 arrival.server.close()
