@@ -17,7 +17,7 @@ SNAPSHOT, REFUSED, SEEN = "snapshot", "refused", "seen"  # kinds of things in a 
 COMMON_DATA = "FLAME_COMMON_DATA_FILE"
 _OWN_VALUES = ("FLAME_INSTANCE_TOKEN", "FLAME_INSTANCE_ID", "FLAME_EXECUTOR_ID", "FLAME_SESSION_ID", COMMON_DATA)
 _OWN = (*_OWN_VALUES, "FLAME_INSTANCE_LINK", "FLAME_INSTANCE_ENDPOINT")
-RESUME_S = 10.0  # a copy that does not go on until then never will
+RESUME_S = 20.0  # a copy that does not go on until then, on however busy a node, never will
 _ENTROPY = 64  # bytes
 
 
