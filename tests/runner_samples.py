@@ -38,10 +38,13 @@ class RefusedError(Exception):
 
 
 class StrangeError(Exception):
-    """A pickle of it does not load: its arguments are not what made it."""
+    """It has no pickle: one of its arguments has none."""
 
     def __init__(self, first: int, second: int) -> None:
-        super().__init__("strange")
+        super().__init__(first, second, threading.Lock())
+
+    def __str__(self) -> str:
+        return "strange"
 
 
 def refuse(number: int) -> None:
