@@ -154,7 +154,8 @@ class Uplink:
                     self._give_up(error)
                     return
                 if why := lost_for_good(self.endpoint.text):
-                    self._give_up(UnavailableError(why, remedy="run the program again; flame.connect() starts another one"))
+                    again = "run the program again; flame.connect() starts another one"
+                    self._give_up(UnavailableError(why, remedy=again))
                     return
                 if self.reconnect_timeout is not None and elapsed > self.reconnect_timeout:
                     self._give_up(UnavailableError(f"the cluster is gone for {elapsed:.0f} s: {error.message}"))
