@@ -348,6 +348,7 @@ def _stream(table: pa.Table, tag: bytes) -> Payload:
 
 def _write_stream(table: pa.Table, sink: Any, *, one_batch: bool) -> None:
     """`one_batch`: also when there are no rows; clients of another make look for it."""
+    writer: Any
     with pa.ipc.new_stream(sink, table.schema) as writer:
         if one_batch and not table.num_rows:
             writer.write_batch(pa.RecordBatch.from_pylist([], schema=table.schema))
