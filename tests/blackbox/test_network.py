@@ -162,6 +162,19 @@ def test_what_is_listed_is_reached_and_nothing_else(
     assert not named(f"{executor}-network")
 
 
+@pytest.mark.parametrize("level", ["process", "gvisor"])
+def test_it_is_reached_also_from_a_node_whose_folder_has_a_long_path(tmp_path: Path, web: Web, level: str) -> None:
+    folder = tmp_path / ("a-long-name-" * 6)
+    folder.mkdir()
+    (folder / "service.py").write_text(SERVICE)
+    with Cluster(folder) as cluster, flame.connect(cluster.endpoint) as connection:
+        require_level(connection, level)
+        spec: dict[str, Any] = {"command": sys.executable, "arguments": [str(folder / "service.py")]}
+        connection.register_application("far", {**spec, "isolation": level, "network": listed(web)})
+        with connection.create_session("far") as session:
+            assert ask(session, f"answer = get('http://{web.where}/')") == f"/ of {web.where}"
+
+
 def test_programs_in_a_sandbox_use_it(cluster: Cluster, connection: flame.Connection, web: Web) -> None:
     with flame.Sandbox.create(network=[web.where], connection=connection) as sandbox:
         code = f"import urllib.request; print(urllib.request.urlopen('http://{web.where}/code').read().decode())"

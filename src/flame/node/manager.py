@@ -134,6 +134,7 @@ class ExecutorManager:
             self._keeper,
             self._logs,
             self._folders.executors,
+            self._folders.sockets,
             surroundings,
             self._packages,
             self._confinement,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -29,7 +30,7 @@ from flame.shims.shim import Usage
 logger = logging.getLogger("flame.node")
 
 _BRIDGE = Path(__file__).with_name("egress_bridge.py")
-_SOCKET = "proxy"
+_SOCKET = ".net"
 _CARRIED = "carried"
 _BACKLOG = 128
 _END_S = 2.0
@@ -42,27 +43,28 @@ class Egress:
         self,
         keeper: Keeper,
         executors: Path,
+        sockets: Path,
         executor_id: str,
         network: str,
         log: int,
         group: Callable[[str], Group | None],
     ) -> None:
         """`network` is a list. The proxy has a folder of its own in `executors`, by whose name it is found after the
-        keeper was killed; what it says goes to `log`. `group` makes the control group of that name that it is in, and
-        raises OSError. Raises OSError."""
+        keeper was killed, and a socket in `sockets`, whose path is short; what it says goes to `log`. `group` makes the
+        control group of that name that it is in, and raises OSError. Raises OSError."""
         self._keeper = keeper
         self._make_group = group
         self._group: Group | None = None
         self._identity = f"{executor_id}-network"
         self._network = network
         self._folder = executors / self._identity
-        self.socket = self._folder / _SOCKET
+        self.socket = sockets / f"{secrets.token_hex(4)}{_SOCKET}"
         self._starting: asyncio.Task[Process | None] | None = None
         self._folder.mkdir(mode=0o700)
         try:
             file = self._folder / _CARRIED
             file.write_bytes(bytes(CARRIED.size))
-            self._listening = _listen(self._folder)
+            self._listening = _listen(self.socket)
             self._carried = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -92,6 +94,7 @@ class Egress:
         os.close(self._carried)
         if self._group is not None:
             await asyncio.to_thread(self._group.remove)
+        self.socket.unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def _begin(self) -> None:
@@ -138,15 +141,10 @@ def bridged_in_image(program: Program, proxy: Path, python: ImagePython) -> tupl
     return msgspec.structs.replace(program, path=path, argv=argv, env=env), {**python.files, bridge: _BRIDGE}
 
 
-def _listen(folder: Path) -> socket.socket:
-    """A listening socket in the folder, however long its path is."""
+def _listen(path: Path) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX)
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            listening.bind(f"/proc/self/fd/{descriptor}/{_SOCKET}")
-        finally:
-            os.close(descriptor)
+        listening.bind(str(path))
         listening.listen(_BACKLOG)
     except BaseException:
         listening.close()

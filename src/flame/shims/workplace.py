@@ -31,13 +31,15 @@ _LAST_BYTES = 2000
 
 
 class Workshop:
-    """What a node gives to the shims that run programs. `folder` is where each executor gets a folder of its own."""
+    """What a node gives to the shims that run programs. `folder` is where each executor gets a folder of its own, and
+    `sockets` one with a short path for sockets."""
 
     def __init__(
         self,
         keeper: Keeper,
         logs: LogStore,
         folder: Path,
+        sockets: Path,
         surroundings: Surroundings,
         packages: Packages,
         confinement: Confinement,
@@ -46,6 +48,7 @@ class Workshop:
         self.keeper = keeper
         self.logs = logs
         self.folder = folder
+        self.sockets = sockets
         self.surroundings = surroundings
         self.confinement = confinement
         self.objects = objects
@@ -163,7 +166,9 @@ class Workplace:
         try:
             self._groups = workshop.confinement.shared_groups(self.limits, f"{launch.executor_id}-shared")
             group = partial(workshop.confinement.group_of_proxy, self._groups, self.limits)
-            self._egress = Egress(workshop.keeper, workshop.folder, launch.executor_id, network, self._stderr, group)
+            self._egress = Egress(
+                workshop.keeper, workshop.folder, workshop.sockets, launch.executor_id, network, self._stderr, group
+            )
         except OSError as error:
             raise BindError(BindCode.START, f"can't make what the instance's network needs: {error}") from error
 

@@ -73,7 +73,7 @@ async def a_bench(*levels: str) -> AsyncGenerator[Bench]:
         surroundings = Surroundings(os.environ, Path(sys.executable).parent, LIMIT)
         found = await asyncio.to_thread(find_levels, folder / "isolation", names=levels)
         confinement = Confinement(found, await asyncio.to_thread(Groups.find), [executors, sockets])
-        workshop = Workshop(keeper, logs, executors, surroundings, _NoPackages(), confinement)
+        workshop = Workshop(keeper, logs, executors, sockets, surroundings, _NoPackages(), confinement)
         try:
             yield Bench(folder, keeper, logs, reception, surroundings, workshop)
         finally:
