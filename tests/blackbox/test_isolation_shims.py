@@ -224,7 +224,10 @@ async def test_a_program_sees_its_common_data_in_a_sandbox(node: Node) -> None:
 
 @pytest.mark.parametrize(
     ("attributes", "label"),
-    [({"shim": flame.Shim.CONTAINER}, "flame.shim.container"), ({"isolation": "gvisor"}, "flame.isolation.gvisor")],
+    [
+        ({"shim": flame.Shim.CONTAINER, "image": "docker.io/library/busybox"}, "flame.shim.container"),
+        ({"isolation": "gvisor"}, "flame.isolation.gvisor"),
+    ],
 )
 def test_a_session_that_no_node_can_run_says_what_it_waits_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: dict[str, Any], label: str
