@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, Iterator
@@ -92,6 +93,25 @@ async def test_a_bomb_is_refused_and_leaves_no_image(
         assert not list((tmp_path / "images").iterdir())
         assert known() == before
         assert podman("ps", "--all", "--quiet", "--filter", "name=flame-") == ""
+
+
+async def test_one_that_came_in_part_does_not_keep_others_from_coming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it may be when podman was killed at the wrong moment: it answers nothing any more until that one is gone."""
+    conf = tmp_path / "storage.conf"
+    conf.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path}/graph"\nrunroot = "{tmp_path}/run"\n')
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(conf))
+    podman("pull", "--quiet", oci_layout(tmp_path / "broken", [layer({"one": 1})]))
+    (broken,) = known()
+    (manifest,) = (tmp_path / "graph").glob("vfs-images/*/manifest")
+    manifest.unlink()
+    with pytest.raises(subprocess.CalledProcessError):
+        known()
+    async with a_store(tmp_path) as images:
+        image = await images.provide(oci_layout(tmp_path / "layout", [layer({"two": 2})]))
+        assert (image.root / "two").exists()
+    assert known() & {broken} == set()
 
 
 async def test_what_writes_without_end_is_ended(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ _TRANSPORTS = ("docker-archive", "oci-archive", "oci", "dir", "docker-daemon")
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 _END_S = 30.0
+_BROKEN = "consider removing the image"  # podman's advice for one that lacks a part
+_MOST_BROKEN = 10
 
 
 class Podman:
@@ -41,9 +43,12 @@ class Podman:
         done = None if is_file else await self._commands.run(self._program, "image", "inspect", "--", wanted)
         known: set[str] | None = None
         if done is None or done.status:
-            had = await self._commands.run(self._program, "images", "--all", "--quiet", "--no-trunc")
-            known = set(_IDENTITY.findall(had.text))
-            fetched = await self._fetch(name)
+            known = await self._images()
+            try:
+                fetched = await self._fetch(name)
+            except (TooMuchError, asyncio.CancelledError):  # podman was killed
+                await asyncio.shield(self._clean(name, known, is_file=is_file))
+                raise
             wanted = fetched if is_file else name
             done = await self._commands.run(self._program, "image", "inspect", "--", wanted)
         if done.status:
@@ -56,6 +61,34 @@ class Podman:
                 BindCode.INSTALL, f"what podman says of image {name!r} makes no sense: {done.text[:200]!r}"
             ) from None
         return found, "" if known is None or identity in known else wanted
+
+    async def _images(self) -> set[str]:
+        """Those that podman has. One that came when it was killed may lack a part, and podman says nothing of any other
+        then: such a one is removed."""
+        for _ in range(_MOST_BROKEN):
+            done = await self._commands.run(self._program, "images", "--all", "--quiet", "--no-trunc")
+            broken = _IDENTITY.search(done.words) if done.status and _BROKEN in done.words else None
+            if broken is None:
+                return set(_IDENTITY.findall(done.text))
+            logger.warning("podman was killed while image %s came: it is removed", broken.group())
+            await self._commands.run(self._program, "rmi", "--force", "--", broken.group())
+        return set()
+
+    async def _clean(self, name: str, known: set[str], *, is_file: bool) -> None:
+        """An image came in part, or just so: it is not kept. What comes of a file is known by its path, if by any
+        name; what has another one may be somebody else's that came meanwhile."""
+        with suppress(OSError, TooMuchError):
+            came = await self._images() - known
+            if not is_file:
+                await self.forget(name)
+                return
+            path = name.partition(":")[2].strip("/")
+            for identity in came:
+                tags = await self._commands.run(
+                    self._program, "image", "inspect", "--format={{json .RepoTags}}", "--", identity
+                )
+                if not tags.status and all(path in tag for tag in json.loads(tags.text) or ()):
+                    await self.forget(identity)
 
     async def _fetch(self, name: str) -> str:
         """The digest of what came."""
