@@ -32,7 +32,7 @@ from flame.shims.egress import bridged, bridged_in_image
 from flame.shims.environment import Surroundings
 from flame.shims.isolation_devices import device_files, names_inside
 from flame.shims.isolation_sandbox import DEFAULT_DISK, TMP, USER, Room, folders_of_interpreter, forbidden, readable
-from flame.shims.levels import Labelled, Level, find_levels, holds_lists
+from flame.shims.levels import Carrier, Labelled, Level, find_levels, holds_lists
 from flame.shims.limits import Group, Groups
 from flame.shims.processes import Program, describe_status, signal_of
 from flame.shims.shim import BindError, Launch
@@ -82,6 +82,14 @@ class Confinement:
         """Whether the instance can be reached over its stdin and stdout only. Raises BindError."""
         level = self._level(launch)
         return level is not None and level.streams
+
+    def socket(self, launch: Launch, outside: Path) -> Path | None:
+        """Where the instance makes its socket, so that it is at `outside` for us; None = no socket of it can be reached.
+        Raises BindError."""
+        level = self._level(launch)
+        if level is None or not level.streams:
+            return outside
+        return Path(level.door) if isinstance(level, Carrier) else None
 
     def shares_network(self, launch: Launch) -> bool:
         """Whether a port that the instance listens at is one of the node's."""

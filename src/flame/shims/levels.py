@@ -62,9 +62,11 @@ class Labelled(Protocol):
 
 @runtime_checkable
 class Carrier(Protocol):
-    """A level where no unix socket reaches inside, and which carries connections to `Room.proxy` by itself."""
+    """A level where no unix socket reaches inside, and which carries connections to `Room.proxy` by itself, and such to
+    the socket of `Room.sockets`, which it makes when the instance has made one at `door`."""
 
     carries: bool
+    door: str
 
 
 def holds_lists(level: Level) -> bool:

@@ -25,6 +25,7 @@ from flame.shims.levels import shared_folder
 from flame.shims.microvm_kernel import KernelError, find_kernel, module_files
 from flame.shims.microvm_probe import Acceleration, find_acceleration
 from flame.shims.processes import Program
+from flame.shims.reception import SOCKET
 from flame.shims.shim import Launch
 from flame.shims.snapshots import COMMON_DATA, alike
 
@@ -37,7 +38,7 @@ _RUNNER = Path(__file__).with_name("microvm_runner.py")
 _FLAME = Path(__file__).parents[1]
 _DEFAULT_MEMORY = 512 * _MIB  # when nobody says how much
 _INSIDE = 96 * _MIB  # what the machine's own kernel takes of its memory
-_BRIDGE = 24 * _MIB  # and what passes on connections, where there is a list of what may be reached
+_BRIDGE = 24 * _MIB  # and what passes on connections: to what a list names, to the program
 _OUTSIDE = 320 * _MIB  # what QEMU takes besides it, and the runner
 _OUTSIDE_PIDS = 512  # threads and processes of both
 _KEPT = {"system": 4, "room": 32, "python": 4, "initrd": 4, "snapshot": 8, "refused": 64, "probe": 8}
@@ -51,6 +52,7 @@ class Microvm:
     name = "microvm"
     streams = True
     carries = True
+    door = "/dev/shm/flame-door/s.sock"
 
     def __init__(self, settings: dict[str, Any], verdicts: Path, missing: str = "", accel: str = "") -> None:
         """`settings` is the part of the runner's work that is the same for all launches."""
@@ -104,6 +106,7 @@ class Microvm:
         data = env.pop(COMMON_DATA, "") if _by_sdk(launch.application) else ""
         prefixes = self._settings["system"]["prefixes"]
         own = [] if room.root is not None or any(_FLAME.is_relative_to(each) for each in prefixes) else [_FLAME]
+        doors = [str(folder / SOCKET) for folder in room.sockets]  # of one instance there is one at most
         spec = {
             **self._settings,
             "image": None if room.root is None else _image(room.root),
@@ -121,8 +124,9 @@ class Microvm:
                 "listed": launch.application.network if room.proxy is not None else "",
                 "proxy": str(room.proxy or ""),
             },
+            "door": {"inside": self.door if doors else "", "outside": "".join(doors)},
             "limits": {"memory": memory, "pids": limits.pids, "disk": room.disk},
-            "memory": _size(memory, room.proxy),
+            "memory": _size(memory, (room.proxy is not None) + len(doors)),
             "processors": min(max(1, -(-limits.cpu_millis // 1000)), len(os.sched_getaffinity(0))),
             "snapshots": self._settings["snapshots"] and _alike(env, launch),
             "verdict": verdict,
@@ -138,7 +142,7 @@ class Microvm:
 
     def around(self, limits: Limits) -> Limits:
         """What its control group holds it to: what the machine has is held inside, and QEMU needs more than that."""
-        memory = limits.memory and _size(limits.memory) + _BRIDGE + _OUTSIDE
+        memory = limits.memory and _size(limits.memory) + 2 * _BRIDGE + _OUTSIDE
         return msgspec.structs.replace(limits, memory=memory, pids=limits.pids and _OUTSIDE_PIDS)
 
 
@@ -210,9 +214,9 @@ def _image(root: Path) -> dict[str, Any]:
     return {"identity": root.name, "disk": str(disk_of(root)), "python": places, "program": program}
 
 
-def _size(memory: int, proxy: Path | None = None) -> int:
+def _size(memory: int, bridges: int = 0) -> int:
     """Of a machine in which a program may use so much."""
-    return -(-(memory + _INSIDE + (_BRIDGE if proxy is not None else 0)) // (2 * _MIB)) * 2 * _MIB
+    return -(-(memory + _INSIDE + bridges * _BRIDGE) // (2 * _MIB)) * 2 * _MIB
 
 
 def _alike(env: Mapping[str, str], launch: Launch) -> bool:

@@ -11,15 +11,18 @@ import socket
 import time
 from typing import Any, cast
 
+from flame.shims.door_port import WayIn
 from flame.shims.egress_port import WayOut
 from flame.shims.guest.pump import CHUNK, Lines, Loop, Pump
 from flame.shims.microvm_machine import Running, VmmError
 
 PORTS = ("control", "link", "log", "console")
 _NETWORK = "network"  # one more, for what a list names
+_DOOR = "door"  # and one for who connects to the program
 _RELAYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _MAX_LINE = 4096
 _STOPPED_S = 10.0
+_LAST_WORDS_S = 2.0
 _NUMBERS = {"status": 255, "link": 2**63, "log": 2**63}  # what may be said, and how large it may be
 
 
@@ -38,9 +41,10 @@ class Signalled(Exception):  # noqa: N818 - nothing is wrong
 class Ports:
     """Both ends of the streams of a machine that is about to start; those of the machine are closed by `started`."""
 
-    def __init__(self, *, listed: bool = False) -> None:
-        """`listed`: its network is a list."""
-        pairs = {name: socket.socketpair() for name in (*PORTS, *((_NETWORK,) if listed else ()))}
+    def __init__(self, *, listed: bool = False, door: bool = False) -> None:
+        """`listed`: its network is a list; `door`: its program may be connected to."""
+        more = (*((_NETWORK,) if listed else ()), *((_DOOR,) if door else ()))
+        pairs = {name: socket.socketpair() for name in (*PORTS, *more)}
         self.ours = {name: pair[0] for name, pair in pairs.items()}
         self._theirs = {name: pair[1] for name, pair in pairs.items()}
 
@@ -70,9 +74,9 @@ class Signals:
 
 class Inside:
     """A machine that runs. What its program and its kernel print goes to stderr from the start, and what it asks of the
-    network to the socket `proxy`, "" = nowhere."""
+    network to the socket `proxy`, "" = nowhere. Who connects to `door` is connected to the program, "" = nobody."""
 
-    def __init__(self, running: Running, ports: Ports, signals: Signals, proxy: str = "") -> None:
+    def __init__(self, running: Running, ports: Ports, signals: Signals, proxy: str = "", door: str = "") -> None:
         """Raises OSError."""
         ports.started()
         self.running = running
@@ -98,6 +102,7 @@ class Inside:
         self.loop.watch(self._control, select.POLLIN, self._on_control)
         self.loop.watch(signals.descriptor, select.POLLIN, self._on_signal)
         self._way_out = WayOut(self.loop, self._ends[_NETWORK].fileno(), proxy) if proxy else None
+        self._way_in = WayIn(self.loop, self._ends[_DOOR].fileno(), door) if door else None
         self.log.begin()
         self._console.begin()
 
@@ -137,6 +142,17 @@ class Inside:
         while not self._gone and (self.log.moved < log or self.outgoing.moved < link):
             self._turn()
 
+    def hear_out(self) -> None:
+        """Until what the program said where it was connected to has been passed on, or it has ended, or nobody reads it
+        for a while."""
+        way = self._way_in
+        if way is None:
+            return
+        way.stop()
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while way.size and not self._gone and (left := deadline - time.monotonic()) > 0:
+            self._turn(left * 1000)
+
     def save(self) -> None:
         """Make the template that the machine was started to become. No connection is in it. Raises VmmError, LiesError,
         Signalled."""
@@ -158,6 +174,8 @@ class Inside:
             pump.drain()
         if self._way_out is not None:
             self._way_out.close()
+        if self._way_in is not None:
+            self._way_in.close()
         for end in self._ends.values():
             end.close()
 

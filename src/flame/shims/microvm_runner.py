@@ -31,7 +31,7 @@ from flame.shims.snapshots import REFUSED, RESUME_S, SNAPSHOT, boot_id, common, 
 FAILED = 125  # exit status when the machine can't be had, as of other programs that run programs
 _RAM, _STATE = "memory", "state"
 _MOUNTED = ("/tmp/", "/dev/shm/")  # where the machine has file systems of its own
-_LAYOUT = 1  # grows when what is saved is to be used in another way
+_LAYOUT = 2  # grows when what is saved is to be used in another way
 
 
 class Runner:
@@ -63,7 +63,7 @@ class Runner:
         if spec["snapshots"]:
             program = {**spec["program"], "env": common(spec["program"]["env"])}
             key = digest(_LAYOUT, system_key, room_key, initrd_key, spec["kernel"], self.vmm.identity(), program,
-                         spec["limits"], room["network"], room["listed"], spec["memory"], spec["processors"],
+                         spec["limits"], room["network"], room["listed"], spec["door"]["inside"], spec["memory"], spec["processors"],
                          boot_id())  # fmt: skip
             self.inside = self.restored(key)
         if self.inside is None:
@@ -74,6 +74,7 @@ class Runner:
         inside.connect()
         last = inside.wait("exited")
         inside.read_on(link=last["link"], log=last["log"])
+        inside.hear_out()
         if last.get("starved"):
             limit = self.spec["limits"]["memory"]
             self.judge(f"ran out of memory: it needed more than its limit of {limit} bytes")
@@ -140,7 +141,8 @@ class Runner:
 
     def started(self, start: Callable[[Machine], Running], env: dict[str, str], *, prepare: bool) -> Inside:
         spec = self.spec
-        inside = self.begun(start)
+        # Who is prepared for any session speaks the link: to others there is no way into what is saved.
+        inside = self.begun(start, "" if prepare else spec["door"]["outside"])
         program = {**spec["program"], "env": env}
         room, system = spec["room"], spec["system"]
         # A folder of the operator's has its own programs in place of these, and so has an image.
@@ -148,19 +150,19 @@ class Runner:
         paths = (*room["readable"], *own)
         shown = sorted(path for path in paths if path.startswith(_MOUNTED))
         inside.tell("start", program=program, limits=spec["limits"], shown=shown, network=room["network"],
-                    listed=bool(room["listed"]), prepare=prepare, **fresh())  # fmt: skip
+                    listed=bool(room["listed"]), door=spec["door"]["inside"], prepare=prepare, **fresh())  # fmt: skip
         return inside
 
-    def begun(self, start: Callable[[Machine], Running]) -> Inside:
+    def begun(self, start: Callable[[Machine], Running], door: str = "") -> Inside:
         spec = self.spec
-        ports = Ports(listed=bool(spec["room"]["listed"]))
+        ports = Ports(listed=bool(spec["room"]["listed"]), door=bool(door))
         words = ("console=ttyS0", "quiet", "loglevel=3", "reboot=t", "panic=-1", "random.trust_cpu=on",
                  f"flame.disks={len(self.disks)}", *self.python())  # fmt: skip
         machine = Machine(
             spec["memory"], spec["processors"], spec["kernel"]["image"], self.initrd, words, self.disks,
             ports.descriptors(), spec["room"]["network"],
         )  # fmt: skip
-        return Inside(start(machine), ports, self.signals, spec["room"]["proxy"])
+        return Inside(start(machine), ports, self.signals, spec["room"]["proxy"], door)
 
     def python(self) -> tuple[str, ...]:
         """What the kernel's command line says of the Python of process 1."""

@@ -26,8 +26,8 @@ from flame.proto import link_pb2
 from flame.shims.removal import remove_tree
 from flame.shims.shim import BindError
 
-_SOCKET = "s.sock"
-_LONGEST_NAME = len(f"ffffffff/{_SOCKET}")
+SOCKET = "s.sock"
+_LONGEST_NAME = len(f"ffffffff/{SOCKET}")
 _POLL_S = 0.05  # between looks for a socket that the kernel won't tell of
 _CONNECTIONS = 4  # one is enough; the others are for programs that look first whether somebody listens
 
@@ -43,7 +43,7 @@ class Arrival:
         self.folder = folder
         self.link_path = link_path
         self.users = users
-        self.socket = folder / _SOCKET
+        self.socket = folder / SOCKET
         self.link: asyncio.Future[Link] = loop.create_future()
         self.file: asyncio.Future[None] = loop.create_future()  # done when something is at `socket`
         self.watch: Watch | None = None
@@ -194,7 +194,7 @@ class Reception:
             if Mask.Q_OVERFLOW in event.mask:  # somebody makes files without end; what others made may be lost
                 for arrival in self._watched.values():
                     self._look(arrival)
-            elif event.name is not None and event.name.name == _SOCKET and event.watch is not None:
+            elif event.name is not None and event.name.name == SOCKET and event.watch is not None:
                 found = self._watched.get(event.watch.path)
                 if found is not None:
                     self._look(found)
@@ -213,10 +213,10 @@ class Reception:
 def default_socket_root() -> Path:
     """A folder with a short path that only this user can look into; made if it is missing.
 
-    FLAME_SOCKET_DIR, else XDG_RUNTIME_DIR/flame, else /tmp/flame-<uid>. Raises InvalidConfigError when somebody else
+    FLAMESOCKET_DIR, else XDG_RUNTIME_DIR/flame, else /tmp/flame-<uid>. Raises InvalidConfigError when somebody else
     made it.
     """
-    named, runtime = os.environ.get("FLAME_SOCKET_DIR"), os.environ.get("XDG_RUNTIME_DIR")
+    named, runtime = os.environ.get("FLAMESOCKET_DIR"), os.environ.get("XDG_RUNTIME_DIR")
     if named:
         root = Path(named)
     else:
@@ -225,7 +225,7 @@ def default_socket_root() -> Path:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = root.stat()
     except OSError as error:
-        raise InvalidConfigError(f"can't make {root}: {error.strerror}", remedy="set FLAME_SOCKET_DIR") from error
+        raise InvalidConfigError(f"can't make {root}: {error.strerror}", remedy="set FLAMESOCKET_DIR") from error
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise InvalidConfigError(f"{root} is open to others", remedy="remove it, or set FLAME_SOCKET_DIR")
+        raise InvalidConfigError(f"{root} is open to others", remedy="remove it, or set FLAMESOCKET_DIR")
     return root

@@ -80,19 +80,21 @@ class RestShim:
         except InvalidArgumentError as error:
             raise BindError(BindCode.START, in_words(error)) from None
         confinement = self._workshop.confinement
-        if confinement.streams(launch):
-            level = launch.application.isolation
-            raise BindError(BindCode.START, f"an HTTP server can't be reached at isolation {level}: use another shim")
         # The import takes longer than starting an instance: not in the event loop.
         await asyncio.to_thread(importlib.import_module, "aiohttp")
         try:
             arrival = self._reception.expect(launch.executor_id, launch.token, link=False)
         except OSError as error:
             raise BindError(BindCode.START, f"can't make a folder for the instance's socket: {error}") from error
-        port = self._free_port() if confinement.shares_network(launch) else 0
+        shares = confinement.shares_network(launch) and not confinement.streams(launch)
+        port = self._free_port() if shares else 0
         door = RestDoor(self._reception, arrival, owner, options, port, self._workshop.surroundings.max_payload)
         try:
-            variables = {"FLAME_REST_SOCKET": str(arrival.socket), **({"PORT": str(port)} if port else {})}
+            inside = confinement.socket(launch, arrival.socket)
+            if inside is None:
+                level = launch.application.isolation
+                raise BindError(BindCode.START, f"an HTTP server can't be reached at isolation {level}: use another shim")
+            variables = {"FLAME_REST_SOCKET": str(inside), **({"PORT": str(port)} if port else {})}
             place = await self._workshop.open(launch, variables, [arrival.folder])
         except BaseException:
             await door.close()

@@ -76,7 +76,8 @@ def leave_behind(port: int, user: int) -> dict[str, str]:
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     if not os.fork():
         try:
-            _alone(USER + (user == USER), port, listening.fileno())
+            own = USER + (user == USER)
+            alone(own, own, port, listening.fileno())
             loop = Loop()
             bridge = Bridge(loop, port, listening)
             while bridge:
@@ -93,8 +94,8 @@ def leave_behind(port: int, user: int) -> dict[str, str]:
     return variables
 
 
-def _alone(user: int, *kept: int) -> None:
-    """Without any privilege, and with nothing open but these and stdin, stdout, stderr."""
+def alone(user: int, group: int, *kept: int) -> None:
+    """Go on as this user, without any privilege, and with nothing open but these and stdin, stdout, stderr."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for name in os.listdir("/proc/self/fd"):
@@ -105,6 +106,6 @@ def _alone(user: int, *kept: int) -> None:
                 pass  # the one that the folder was read with
     os.setsid()
     os.setgroups([])
-    os.setgid(user)
+    os.setgid(group)
     os.setuid(user)
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -2,7 +2,7 @@
 what happens. Started with `python -I -S` from a folder that holds nothing but this package.
 
 Ports lead outside. `flame.link` is the program's stdin and stdout, `flame.log` its stderr, `flame.network` the way to
-what a list names (bridge.py), `flame.control` carries a JSON object per line. From outside: `start` (a program, its
+what a list names (bridge.py), `flame.door` the way to a socket of the program (door.py), `flame.control` carries a JSON object per line. From outside: `start` (a program, its
 limits), `signal`, `ended` (stdin ends after so many bytes), `resume` (after a snapshot: environment, time, randomness).
 From here: `prepared` (take a snapshot now), `resumed`, `exited` (the exit status, whether memory ran out, how many
 bytes went to link and log).
@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
 
 from flame.shims.guest.bridge import leave_behind
+from flame.shims.guest.door import Watch, leave_door, make_folder
 from flame.shims.guest.pump import Lines, Loop, Pump
 
 GROUP = "/sys/fs/cgroup/flame"
@@ -56,8 +57,10 @@ class Guest:
         self.log = port("flame.log")
         self.lines = Lines(MAX_LINE)
         self.main = 0
+        self.door = 0  # the process that connects to the program
         self.status: int | None = None
         self.snapshot: socket.socket | None = None  # where the program says that it is prepared
+        self.judged = False  # whether it was said that a snapshot may be taken, or never
         self.proxies: dict[str, str] = {}  # variables that name the way out
         self.input_ends: int | None = None  # after so many bytes
         self.wakeup, wakeup_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -102,10 +105,11 @@ class Guest:
         entropy: str,
         network: bool,
         listed: bool,
+        door: str,
         prepare: bool,
     ) -> None:
-        """Set up the machine and start the program. With `listed` it reaches what a list names, with `prepare` it is
-        asked to say when a snapshot may be taken."""
+        """Set up the machine and start the program. With `listed` it reaches what a list names, at `door` it
+        may make a socket, with `prepare` it is asked to say when a snapshot may be taken."""
         refresh(now, entropy)
         furnish(limits, network=network)
         if network:
@@ -115,9 +119,14 @@ class Guest:
         if listed:
             self.proxies = leave_behind(port("flame.network"), program["user"][0])
             program["env"].update(self.proxies)
+        user, group = program["user"]
+        if door:
+            make_folder(door, user, group)
+            if not prepare:
+                self.door = leave_door(port("flame.door"), door, user, group)
         ours, theirs = socket.socketpair()
         error_out, error_in = os.pipe2(os.O_CLOEXEC)
-        passed = self.expect_snapshot() if prepare else None
+        passed = self.expect_snapshot(door) if prepare else None
         self.main = start(program, (theirs.fileno(), error_in), passed)
         for descriptor in (theirs.detach(), error_in, *(() if passed is None else (passed.detach(),))):
             os.close(descriptor)
@@ -130,10 +139,12 @@ class Guest:
         for pump in (self.incoming, self.outgoing, self.errors):
             pump.begin()
 
-    def expect_snapshot(self) -> socket.socket:
+    def expect_snapshot(self, door: str) -> socket.socket:
         """The program's end of a socket where it will say that it is prepared."""
         self.snapshot, asked = socket.socketpair()
         self.loop.watch(self.snapshot.fileno(), select.POLLIN, self.on_snapshot)
+        if door:
+            Watch(self.loop, door, self.on_socket)
         return asked
 
     def do_signal(self, number: int) -> None:
@@ -168,8 +179,18 @@ class Guest:
         assert self.snapshot is not None
         said = self.snapshot.recv(64, socket.MSG_DONTWAIT)
         self.loop.watch(self.snapshot.fileno(), 0, self.on_snapshot)
+        if self.judged:
+            return
+        self.judged = True
         self.errors.drain()
         self.tell("prepared" if said == b"prepared\n" else "refused", log=self.errors.moved)
+
+    def on_socket(self) -> None:
+        """The program serves at a socket, and has nothing to say of snapshots."""
+        if not self.judged:
+            self.judged = True
+            self.errors.drain()
+            self.tell("refused", log=self.errors.moved)
 
     def on_moved(self) -> None:
         if self.input_ends is not None and self.incoming.moved >= self.input_ends and self.incoming.idle:
@@ -192,6 +213,8 @@ class Guest:
                 return
             if not pid:
                 return
+            if pid == self.door:  # nobody reaches the program any more
+                write(GROUP + "/cgroup.kill", "1")
             if pid == self.main and self.status is None:
                 self.status = os.waitstatus_to_exitcode(status)
                 self.finish()
