@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster import ROOT
 from flame.proto import types_pb2
 from microvms import DISK, LIMITS, MIB, cached, found, run, wrapped
 from scripted_manager import Node, a_node_here, gone
 
+FOREIGN = ROOT / ".venv-foreign" / "bin" / "python"
 HELD = types_pb2.Limits(memory=LIMITS.memory, pids=LIMITS.pids, disk=DISK)
-REST = '''
+REST = """
 import os, socketserver
 from http.server import BaseHTTPRequestHandler
 class Service(BaseHTTPRequestHandler):
@@ -33,7 +35,7 @@ class Server(socketserver.ThreadingUnixStreamServer):
     def get_request(self):
         return super().get_request()[0], ("here", 0)
 Server(os.environ["FLAME_REST_SOCKET"], Service).serve_forever()
-'''
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,3 +80,50 @@ async def test_an_http_server_in_a_machine(node: Node, service: Path) -> None:
     assert released.crashed
     assert released.message.startswith(("the instance exited with status 3", "the call of task"))
     await gone(released.pid)
+
+
+GRPC = """
+import os, sys
+print("imported", flush=True)
+%s
+class Evaluate(FlameService):
+    def on_session_enter(self, context):
+        pass
+    def on_task_invoke(self, context):
+        return None if context.input is None else eval(context.input.decode())
+    def on_session_leave(self):
+        print("left", flush=True)
+run(Evaluate())
+"""
+SDKS = {
+    "flamepy": "from flamepy import FlameService, run",
+    "flame": "from flame.service import *; del os.environ['FLAME_INSTANCE_STDIO']",
+}
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+async def test_a_grpc_service_in_a_machine(node: Node, service: Path, sdk: str) -> None:
+    if sdk == "flamepy" and not FOREIGN.exists():
+        pytest.fail("the foreign SDK is not installed in .venv-foreign: run make foreign")
+    file = service / f"with_{sdk}.py"
+    file.write_text(GRPC % SDKS[sdk])
+    python = str(FOREIGN) if sdk == "flamepy" else sys.executable
+    given = {"isolation": "microvm", "limits": HELD, "start_timeout_ms": 110_000}
+    node.manager.start(1, python, str(file), **given)
+    assert (await node.manager.bound(1)).concurrency == 1
+    ids = node.manager.run(1, b"b'one'", b"1 / 0", None, b"b''", b"bytes(5 * 1024 * 1024)")
+    one, failure, absent, empty, large = await node.manager.answered(1, ids)
+    assert (one, absent, empty, len(large)) == (b"one", None, b"", 5 * MIB)
+    assert (failure.state, failure.message) == (types_pb2.Failed, "division by zero")
+    node.manager.stop(1)
+    released = await node.manager.released(1)
+    assert not released.crashed
+    (chunk,) = await node.manager.read_log(executor_id=node.manager.executor_id(1), stream="stdout")
+    assert chunk.data == b"imported\nleft\n"
+    await gone(released.pid)
+    node.manager.start(2, python, str(file), **given)
+    await node.manager.bound(2)
+    node.manager.run(2, b"os._exit(3)")
+    released = await node.manager.released(2)
+    assert released.crashed
+    assert released.message.startswith("the instance exited with status 3")

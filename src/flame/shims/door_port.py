@@ -58,7 +58,7 @@ class WayIn:
         made = f"{self._folder}/new"
         listening.bind(made)
         listening.listen(MAX_CONNECTIONS)
-        os.rename(made, f"{self._folder}/{self._name}")
+        os.rename(made, f"{self._folder}/{self._name}")  # noqa: PTH104 - the rest of pathlib costs too much
         self._loop.watch(listening.fileno(), select.POLLIN, self._on_come)
 
     def _on_come(self, events: int) -> None:

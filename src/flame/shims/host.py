@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from pathlib import Path
 
 from flame.model.errors import UnavailableError
 from flame.model.states import BindCode
 from flame.shims import grpc_dialect
+from flame.shims.either_door import EitherDoor, EitherStream
 from flame.shims.gvisor_root import NOBODY
 from flame.shims.instance import ProgramInstance
 from flame.shims.link_dialect import LinkDialect
@@ -92,9 +94,28 @@ class HostShim:
         return instance
 
     async def _spawn_with_streams(self, launch: Launch, owner: Owner) -> ProgramInstance:
-        """No socket reaches where it runs."""
+        """No socket of ours reaches where it runs."""
+        inside = self._workshop.confinement.door(launch)
+        if inside is not None:
+            return await self._spawn_with_either(launch, owner, inside)
         place = await self._workshop.open(launch, {"FLAME_INSTANCE_STDIO": "framed"})
         door = StreamDoor(FramedStream(owner, place.max_payload, place.objects))
+        return await door.start(place, owner)
+
+    async def _spawn_with_either(self, launch: Launch, owner: Owner, inside: Path) -> ProgramInstance:
+        """It may make a socket `inside`, which appears here."""
+        try:
+            arrival = self._reception.expect(launch.executor_id, launch.token, link=False)
+        except OSError as error:
+            raise BindError(BindCode.START, f"can't make a folder for the instance's socket: {error}") from error
+        try:
+            variables = {"FLAME_INSTANCE_STDIO": "framed", "FLAME_INSTANCE_ENDPOINT": str(inside)}
+            place = await self._workshop.open(launch, variables, [arrival.folder])
+        except BaseException:
+            await self._reception.forget(arrival)
+            raise
+        stream = EitherStream(owner, place.max_payload, place.objects, partial(place.log.append, "stdout"))
+        door = EitherDoor(stream, self._reception, arrival, owner, place.max_payload)
         return await door.start(place, owner)
 
 

@@ -83,13 +83,11 @@ class Confinement:
         level = self._level(launch)
         return level is not None and level.streams
 
-    def socket(self, launch: Launch, outside: Path) -> Path | None:
-        """Where the instance makes its socket, so that it is at `outside` for us; None = no socket of it can be reached.
-        Raises BindError."""
+    def door(self, launch: Launch) -> Path | None:
+        """Where an instance that is reached over its streams may make a socket, so that it is in its folder for us too;
+        None = nowhere. Raises BindError."""
         level = self._level(launch)
-        if level is None or not level.streams:
-            return outside
-        return Path(level.door) if isinstance(level, Carrier) else None
+        return Path(level.door) if isinstance(level, Carrier) and level.carries else None
 
     def shares_network(self, launch: Launch) -> bool:
         """Whether a port that the instance listens at is one of the node's."""

@@ -132,13 +132,17 @@ class ExecutorLog:
         if not data:
             self._close_pipe(name)
             return False
+        self.append(name, data)
+        return True
+
+    def append(self, name: str, data: bytes) -> None:
+        """Something that the instance wrote to one of its streams."""
         self.streams[name].append(data)
         if self._allowed and sum(stream.end for stream in self.streams.values()) > self._allowed:
             self._allowed = 0
             self._flooded()
         for news in self._followers:
             news.set()
-        return True
 
     def catch_up(self) -> None:
         """Take what is in the pipes now."""

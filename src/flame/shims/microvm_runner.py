@@ -63,8 +63,8 @@ class Runner:
         if spec["snapshots"]:
             program = {**spec["program"], "env": common(spec["program"]["env"])}
             key = digest(_LAYOUT, system_key, room_key, initrd_key, spec["kernel"], self.vmm.identity(), program,
-                         spec["limits"], room["network"], room["listed"], spec["door"]["inside"], spec["memory"], spec["processors"],
-                         boot_id())  # fmt: skip
+                         spec["limits"], room["network"], room["listed"], spec["door"]["inside"], spec["memory"],
+                         spec["processors"], boot_id())  # fmt: skip
             self.inside = self.restored(key)
         if self.inside is None:
             self.inside = self.started(self.vmm.start, spec["program"]["env"], prepare=False)

@@ -90,10 +90,12 @@ class RestShim:
         port = self._free_port() if shares else 0
         door = RestDoor(self._reception, arrival, owner, options, port, self._workshop.surroundings.max_payload)
         try:
-            inside = confinement.socket(launch, arrival.socket)
+            inside = confinement.door(launch) if confinement.streams(launch) else arrival.socket
             if inside is None:
                 level = launch.application.isolation
-                raise BindError(BindCode.START, f"an HTTP server can't be reached at isolation {level}: use another shim")
+                raise BindError(
+                    BindCode.START, f"an HTTP server can't be reached at isolation {level}: use another shim"
+                )
             variables = {"FLAME_REST_SOCKET": str(inside), **({"PORT": str(port)} if port else {})}
             place = await self._workshop.open(launch, variables, [arrival.folder])
         except BaseException:

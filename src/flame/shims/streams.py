@@ -34,8 +34,6 @@ class Stream(Protocol):
 class StreamDoor:
     """A socket whose other end is a program's stdin and stdout."""
 
-    hint = ""
-
     def __init__(self, stream: Stream) -> None:
         self.over = stream.over
         self._stream = stream
@@ -55,6 +53,10 @@ class StreamDoor:
                 await instance.dispose()
                 raise
         return instance
+
+    @property
+    def hint(self) -> str:
+        return ""
 
     async def ready(self) -> Dialect:
         return await self._stream.ready()
