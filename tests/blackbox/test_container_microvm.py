@@ -32,6 +32,20 @@ class Where(flame.FlameService):
         return f"{self.word} {context.input.decode()} {places} {self.prepared}".encode()
 flame.run(Where())
 """
+SERVER = """
+import os, socketserver
+from http.server import BaseHTTPRequestHandler
+class Service(BaseHTTPRequestHandler):
+    def do_POST(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(data[::-1])
+class Server(socketserver.UnixStreamServer):
+    def get_request(self):
+        return super().get_request()[0], ("here", 0)
+Server(os.environ["FLAME_REST_SOCKET"], Service).serve_forever()
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,13 +155,13 @@ async def test_its_machine_ends_with_an_executor_manager_that_is_killed(node: No
     assert owned(node.manager.executor_id(1)) == []
 
 
-async def test_an_http_server_is_refused_before_its_image_is_fetched(node: Node) -> None:
-    start(node, 1, "docker-archive:/nowhere.tar", labels=["container=rest"])
-    released = await node.manager.released(1)
-    assert (released.code, released.message) == (
-        11,
-        "an HTTP server can't be reached at isolation microvm: use gvisor or process",
-    )
+async def test_an_http_server(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    programs = {"server.py": tmp_path / "server.py"}
+    with python_image(tmp_path / "image.tar", programs, 'CMD ["python", "server.py"]') as name:
+        start(node, 1, name, labels=["container=rest"], env={"PYTHONPATH": "/sdk"})
+        await node.manager.bound(1)
+        assert await output(node, 1, b"abc") == "cba"
 
 
 def test_services_of_our_sdk_are_copies_of_a_machine_that_was_saved(tmp_path: Path) -> None:

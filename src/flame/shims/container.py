@@ -92,10 +92,6 @@ class ContainerShim:
         if kind not in (None, "rest"):
             raise BindError(BindCode.START, f"unknown label container={kind}: write container=rest, or leave it out")
         in_machine = application.isolation == _IN_MACHINES
-        if in_machine and kind == "rest":
-            raise BindError(
-                BindCode.START, f"an HTTP server can't be reached at isolation {_IN_MACHINES}: use gvisor or process"
-            )
         if is_list(application.network) and not isolated(application.isolation):
             raise BindError(BindCode.START, "a network of listed hosts needs isolation: set it to process or more")
         if in_machine or is_list(application.network):

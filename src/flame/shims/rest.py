@@ -34,6 +34,7 @@ _REST_S = 1.0
 _ONLY_A_SOCKET = (
     "; in a network of its own it is reached at FLAME_REST_SOCKET only: listen there, or ask for network host"
 )
+_NO_PORT = "; it is reached at FLAME_REST_SOCKET only: listen there"
 _CONCURRENCY = "X-Flame-Concurrency"
 
 
@@ -89,6 +90,8 @@ class RestShim:
         shares = confinement.shares_network(launch) and not confinement.streams(launch)
         port = self._free_port() if shares else 0
         door = RestDoor(self._reception, arrival, owner, options, port, self._workshop.surroundings.max_payload)
+        if confinement.streams(launch):
+            door.hint = _NO_PORT
         try:
             inside = confinement.door(launch) if confinement.streams(launch) else arrival.socket
             if inside is None:

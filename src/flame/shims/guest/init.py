@@ -3,10 +3,9 @@ what happens. Started with `python -I -S` from a folder that holds nothing but t
 
 Ports lead outside. `flame.link` is the program's stdin and stdout, `flame.log` its stderr, `flame.network` the way to
 what a list names (bridge.py), `flame.door` the way to a socket of the program (door.py), `flame.control` carries a JSON
-object per line. From outside: `start` (a program, its
-limits), `signal`, `ended` (stdin ends after so many bytes), `resume` (after a snapshot: environment, time, randomness).
-From here: `prepared` (take a snapshot now), `resumed`, `exited` (the exit status, whether memory ran out, how many
-bytes went to link and log).
+object per line. From outside: `start` (a program, its limits), `signal`, `ended` (stdin ends after so many bytes),
+`resume` (after a snapshot: environment, time, randomness). From here: `prepared` (take a snapshot now), `refused`,
+`resumed`, `exited` (the exit status, whether memory ran out, how many bytes went to link and log).
 
 The program is user 1000, or that of its image, without any capability, in a control group of its own: the kernel may
 have to kill it, but never this process.
