@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Any
 
-from flame.shims.guest.multiplex import DATA, FRAME, OPEN
+from flame.shims.guest.multiplex import DATA, FRAME, OPEN, START
 from flame.shims.microvm_machine import Machine, Running, Template, VmmError
 from flame.shims.microvm_qemu import QemuQ35
 
@@ -77,6 +77,11 @@ NETWORK_LIES: dict[str, bytes] = {
     "connections without end": b"".join(FRAME.pack(OPEN, number, 0) for number in range(1, 10_000)),
     "bytes for a connection that there is not": FRAME.pack(DATA, 7, 1) + b"x",
 }
+DOOR_LIES: dict[str, bytes] = {
+    "garbage on the way in": b"\xff" * 1000,
+    "that it opens a connection": FRAME.pack(OPEN, 1, 0),
+    "an answer to nobody": FRAME.pack(START, 0, 0) + FRAME.pack(DATA, 1, 1) + b"x",
+}
 
 
 def play(ports: dict[str, socket.socket], parent: int) -> None:
@@ -89,6 +94,9 @@ def play(ports: dict[str, socket.socket], parent: int) -> None:
         lines.read()
     elif role in NETWORK_LIES:
         ports["network"].sendall(NETWORK_LIES[role])
+        lines.read()
+    elif role in DOOR_LIES:
+        ports["door"].sendall(DOOR_LIES[role])
         lines.read()
     elif role == "dies":
         ports["console"].sendall(b"no more\n")

@@ -10,7 +10,7 @@ import pytest
 from flame.shims.isolation_sandbox import Room
 from flame.shims.microvm import Microvm
 from flame.shims.processes import Program
-from microvm_plugins import LIES, NETWORK_LIES
+from microvm_plugins import DOOR_LIES, LIES, NETWORK_LIES
 from microvms import found, run, wrapped
 
 
@@ -66,6 +66,14 @@ def test_a_machine_that_lies_on_its_way_out_is_ended_too(level: Microvm, tmp_pat
         room = Room(proxy=tmp_path / "proxy")
         program = wrapped(level, "/bin/sh", env={"FLAME_TEST_PUPPET": lie}, room=room, network="pypi.org")
         assert run(program, input=b"").returncode == 125
+    assert verdict(program).startswith("broke its contract: ")
+
+
+@pytest.mark.parametrize("lie", DOOR_LIES)
+def test_a_machine_that_lies_on_the_way_in_is_ended_too(level: Microvm, tmp_path: Path, lie: str) -> None:
+    (tmp_path / "door").mkdir()
+    program = wrapped(level, "/bin/sh", env={"FLAME_TEST_PUPPET": lie}, room=Room(sockets=[tmp_path / "door"]))
+    assert run(program, input=b"").returncode == 125
     assert verdict(program).startswith("broke its contract: ")
 
 
