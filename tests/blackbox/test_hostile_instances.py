@@ -134,10 +134,10 @@ tell(len(kept))
 
 
 async def test_a_virtual_machine_has_no_socket_of_its_node(node: Node, attack: Attack) -> None:
-    names = "[name for name in os.environ if name in ('FLAME_INSTANCE_LINK', 'FLAME_INSTANCE_ENDPOINT')]"
-    attack(1, "microvm", f"sock = connect()\nenter()\ntell({names})")
+    own = "os.listdir(os.path.dirname(os.environ['FLAME_INSTANCE_ENDPOINT']))"  # where it may make one
+    attack(1, "microvm", f"sock = connect()\nenter()\ntell(['FLAME_INSTANCE_LINK' in os.environ, {own}])")
     await node.manager.bound(1)
-    assert await said(node, 1) == "[]"
+    assert await said(node, 1) == "[False, []]"
     node.manager.stop(1, grace_ms=0)
 
 
@@ -329,7 +329,7 @@ async def test_folders_in_folders_without_end_are_removed_all_the_same(accomplic
     async with a_node_here() as node:
         await hostile.begin(node, accomplice, 1, level)
         temporary, door = await ask(node, 1, DIG)
-        assert bool(door) == (level in WITH_SOCKETS)
+        assert door
         node.manager.stop(1, grace_ms=0)
         assert (await node.manager.released(1)).message == "stopped by the test"
         node.start(2, ECHO)
