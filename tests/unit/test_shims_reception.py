@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from asyncinotify import Inotify
 
-from flame.shims.reception import Reception
+from flame.model.errors import InvalidConfigError
+from flame.shims.reception import Reception, default_socket_root
 
 LIMIT = 1 << 20
 QUEUED = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
@@ -89,3 +90,14 @@ async def test_a_socket_is_found_even_where_somebody_took_all_watches(
         await reception.forget(third)
     finally:
         await reception.close()
+
+
+def test_the_folder_for_sockets_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    assert default_socket_root() == tmp_path / "run" / "flame"
+    monkeypatch.setenv("FLAME_SOCKET_DIR", str(tmp_path / "s"))
+    assert default_socket_root() == tmp_path / "s"
+    (tmp_path / "s").chmod(0o777)
+    with pytest.raises(InvalidConfigError, match="is open to others") as raised:
+        default_socket_root()
+    assert raised.value.remedy == "remove it, or set FLAME_SOCKET_DIR"

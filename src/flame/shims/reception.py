@@ -213,10 +213,10 @@ class Reception:
 def default_socket_root() -> Path:
     """A folder with a short path that only this user can look into; made if it is missing.
 
-    FLAMESOCKET_DIR, else XDG_RUNTIME_DIR/flame, else /tmp/flame-<uid>. Raises InvalidConfigError when somebody else
+    FLAME_SOCKET_DIR, else XDG_RUNTIME_DIR/flame, else /tmp/flame-<uid>. Raises InvalidConfigError when somebody else
     made it.
     """
-    named, runtime = os.environ.get("FLAMESOCKET_DIR"), os.environ.get("XDG_RUNTIME_DIR")
+    named, runtime = os.environ.get("FLAME_SOCKET_DIR"), os.environ.get("XDG_RUNTIME_DIR")
     if named:
         root = Path(named)
     else:
@@ -225,7 +225,7 @@ def default_socket_root() -> Path:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = root.stat()
     except OSError as error:
-        raise InvalidConfigError(f"can't make {root}: {error.strerror}", remedy="set FLAMESOCKET_DIR") from error
+        raise InvalidConfigError(f"can't make {root}: {error.strerror}", remedy="set FLAME_SOCKET_DIR") from error
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise InvalidConfigError(f"{root} is open to others", remedy="remove it, or set FLAMESOCKET_DIR")
+        raise InvalidConfigError(f"{root} is open to others", remedy="remove it, or set FLAME_SOCKET_DIR")
     return root
