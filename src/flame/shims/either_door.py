@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 from flame.link import Kind
 from flame.link.frames import HEADER, HEADER_SIZE
-from flame.model.states import BindCode
 from flame.shims import grpc_dialect
 from flame.shims.reception import Arrival, Reception
-from flame.shims.shim import BindError, Dialect, ObjectDoor, Owner
+from flame.shims.shim import Dialect, ObjectDoor, Owner
 from flame.shims.stdio_framed import FramedStream
 from flame.shims.streams import StreamDoor
 
@@ -134,8 +133,4 @@ class EitherDoor(StreamDoor):
         assert sorter.transport is not None
         sorter.is_no_link()
         sorter.transport.write_eof()
-        try:
-            address = self._arrival.address()
-        except FileNotFoundError:
-            raise BindError(BindCode.START, "the instance took its socket away again") from None
-        return await grpc_dialect.connect(address, self._owner, self._max_payload)
+        return await grpc_dialect.connect(self._arrival, self._owner, self._max_payload)

@@ -15,12 +15,13 @@ import importlib
 import time
 from collections import deque
 from itertools import repeat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flame.link import FRAME_SLACK
+from flame.model.states import BindCode
 from flame.proto import link_pb2, shim_pb2, types_pb2
-from flame.shims.shim import Owner
+from flame.shims.reception import Arrival
+from flame.shims.shim import BindError, Owner
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -31,8 +32,13 @@ _LOST = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "ABORTED"}
 _FAILED = -1
 
 
-async def connect(path: Path, owner: Owner, max_payload: int) -> GrpcDialect:
-    """A dialect for the service whose socket is at `path`; returns when it accepts calls."""
+async def connect(arrival: Arrival, owner: Owner, max_payload: int) -> GrpcDialect:
+    """A dialect for the service that has made its socket; returns when it accepts calls. Raises BindError when what it
+    made is none, or is gone."""
+    try:
+        path = arrival.address()
+    except FileNotFoundError:
+        raise BindError(BindCode.START, "the instance took its socket away again") from None
     # The import takes longer than starting an instance: not in the event loop.
     await asyncio.to_thread(importlib.import_module, "grpc.aio")
     import grpc.aio

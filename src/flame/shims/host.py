@@ -140,11 +140,7 @@ class HostDoor:
         if arrival.link.done():
             dialect: Dialect = LinkDialect(arrival.link.result(), self._owner)
         else:
-            try:
-                address = arrival.address()
-            except FileNotFoundError:
-                raise BindError(BindCode.START, "the instance took its socket away again") from None
-            dialect = await grpc_dialect.connect(address, self._owner, self._max_payload)
+            dialect = await grpc_dialect.connect(arrival, self._owner, self._max_payload)
         self._reception.settled(arrival)
         return dialect
 
