@@ -8,12 +8,11 @@ saved. Who comes meanwhile waits for the next START.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
-import signal
 import socket
 
+from flame.shims.guest.apart import leave
 from flame.shims.guest.multiplex import MAX_CONNECTIONS, OPEN, START, STOP, STOPPED, WINDOW, Multiplex
 from flame.shims.guest.pump import Loop
 
@@ -22,7 +21,6 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _OWN = "localhost,127.0.0.1,::1"
 _BACKLOG = 128
 _AT_ONCE = 16
-_PR_SET_NO_NEW_PRIVS = 38
 
 
 class Bridge:
@@ -74,38 +72,12 @@ def leave_behind(port: int, user: int) -> dict[str, str]:
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # those that come have them too
         listening.setsockopt(socket.SOL_SOCKET, option, WINDOW)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    if not os.fork():
-        try:
-            own = USER + (user == USER)
-            alone(own, own, port, listening.fileno())
-            loop = Loop()
-            bridge = Bridge(loop, port, listening)
-            while bridge:
-                loop.turn()
-        except BaseException as error:
-            os.write(2, f"flame: the way to the network is closed: {error!r}\n".encode())
-        finally:
-            os._exit(1)
+    own = USER + (user == USER)
+    kept = (port, listening.fileno())
+    leave(own, own, kept, lambda loop: Bridge(loop, port, listening), "the way to the network")
     listening.close()
     os.close(port)
     variables = {"NO_PROXY": _OWN, "no_proxy": _OWN}
     for name in _PROXIES:
         variables[name] = variables[name.lower()] = address
     return variables
-
-
-def alone(user: int, group: int, *kept: int) -> None:
-    """Go on as this user, without any privilege, and with nothing open but these and stdin, stdout, stderr."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept:
-            try:
-                os.close(int(name))
-            except OSError:
-                pass  # the one that the folder was read with
-    os.setsid()
-    os.setgroups([])
-    os.setgid(group)
-    os.setuid(user)
-    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

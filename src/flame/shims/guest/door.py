@@ -13,7 +13,7 @@ import select
 import socket
 from collections.abc import Callable
 
-from flame.shims.guest.bridge import alone
+from flame.shims.guest.apart import leave
 from flame.shims.guest.multiplex import OPEN, START, Multiplex
 from flame.shims.guest.pump import Loop
 
@@ -91,17 +91,6 @@ def make_folder(path: str, user: int, group: int) -> None:
 def leave_door(port: int, path: str, user: int, group: int) -> int:
     """Start the process that makes the connections, as the program's user; `port` is its own from now on. Gives its
     number."""
-    pid = os.fork()
-    if pid:
-        os.close(port)
-        return pid
-    try:
-        alone(user, group, port)
-        loop = Loop()
-        door = Door(loop, port, path)
-        while door:
-            loop.turn()
-    except BaseException as error:
-        os.write(2, f"flame: the way to the program is closed: {error!r}\n".encode())
-    finally:
-        os._exit(1)
+    pid = leave(user, group, (port,), lambda loop: Door(loop, port, path), "the way to the program")
+    os.close(port)
+    return pid
