@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,25 +25,20 @@ from flame.shims.guest.multiplex import (
     STOPPED,
     WINDOW,
 )
-from flame.shims.guest.pump import Loop
-
-PATIENCE = 20.0
+from multiplexed import Ends, received
 
 
-class Stage:
+class Stage(Ends):
     """Both ends of a way in, in one loop. `port` is the inner end of the stream where a test plays the inside."""
 
     def __init__(self, folder: Path) -> None:
-        self.loop = Loop()
+        super().__init__()
         for name in ("in", "out"):
             (folder / name).mkdir()
         self.inside, self.outside = folder / "in" / "s.sock", folder / "out" / "s.sock"
-        self.ours, self.port = socket.socketpair()
-        self.ours.setblocking(False)
-        self.port.setblocking(False)
         self.way = WayIn(self.loop, self.ours.fileno(), str(self.outside))
         self.program = socket.socket(socket.AF_UNIX)
-        self.sockets = [self.program]
+        self.others.append(self.program)
 
     def both(self) -> None:
         self.door = Door(self.loop, self.port.fileno(), str(self.inside))
@@ -54,28 +48,16 @@ class Stage:
         self.program.listen(2 * MAX_CONNECTIONS)
         self.until(self.outside.exists)
 
-    def until(self, done: Callable[[], object]) -> None:
-        """Turn the loop until it is so."""
-        deadline = time.monotonic() + PATIENCE
-        while not done():
-            assert time.monotonic() < deadline
-            self.loop.turn(5)
-
     def client(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
         client.connect(str(self.outside))
-        client.setblocking(False)
-        self.sockets.append(client)
-        return client
+        return self.hold(client)
 
     def come(self) -> tuple[socket.socket, socket.socket]:
         """Somebody who connects, and the program's end of it."""
         client = self.client()
         self.until(lambda: select.select([self.program], [], [], 0)[0])
-        taken = self.program.accept()[0]
-        taken.setblocking(False)
-        self.sockets.append(taken)
-        return client, taken
+        return client, self.hold(self.program.accept()[0])
 
     def say(self, *frames: tuple[int, int, int, bytes]) -> None:
         """Say this as the inside, and turn until it was taken."""
@@ -96,34 +78,15 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     stage.way.close()
     if hasattr(stage, "door"):
         stage.door.close()
-    for sock in (*stage.sockets, stage.ours, stage.port):
-        sock.close()
+    stage.close()
 
 
-def received(sock: socket.socket) -> bytes | None:
-    """What is there now; empty at the end, None = nothing yet."""
+def ended(sock: socket.socket) -> bool:
+    """Whether it has, in whichever way."""
     try:
-        return sock.recv(1 << 20)
-    except BlockingIOError:
-        return None
+        return received(sock) == b""
     except ConnectionResetError:
-        return b""
-
-
-def exchange(stage: Stage, sender: socket.socket, data: bytes, receiver: socket.socket) -> None:
-    came, sent = bytearray(), 0
-
-    def arrived() -> bool:
-        nonlocal sent
-        try:
-            sent += sender.send(data[sent : sent + 65536]) if sent < len(data) else 0
-        except BlockingIOError:
-            pass
-        came.extend(received(receiver) or b"")
-        return len(came) >= len(data)
-
-    stage.until(arrived)
-    assert came == data
+        return True
 
 
 def test_it_is_there_when_the_program_has_its_socket(stage: Stage) -> None:
@@ -134,8 +97,8 @@ def test_it_is_there_when_the_program_has_its_socket(stage: Stage) -> None:
     assert not stage.outside.exists()
     stage.listen()
     client, taken = stage.come()
-    exchange(stage, client, b"hello", taken)
-    exchange(stage, taken, bytes(range(256)) * 20_000, client)
+    stage.send(client, b"hello", taken)
+    stage.send(taken, bytes(range(256)) * 20_000, client)
 
 
 def test_each_way_ends_by_itself(stage: Stage) -> None:
@@ -143,10 +106,10 @@ def test_each_way_ends_by_itself(stage: Stage) -> None:
     stage.listen()
     client, taken = stage.come()
     client.shutdown(socket.SHUT_WR)
-    stage.until(lambda: received(taken) == b"")
-    exchange(stage, taken, b"the answer", client)
+    stage.until(lambda: ended(taken))
+    stage.send(taken, b"the answer", client)
     taken.close()
-    stage.until(lambda: received(client) == b"")
+    stage.until(lambda: ended(client))
     client.close()
     stage.until(lambda: not stage.way.size)
 
@@ -155,17 +118,9 @@ def test_who_does_not_read_stops_no_other_and_little_is_held(stage: Stage) -> No
     stage.both()
     stage.listen()
     _, flooding = stage.come()
-    sent, still = 0, 0
-    while still < 20:
-        try:
-            sent += flooding.send(bytes(65536))
-            still = 0
-        except BlockingIOError:
-            still += 1
-        stage.loop.turn(5)
-    assert sent < 2 * WINDOW + 2 * 1024 * 1024  # buffers of the kernel at both ends
+    assert stage.stuff(flooding) < 2 * WINDOW + 2 * 1024 * 1024  # buffers of the kernel at both ends
     client, taken = stage.come()
-    exchange(stage, taken, b"an answer", client)
+    stage.send(taken, b"an answer", client)
 
 
 def test_nobody_who_listens_any_more(stage: Stage) -> None:
@@ -173,7 +128,7 @@ def test_nobody_who_listens_any_more(stage: Stage) -> None:
     stage.listen()
     stage.program.close()
     client = stage.client()
-    stage.until(lambda: received(client) == b"")
+    stage.until(lambda: ended(client))
 
 
 def test_more_than_there_may_be_are_closed(stage: Stage) -> None:
@@ -182,12 +137,12 @@ def test_more_than_there_may_be_are_closed(stage: Stage) -> None:
     for _ in range(MAX_CONNECTIONS):
         stage.come()
     more = stage.client()
-    stage.until(lambda: received(more) == b"")
-    for sock in stage.sockets[1:3]:
+    stage.until(lambda: ended(more))
+    for sock in stage.clients[:2]:
         sock.close()
     stage.until(lambda: stage.way.size < MAX_CONNECTIONS)
     client, taken = stage.come()
-    exchange(stage, client, b"now", taken)
+    stage.send(client, b"now", taken)
 
 
 BEGUN = (START, 0, 0, b"")
@@ -250,4 +205,4 @@ def test_an_inside_that_goes_away(stage: Stage) -> None:
     client = stage.client()
     stage.until(lambda: stage.way.connections)
     stage.port.close()
-    stage.until(lambda: received(client) == b"")
+    stage.until(lambda: ended(client))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import select
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,27 +26,22 @@ from flame.shims.guest.multiplex import (
     STOPPED,
     WINDOW,
 )
-from flame.shims.guest.pump import Loop
-
-PATIENCE = 20.0
+from multiplexed import Ends, received
 
 
-class Stage:
+class Stage(Ends):
     """Both ends of a machine's way out, and what is before and behind them, in one loop. `port` is the outer end of
     the stream where a test plays the inside itself."""
 
     def __init__(self, folder: Path) -> None:
-        self.loop = Loop()
+        super().__init__()
         self.proxy = socket.socket(socket.AF_UNIX)
         self.proxy.bind(str(folder / "proxy"))
         self.proxy.listen(2 * MAX_CONNECTIONS)
         self.path = str(folder / "proxy")
-        self.ours, self.port = socket.socketpair()
-        self.ours.setblocking(False)
-        self.port.setblocking(False)
         self.listening = socket.create_server(("127.0.0.1", 0), backlog=2 * MAX_CONNECTIONS)
         self.listening.setblocking(False)
-        self.clients: list[socket.socket] = []
+        self.others += [self.proxy, self.listening]
 
     def both(self) -> None:
         self.bridge = Bridge(self.loop, self.port.fileno(), self.listening)
@@ -56,60 +50,18 @@ class Stage:
     def outer(self) -> None:
         self.way = WayOut(self.loop, self.ours.fileno(), self.path)
 
-    def until(self, done: Callable[[], object]) -> None:
-        """Turn the loop until it is so."""
-        deadline = time.monotonic() + PATIENCE
-        while not done():
-            assert time.monotonic() < deadline
-            self.loop.turn(5)
-
     def come(self) -> tuple[socket.socket, socket.socket]:
         """A program that connects, and the proxy's end of it."""
         client = self.client()
         return client, self.taken()
 
     def client(self) -> socket.socket:
-        client = socket.create_connection(self.listening.getsockname())
-        client.setblocking(False)
-        self.clients.append(client)
-        return client
+        return self.hold(socket.create_connection(self.listening.getsockname()))
 
     def taken(self) -> socket.socket:
         """The proxy's end of the next one."""
         self.until(lambda: select.select([self.proxy], [], [], 0)[0])
-        taken = self.proxy.accept()[0]
-        taken.setblocking(False)
-        self.clients.append(taken)
-        return taken
-
-    def send(self, sender: socket.socket, data: bytes, receiver: socket.socket) -> None:
-        """All of it, and it comes as it was sent."""
-        came = bytearray()
-        sent = 0
-
-        def arrived() -> bool:
-            nonlocal sent
-            try:
-                sent += sender.send(data[sent : sent + 65536]) if sent < len(data) else 0
-            except BlockingIOError:
-                pass
-            came.extend(received(receiver) or b"")
-            return len(came) >= len(data)
-
-        self.until(arrived)
-        assert came == data
-
-    def stuff(self, sender: socket.socket) -> int:
-        """Send to somebody who does not read, until no more is taken; gives how much was."""
-        sent, still = 0, 0
-        while still < 20:
-            try:
-                sent += sender.send(bytes(65536))
-                still = 0
-            except BlockingIOError:
-                still += 1
-            self.loop.turn(5)
-        return sent
+        return self.hold(self.proxy.accept()[0])
 
     def push(self, frames: bytes, done: Callable[[], object]) -> int:
         """Say this as the inside, as far as it is taken, until it is done; gives how much was."""
@@ -126,10 +78,6 @@ class Stage:
         self.until(step)
         return sent
 
-    def close(self) -> None:
-        for sock in (self.proxy, self.ours, self.port, self.listening, *self.clients):
-            sock.close()
-
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
@@ -140,14 +88,6 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         stage.way.close()
     if hasattr(stage, "bridge"):
         stage.bridge.close()
-
-
-def received(sock: socket.socket) -> bytes | None:
-    """What is there now, None = nothing is; b"" = it has ended."""
-    try:
-        return sock.recv(1 << 20)
-    except BlockingIOError:
-        return None
 
 
 # --- what passes -----------------------------------------------------------------------------------------------------
