@@ -36,6 +36,16 @@ def cached() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def at_hand(folder: Path) -> Iterator[None]:
+    """QEMU and a kernel have to be there: `make test` installs them. The system's disk is made before a test waits."""
+    level = found(folder / "probe")
+    assert level.missing == ""
+    assert run(wrapped(level, "/bin/sh", "-c", ":")).returncode == 0
+    with cached():
+        yield
+
+
 def wrapped(
     level: Microvm, program: str, *arguments: str, room: Room | None = None, env: Mapping[str, str] | None = None,
     limits: Limits = LIMITS, labels: tuple[str, ...] = (), name: str = "by-hand", network: str = "",

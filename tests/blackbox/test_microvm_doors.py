@@ -11,7 +11,7 @@ import pytest
 
 from cluster import ROOT
 from flame.proto import types_pb2
-from microvms import DISK, LIMITS, MIB, cached, found, run, wrapped
+from microvms import DISK, LIMITS, MIB, at_hand
 from scripted_manager import Node, a_node_here, gone
 
 FOREIGN = ROOT / ".venv-foreign" / "bin" / "python"
@@ -40,12 +40,9 @@ Server(os.environ["FLAME_REST_SOCKET"], Service).serve_forever()
 
 @pytest.fixture(scope="module", autouse=True)
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """QEMU and a kernel have to be there: `make test` installs them. The system's disk is made before a test waits."""
+    """Where programs lie."""
     folder = tmp_path_factory.mktemp("microvm")
-    level = found(folder / "probe")
-    assert level.missing == ""
-    assert run(wrapped(level, "/bin/sh", "-c", ":")).returncode == 0
-    with cached():
+    with at_hand(folder):
         yield folder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flame.proto import types_pb2
-from microvms import CACHE, DISK, LIMITS, cached, found, run, wrapped
+from microvms import CACHE, DISK, LIMITS, at_hand
 from prepared import ASYNC, FAILS, PREPARED, are_apart, program
 from scripted_manager import Node, NodeLog, a_node_here
 from untrusted import ask
@@ -24,10 +24,7 @@ HELD = types_pb2.Limits(memory=LIMITS.memory, pids=LIMITS.pids, disk=DISK)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where programs lie: at the same place for all, since where they lie is a part of what they are."""
     folder = tmp_path_factory.mktemp("microvm")
-    level = found(folder / "probe")
-    assert level.missing == ""
-    assert run(wrapped(level, "/bin/sh", "-c", ":")).returncode == 0  # the system's disk is made before a test waits
-    with cached():
+    with at_hand(folder):
         yield folder
 
 
