@@ -29,7 +29,7 @@ def detect(folder: Path, name: str) -> Detected:
     Python: a project's script of that name, or its only one; else the module of that name. Otherwise programs: the
     executable `bin/NAME`, the only one in bin/, or the only one of the folder.
     """
-    module = name.replace("-", "_").replace(".", "_")
+    module = _module_of(name)
     wheels = sorted(folder.glob("*.whl"))
     python = is_project(folder) or bool(wheels) or (folder / "requirements.txt").is_file()
     scripts = _scripts(folder, wheels)
@@ -57,8 +57,13 @@ def _program(folder: Path, name: str) -> Detected:
         return Detected("binary", programs[0])
     if programs:
         return Detected("binary", why=f"{where} holds the executables {', '.join(programs)}, none of them named {name}")
-    module = name.replace("-", "_").replace(".", "_")
+    module = _module_of(name)
     return Detected("binary", why=f"it holds no executable, and no {module}.py or {module}/__main__.py")
+
+
+def _module_of(name: str) -> str:
+    """The module that an application of this name may be."""
+    return name.replace("-", "_").replace(".", "_")
 
 
 def _executables(folder: Path) -> list[str]:

@@ -131,7 +131,10 @@ class Storage:
     def home(self) -> str:
         """Where the states of services that are made here shall be: at this program's cache, since each node may have
         another one. Empty where there is but one, which has no address for all. Raises FlameError."""
-        return "" if self._endpoint.startswith(("unix:", "relay:")) else self._cache().status().endpoint
+        from flame.objects.messages import RELAY
+
+        one = on_demand(self._endpoint) or self._endpoint.startswith(RELAY)
+        return "" if one else self._cache().status().endpoint
 
     def save_state(self, target: Any, home: str) -> None:
         """Keep the state of what is served. Raises InvalidArgumentError when it can't be pickled."""
@@ -162,18 +165,22 @@ class Storage:
             with contextlib.suppress(FlameError):  # as below
                 self._cache(refs[0]).delete_many(refs)
 
+    @property
+    def _runs(self) -> bool:
+        """Whether there is a cache that need not be started to be asked."""
+        return self.configured and (self._client is not None or not on_demand(self._endpoint))
+
     def end(self) -> None:
         """The session is over: let its objects go when the cache's retention is. It may be forgotten before the cache
-        looks how its sessions fare. A cache that is started on demand is not started for that."""
-        if self.configured and (self._client is not None or not on_demand(self._endpoint)):
+        looks how its sessions fare."""
+        if self._runs:
             with contextlib.suppress(FlameError):  # as below
                 self._cache().end_session(self._prefix)
 
     def clear(self) -> None:
         """Delete all that is left of the session's objects."""
         self._cleared = True
-        # One that starts when it is needed is not needed for this. What instances left there goes with the session.
-        if self.configured and not (self._client is None and on_demand(self._endpoint)):
+        if self._runs:  # else: what instances left there goes with the session
             self._delete(self._prefix)
 
     def _delete(self, what: ObjectRef | str) -> None:

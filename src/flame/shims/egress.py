@@ -67,6 +67,7 @@ class Egress:
             self._listening = _listen(self.socket)
             self._carried = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
+            self.socket.unlink(missing_ok=True)
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         self._log = os.dup(log)
