@@ -129,12 +129,10 @@ def application_to(attrs: ApplicationAttributes | Mapping[str, Any]) -> ty.Appli
         known = [field.name for field in fields(ApplicationAttributes)]
         unknown = sorted(attrs.keys() - set(known))
         if unknown:
-            from difflib import get_close_matches
+            from flame.config.document import nearest
 
-            near = get_close_matches(unknown[0], known, 1)
             raise InvalidArgumentError(
-                f"unknown attributes of an application: {', '.join(unknown)}",
-                remedy=f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(known)}",
+                f"unknown attributes of an application: {', '.join(unknown)}", remedy=nearest(unknown[0], known)
             )
         attrs = ApplicationAttributes(**attrs)
     for name in ("labels", "arguments", "readable_objects"):
