@@ -61,51 +61,44 @@ async def test_a_closing_that_nobody_waits_for_any_more_goes_on() -> None:
     assert sandbox.closed
 
 
-async def test_a_sandbox_that_is_made_while_its_client_closes_it_is_closed() -> None:
-    sandbox, may_begin, asked = Slow(), asyncio.Event(), asyncio.Event()
-    sandbox.may_end.set()
+async def closed_while_made(outcome: Any) -> tuple[InvalidStateError, bool]:
+    """A client closes its sandbox while the first call makes it, which ends with `outcome`: what the call raised, and
+    whether there was a sandbox to close."""
+    may_end, asked = asyncio.Event(), asyncio.Event()
 
     async def create() -> Any:
         asked.set()
-        await may_begin.wait()
-        return sandbox
+        await may_end.wait()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     clients = Clients(create, idle=600, most=16, timeout=10, limit=1000)
 
     async def call() -> None:
         async with clients.use("one"):
-            raise AssertionError("it was closed")
+            raise AssertionError("there is none to be used")
 
     calling = asyncio.create_task(call())
     await asked.wait()
     closing = asyncio.create_task(clients.close("one"))
     await asyncio.sleep(0)
-    may_begin.set()
-    with pytest.raises(InvalidStateError, match="closed while it was made"):
+    may_end.set()
+    with pytest.raises(InvalidStateError) as raised:
         await calling
-    assert await closing is True
+    return raised.value, await closing
+
+
+async def test_a_sandbox_that_is_made_while_its_client_closes_it_is_closed() -> None:
+    sandbox = Slow()
+    sandbox.may_end.set()
+    error, closed = await closed_while_made(sandbox)
+    assert "closed while it was made" in error.message
+    assert closed is True
     assert sandbox.closed
 
 
 async def test_closing_what_can_not_be_made_ends() -> None:
-    may_fail, asked = asyncio.Event(), asyncio.Event()
-
-    async def create() -> Any:
-        asked.set()
-        await may_fail.wait()
-        raise InvalidStateError("no room")
-
-    clients = Clients(create, idle=600, most=16, timeout=10, limit=1000)
-
-    async def call() -> None:
-        async with clients.use("one"):
-            raise AssertionError("there is none")
-
-    calling = asyncio.create_task(call())
-    await asked.wait()
-    closing = asyncio.create_task(clients.close("one"))
-    await asyncio.sleep(0)
-    may_fail.set()
-    with pytest.raises(InvalidStateError, match="no room"):
-        await calling
-    assert await closing is False
+    error, closed = await closed_while_made(InvalidStateError("no room"))
+    assert "no room" in error.message
+    assert closed is False
